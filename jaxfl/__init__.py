@@ -1,0 +1,101 @@
+"""jaxfl: federated and decentralised learning as one XLA program.
+
+    import jax, jaxfl
+    from jaxfl import algorithms, data, metrics, models, networks
+
+    digits = data.load("digits")
+    partition = data.dirichlet(digits.train["y"], n=20, alpha=0.1)
+    model = models.make("mlp", digits.train, digits.classes)
+    clients = jaxfl.Clients.make(digits.train, partition, models.cross_entropy(model))
+    network, params = networks.Uniform(20, 10), model.init(jax.random.key(0))
+    options = dict(rounds=100, every=20, evaluate=metrics.Evaluate(model, digits.valid))
+    run = lambda alg: jaxfl.simulate(alg, clients, network, params, jax.random.key(1), **options)
+    run(algorithms.FedProx(lr=0.1, mu=0.01)).evaluations["accuracy"]  # one run
+    grid = jaxfl.grid(algorithms.FedProx, lr=[0.03, 0.1, 0.3, 1.0], mu=[0.0, 0.01, 0.1])
+    jax.vmap(run)(grid).evaluations["accuracy"]  # [12, 5]: twelve runs, one program
+
+| here | what for |
+|---|---|
+| `Clients` | the stacked local problems: data, partition, loss |
+| `simulate`, `run` | an experiment: as one program; in chunks with a host in between |
+| `grid` | every combination of hyperparameters, for `jax.vmap` |
+| `compare`, `train`, `Config` | the main job, as `jaxfl compare` runs it |
+| `save`, `load` | models and states on disk |
+| `cite` | whom to cite for an algorithm |
+| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots` | modules |
+
+Everything but `Clients`, `simulate`, `run` and `grid` is imported when it is first asked for.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from jaxfl.clients import Clients
+from jaxfl.simulate import grid, run, simulate
+
+if TYPE_CHECKING:
+    from jaxfl import algorithms, data, metrics, models, networks, plots, problems
+    from jaxfl.checkpoint import load, save
+    from jaxfl.compare import Config, compare, train
+    from jaxfl.docs import cite
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clients",
+    "Config",
+    "algorithms",
+    "cite",
+    "compare",
+    "data",
+    "grid",
+    "load",
+    "metrics",
+    "models",
+    "networks",
+    "plots",
+    "problems",
+    "run",
+    "save",
+    "simulate",
+    "train",
+]
+
+_MODULES = ("algorithms", "data", "metrics", "models", "networks", "plots", "problems")
+_NAMES = {
+    "Config": "compare",
+    "cite": "docs",
+    "compare": "compare",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "train": "compare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a module or a function when it is first asked for."""
+    if name in _MODULES:
+        return import_module(f"jaxfl.{name}")
+    if name in _NAMES:
+        value = getattr(import_module(f"jaxfl.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'jaxfl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Importing the module `jaxfl.compare` would put it in the place of the function `compare`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _NAMES.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,33 @@
+"""The algorithms, one file each, and their registry by lower-case name."""
+
+from jaxfl.algorithms.choco import Choco
+from jaxfl.algorithms.ditto import Ditto
+from jaxfl.algorithms.dsgd import DSGD
+from jaxfl.algorithms.exact_diffusion import ExactDiffusion
+from jaxfl.algorithms.fedavg import FedAvg
+from jaxfl.algorithms.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
+from jaxfl.algorithms.fedprox import FedProx
+from jaxfl.algorithms.gradient_tracking import GradientTracking
+from jaxfl.algorithms.monna import MoNNA
+from jaxfl.algorithms.scaffold import Scaffold
+from jaxfl.algorithms.sgp import SGP
+
+ALGORITHMS = {
+    a.__name__.lower(): a
+    for a in (
+        FedAvg,
+        FedProx,
+        FedOpt,
+        FedAdagrad,
+        FedAdam,
+        FedYogi,
+        Scaffold,
+        Ditto,
+        DSGD,
+        GradientTracking,
+        ExactDiffusion,
+        SGP,
+        Choco,
+        MoNNA,
+    )
+}

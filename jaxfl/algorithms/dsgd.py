@@ -1,0 +1,77 @@
+"""Decentralised SGD."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from flax import struct
+
+from jaxfl import comm
+from jaxfl.local import SGD, live_steps, train
+from jaxfl.networks import Graph
+from jaxfl.simulate import Needs, count, hyper
+from jaxfl.types import Info, Scalar, Stacked
+
+
+@struct.dataclass
+class DSGD:
+    """Decentralised SGD: local steps, then averaging with the neighbours.
+
+    y_i <- K local steps from x_i.  "atc" (adapt then combine): x <- W y;
+    "cta" (combine then adapt): x <- W x + (y - x). They have different fixed points.
+
+    Use: the baseline of everything without a server; biased by O(lr) under heterogeneity.
+
+    Args:
+        lr: learning rate, > 0, traced.
+        steps: local steps on independent minibatches, static.
+        epochs: if > 0, shuffled local epochs instead of steps, static.
+        order: "atc" or "cta", static.
+        solver: `SGD()`, `Momentum(...)` or `Optax(...)`; its memory persists per node.
+    State: params [n, ...], memory of the solver [n, ...]; memory n d for SGD, 2 n d with momentum.
+    Needs: Graph nets whose rows sum to 1, also time-varying and lossy.
+    Sent: up 32 d times the out-degree, down the same, bits per active node and round, in float32.
+    Equals: SGD on the complete graph from a common start; FedAvg with everyone on the complete
+        graph ("atc").
+    Deviations: none.
+    Source: Lian, Zhang, Zhang, Hsieh, Zhang, Liu, "Can Decentralized Algorithms Outperform
+        Centralized Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient
+        Descent", NeurIPS 2017 ("cta"); Koloskova, Loizou, Boreiri, Jaggi, Stich, "A Unified
+        Theory of Decentralized SGD with Changing Topology and Local Updates", ICML 2020 ("atc",
+        local steps); the code of RelaySGD was read.
+    """
+
+    lr: Scalar = hyper()
+    steps: int = count(1)
+    epochs: int = count(0, low=0)
+    order: str = struct.field(pytree_node=False, default="atc")
+    solver: Any = SGD()
+    needs: ClassVar[Needs] = Needs(Graph, rows=True)
+
+    class State(NamedTuple):
+        params: Stacked  # x  [n, ...]
+        memory: Stacked  # of the solver  [n, ...]
+
+    def init(self, params, clients, key):
+        return self.State(
+            comm.stack(params, clients.n), comm.stack(self.solver.init(params), clients.n)
+        )
+
+    def round(self, state, clients, net, key):
+        work, channel = jax.random.split(key)
+        x = state.params
+
+        def local(client, x, memory, key):
+            xi = client.samples(key, self.steps, self.epochs)
+            y, loss, memory = train(client.grad, x, xi, self.lr, self.solver, memory)
+            return y, memory, loss, live_steps(xi)
+
+        y, memory, loss, grads = clients.each(local, x, state.memory, key=work)
+        if self.order == "atc":
+            new = comm.mix(net.w, net.send(y, channel), own=y)
+        else:
+            mixed = comm.mix(net.w, net.send(x, channel), own=x)
+            new = jax.tree.map(lambda m, y, x: m + (y - x), mixed, y, x)
+        new = comm.where(net.active, self.State(new, memory), state)
+        size, mean = comm.bits(x) / clients.n * net.out(), net.mean_weights()
+        info = Info(comm.mix(mean, loss), size, size, comm.mix(mean, grads))
+        return new, info

@@ -1,0 +1,657 @@
+"""Who owns which example: partitions, the published ways to draw them, and shifts between clients.
+
+Every partitioner makes a table of counts `[n, classes]`, mends it so that each client gets its
+minimum, and only then deals out examples. Nothing is drawn again until it fits: the number of steps
+is bounded beforehand, for every `alpha > 0` and every number of clients.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpy.typing import ArrayLike
+
+Seed = int | np.random.Generator
+Number = float | int | np.floating | np.integer  # what a checker at run time takes for "float"
+
+
+class Partition(NamedTuple):
+    """Client i owns the examples `order[start[i] : start[i] + count[i]]`, in ascending order."""
+
+    order: Int[np.ndarray, " N"]  # int32, indices of examples, grouped by client
+    start: Int[np.ndarray, " n"]  # int32
+    count: Int[np.ndarray, " n"]  # int32  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    @property
+    def n(self) -> int:
+        """The number of clients."""
+        return len(self.start)
+
+    def of(self, i: SupportsIndex) -> Int[np.ndarray, " count"]:
+        """The indices of client i's examples."""
+        i = operator.index(i)
+        if not 0 <= i < self.n:
+            raise IndexError(f"i must be a client, 0 to {self.n - 1}; got {i}")
+        return self.order[self.start[i] : self.start[i] + self.count[i]]
+
+    def owner(self) -> Int[np.ndarray, " N"]:
+        """The client that owns each position of `order`, `[N]`."""
+        return np.repeat(np.arange(self.n, dtype=np.int32), self.count)
+
+    def describe(self, labels: ArrayLike | None = None) -> dict[str, Any]:
+        """What this partition came to: report it beside every result.
+
+        Args:
+            labels: `[N]`, the label of every example; without it, sizes only.
+
+        Returns:
+            `n`; `sizes` `[n]`; `cv`, their standard deviation over their mean; with labels also
+            `histogram` `[n, classes]`, `effective` `[n]`, a client's effective number of classes
+            (e to the entropy of its labels), and `effective_classes`, e to their mean entropy.
+        """
+        sizes = np.asarray(self.count)
+        facts: dict[str, Any] = {"n": self.n, "sizes": sizes, "cv": sizes.std() / sizes.mean()}
+        if labels is None:
+            return facts
+        y = _integers(labels)
+        if y.min(initial=0) < 0:
+            raise ValueError(f"labels must be 0, 1, ...; got {y.min()}")
+        classes = int(y.max(initial=0)) + 1
+        cell = self.owner() * np.int64(classes) + y[self.order]
+        table = np.bincount(cell, minlength=self.n * classes).reshape(self.n, classes)
+        p = table / np.maximum(sizes, 1)[:, None]
+        entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(1)
+        mean = float(np.exp(entropy.mean()))
+        return facts | {
+            "histogram": table,
+            "effective": np.exp(entropy),
+            "effective_classes": mean,
+        }
+
+    def check(self, size: int, minimum: int = 1) -> "Partition":
+        """This partition, if it is one of `size` examples.
+
+        Raises:
+            ValueError: an index out of range or owned twice, or a client with less than `minimum`.
+        """
+        bad = self.order[(self.order < 0) | (self.order >= size)]
+        if len(bad):
+            raise ValueError(f"order must hold indices of {size} examples; got {bad[0]}")
+        used = np.bincount(self.order, minlength=size)
+        if used.max(initial=0) > 1:
+            raise ValueError(f"example {used.argmax()} is owned {used.max()} times, expected once")
+        ends = np.cumsum(self.count)
+        if self.count.sum() != len(self.order) or not np.array_equal(self.start, ends - self.count):
+            raise ValueError("start must be cumsum(count) - count, and count sum to len(order)")
+        if self.count.min(initial=minimum) < minimum:
+            i = int(self.count.argmin())
+            raise ValueError(
+                f"client {i} has {self.count[i]} examples, expected at least {minimum}: "
+                f"partition with minimum={minimum}, or leave it out"
+            )
+        return self
+
+
+# What every partitioner shares ---------------------------------------------------------------
+
+
+def _integers(labels: ArrayLike) -> Int[np.ndarray, " N"]:
+    y = np.asarray(labels)
+    if y.ndim != 1 or y.dtype.kind not in "bui":
+        raise ValueError(
+            f"labels must be integers [N]; got {y.dtype} of shape {y.shape}: for regression, "
+            "partition by bins, np.digitize(y, np.quantile(y, [.2, .4, .6, .8]))"
+        )
+    return y.astype(np.int64)
+
+
+def _dense(labels: ArrayLike) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " C"]]:
+    """Labels renumbered without gaps, and the size of each class."""
+    _, y, sizes = np.unique(_integers(labels), return_inverse=True, return_counts=True)
+    return y, sizes
+
+
+def _unlabelled(size: ArrayLike | int) -> Int[np.ndarray, " N"]:
+    """One class for everything, from a number of examples or from their labels."""
+    array = np.asarray(size)
+    return np.zeros(int(array) if array.ndim == 0 else len(array), np.int64)
+
+
+def _check(n: int, size: int, minimum: int) -> None:
+    if n < 1:
+        raise ValueError(f"n must be at least 1 client; got {n}")
+    if minimum < 0:
+        raise ValueError(f"minimum must be 0 or more examples per client; got {minimum}")
+    if n * minimum > size:
+        raise ValueError(
+            f"minimum={minimum} for n={n} clients needs {n * minimum} examples, there are {size}: "
+            f"use n={size // minimum} clients or fewer, or minimum={size // n}"
+        )
+
+
+def _positive(name: str, value: Number) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0 (inf for equal shares); got {value}")
+
+
+def _log_dirichlet(
+    alpha: Number | Float[np.ndarray, " k"], shape: tuple[int, ...], rng: np.random.Generator
+) -> Float[np.ndarray, "*shape"]:
+    """Logarithms of Dirichlet weights, up to a constant.
+
+    G(a) = G(a + 1) U^(1/a), in logarithms: weights themselves all underflow to 0 at a = 1e-3.
+    """
+    a = np.clip(alpha, 1e-300, 1e300)
+    return np.log(rng.standard_gamma(np.broadcast_to(a, shape) + 1)) - (
+        rng.standard_exponential(shape) / a
+    )
+
+
+def _softmax(logits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    with np.errstate(under="ignore"):
+        p = np.exp(logits - logits.max())
+        return p / p.sum()
+
+
+def _cut(p: Float[np.ndarray, " n"], size: int) -> Int[np.ndarray, " n"]:
+    """Counts that sum to `size`: cut at floor(size cumsum(p)), as the published code does."""
+    edges = np.minimum(np.floor(np.cumsum(p) * size).astype(np.int64), size)
+    edges[-1] = size
+    return np.diff(edges, prepend=0)
+
+
+def _mend(table: Int[np.ndarray, "n C"], minimum: int) -> Int[np.ndarray, "n C"]:
+    """The table with every row sum at least `minimum`, moving as few examples as possible.
+
+    The largest clients give, down to a common level; a receiver takes classes it has already, else
+    the giver's most frequent one, so that the skew survives.
+    """
+    size = table.sum(1)
+    need = np.maximum(minimum - size, 0)
+    total = need.sum()
+    if total == 0:
+        return table
+    # The least level with sum(max(size - level, 0)) <= total; it is at least `minimum`.
+    ranked = np.sort(size)[::-1]
+    level = (-((total - np.cumsum(ranked)) // np.arange(1, len(size) + 1))).max()
+    give = np.maximum(size - level, 0)
+    give[np.flatnonzero(size >= level)[: total - give.sum()]] += 1
+    table = table.copy()
+    for i in np.flatnonzero(need):
+        while need[i]:  # each pass uses up a need, a giver or a cell
+            own = np.flatnonzero(table[i])
+            cells = table[:, own] * (give > 0)[:, None]
+            if cells.any():
+                j, k = np.unravel_index(cells.argmax(), cells.shape)
+                k = own[k]
+            else:
+                j = give.argmax()
+                k = table[j].argmax()
+            m = min(need[i], give[j], table[j, k])
+            table[j, k] -= m
+            table[i, k] += m
+            give[j] -= m
+            need[i] -= m
+    return table
+
+
+def _grouped(owner: Int[np.ndarray, " N"], n: int) -> Partition:
+    count = np.bincount(owner, minlength=n)
+    order = np.argsort(owner, kind="stable")
+    start = np.cumsum(count) - count
+    return Partition(order.astype(np.int32), start.astype(np.int32), count.astype(np.int32))
+
+
+def _deal(
+    y: Int[np.ndarray, " N"],
+    table: Int[np.ndarray, "n C"],
+    minimum: int,
+    rng: np.random.Generator,
+) -> Partition:
+    """Random examples of every class to the clients, as many as the mended table says."""
+    n, classes = table.shape
+    table = _mend(table, minimum)
+    by_class = np.lexsort((rng.permutation(len(y)), y))
+    owner = np.empty(len(y), np.int64)
+    owner[by_class] = np.repeat(np.tile(np.arange(n), classes), table.T.ravel())
+    return _grouped(owner, n)
+
+
+# Partitioners --------------------------------------------------------------------------------
+
+
+def iid(size: ArrayLike | int, n: int, *, seed: Seed = 0, minimum: int = 1) -> Partition:
+    """Random parts of equal size (the first `N mod n` clients have one more).
+
+    Args:
+        size: number of examples, or their labels (only the length is used).
+        n: number of clients.
+        seed: a number or a NumPy generator.
+        minimum: the least number of examples per client.
+
+    Raises:
+        ValueError: there are fewer than `n * minimum` examples.
+    """
+    y = _unlabelled(size)
+    _check(n, len(y), minimum)
+    table = len(y) // n + (np.arange(n) < len(y) % n)
+    return _deal(y, table[:, None], minimum, np.random.default_rng(seed))
+
+
+def dirichlet(
+    labels: ArrayLike,
+    n: int,
+    alpha: Number,
+    *,
+    variant: str = "class",
+    groups: int | None = None,
+    seed: Seed = 0,
+    minimum: int = 1,
+) -> Partition:
+    """Label skew by Dirichlet weights; the smaller `alpha`, the more skewed.
+
+    The variants published under this one name differ: with 50 000 examples, 10 classes, n = 20 and
+    alpha = 0.1 the sizes' coefficient of variation is about 0.6, 0.8, 0 and 0.8.
+
+    - `"class"`: the examples of each class go to the clients by weights Dir(alpha, ..., alpha);
+      a client that holds N/n examples or more gets nothing of later classes.
+    - `"class_uncapped"`: the same without that cap.
+    - `"client"`: equal sizes; each client draws its examples from its own class weights
+      Dir(alpha C p), p the classes' shares of the data, without replacement, renormalised over the
+      classes that are left. The last clients get what the others left over.
+    - `"fedem"`: classes are put into `groups` random groups; the examples of each group go to the
+      clients by a multinomial draw with weights Dir(alpha, ..., alpha).
+
+    Args:
+        labels: `[N]`, integers.
+        n: number of clients.
+        alpha: concentration, above 0; `inf` gives every client the same mixture.
+        variant: one of the four above.
+        groups: for `"fedem"`, number of groups of classes (default: one per class).
+        seed: a number or a NumPy generator.
+        minimum: the least number of examples per client.
+
+    Raises:
+        ValueError: there are fewer than `n * minimum` examples, or an argument is out of range.
+
+    Source: class: NIID-Bench (Li, Diao, Chen, He, ICDE 2022), from its code; class_uncapped: FedLab
+        (Zeng et al., JMLR 2023), from its code; client: Hsu, Qi, Brown 2019; fedem: Marfoq et al.,
+        NeurIPS 2021, from its code.
+
+    Deviations: the published codes draw again until every client has its minimum, which may never
+        happen; here the largest clients give the missing examples. Hsu et al. write Dir(alpha p):
+        their alpha is C times ours, which means the same as in the other variants. Sizes of
+        "client" differ by one where n does not divide N, so that no example is lost.
+    """
+    y, sizes = _dense(labels)
+    _check(n, len(y), minimum)
+    _positive("alpha", alpha)
+    rng = np.random.default_rng(seed)
+    if variant not in _VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(_VARIANTS)}; got {variant!r}")
+    if groups is not None and variant != "fedem":
+        raise ValueError(f'groups needs variant="fedem"; got {variant!r}')
+    if variant == "fedem":
+        groups = len(sizes) if groups is None else groups
+        if not 1 <= groups <= len(sizes):
+            raise ValueError(f"groups must be 1 to {len(sizes)} classes; got {groups}")
+        y = (rng.permutation(len(sizes)) % groups)[y]
+        sizes = np.bincount(y, minlength=groups)
+    return _deal(y, _VARIANTS[variant](sizes, n, alpha, rng), minimum, rng)
+
+
+def _by_class(
+    sizes: Int[np.ndarray, " C"],
+    n: int,
+    alpha: Number,
+    rng: np.random.Generator,
+    cap: float = 1.0,
+) -> Int[np.ndarray, "n C"]:
+    table, held = np.zeros((n, len(sizes)), np.int64), np.zeros(n, np.int64)
+    for k, size in enumerate(sizes.tolist()):
+        logits = _log_dirichlet(alpha, (n,), rng)
+        # Some client is below the cap as long as an example is left.
+        free = np.flatnonzero(held < cap * sizes.sum() / n)
+        table[free, k] = _cut(_softmax(logits[free]), size)
+        held += table[:, k]
+    return table
+
+
+def _by_class_uncapped(
+    sizes: Int[np.ndarray, " C"], n: int, alpha: Number, rng: np.random.Generator
+) -> Int[np.ndarray, "n C"]:
+    return _by_class(sizes, n, alpha, rng, cap=math.inf)
+
+
+def _by_client(
+    sizes: Int[np.ndarray, " C"], n: int, alpha: Number, rng: np.random.Generator
+) -> Int[np.ndarray, "n C"]:
+    total, classes = int(sizes.sum()), len(sizes)
+    share = sizes / total
+    logits = _log_dirichlet(alpha * classes * share, (n, classes), rng)
+    table = np.zeros((n, classes), np.int64)
+    left = sizes.copy()
+    for i in range(n):
+        want = total // n + (i < total % n)
+        while want:  # a pass that falls short has used up a class
+            free = np.flatnonzero(left)
+            drawn = np.minimum(rng.multinomial(want, _softmax(logits[i, free])), left[free])
+            table[i, free] += drawn
+            left[free] -= drawn
+            want -= drawn.sum()
+    return table
+
+
+def _by_group(
+    sizes: Int[np.ndarray, " C"], n: int, alpha: Number, rng: np.random.Generator
+) -> Int[np.ndarray, "n C"]:
+    p = [_softmax(logits) for logits in _log_dirichlet(alpha, (len(sizes), n), rng)]
+    return rng.multinomial(sizes, np.stack(p)).T.astype(np.int64)
+
+
+_VARIANTS: dict[str, Callable[..., Int[np.ndarray, "n C"]]] = {
+    "class": _by_class,
+    "class_uncapped": _by_class_uncapped,
+    "client": _by_client,
+    "fedem": _by_group,
+}
+
+
+def shards(
+    labels: ArrayLike, n: int, per_client: int = 2, *, seed: Seed = 0, minimum: int = 1
+) -> Partition:
+    """The pathological split: sort by label, cut into equal shards, deal out `per_client` each.
+
+    Args:
+        labels: `[N]`, integers.
+        n: number of clients.
+        per_client: shards per client; the fewer, the fewer labels it sees.
+        seed: a number or a NumPy generator.
+        minimum: the least number of examples per client.
+
+    Raises:
+        ValueError: there are fewer than `n * minimum` examples, or `per_client` is below 1.
+
+    Source: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, AISTATS 2017.
+    """
+    y, sizes = _dense(labels)
+    _check(n, len(y), minimum)
+    if per_client < 1:
+        raise ValueError(f"per_client must be at least 1 shard; got {per_client}")
+    rng = np.random.default_rng(seed)
+    shard = np.arange(len(y)) * (n * per_client) // max(len(y), 1)  # of each place in sorted order
+    owner = (rng.permutation(n * per_client) % n)[shard]
+    table = np.zeros((n, len(sizes)), np.int64)
+    np.add.at(table, (owner, np.sort(y)), 1)
+    return _deal(y, table, minimum, rng)
+
+
+def labels_per_client(
+    labels: ArrayLike,
+    n: int,
+    k: int,
+    *,
+    alpha: Number = math.inf,
+    seed: Seed = 0,
+    minimum: int = 1,
+) -> Partition:
+    """Each client holds `k` labels; the examples of a label are shared among its holders.
+
+    Each client takes k of the labels with the fewest holders so far, at random among equals: the
+    numbers of holders differ by at most one, and every label has one.
+
+    Args:
+        labels: `[N]`, integers.
+        n: number of clients.
+        k: labels per client, 1 to the number of classes.
+        alpha: concentration of the Dirichlet weights of a label's holders; `inf`: equal shares.
+        seed: a number or a NumPy generator.
+        minimum: the least number of examples per client.
+
+    Raises:
+        ValueError: `n * k` is less than the number of classes, or `n * minimum` exceeds N.
+
+    Source: equal shares: "#C = k" of NIID-Bench (Li, Diao, Chen, He, ICDE 2022); Dirichlet weights:
+        the extended Dirichlet split ("exdir") of PFLlib.
+
+    Deviations: holders are balanced, where the sources draw labels independently. A client below
+        its minimum is filled up with labels it has, and with another one only if those run out.
+    """
+    y, sizes = _dense(labels)
+    classes = len(sizes)
+    _check(n, len(y), minimum)
+    _positive("alpha", alpha)
+    if not 1 <= k <= classes:
+        raise ValueError(f"k must be 1 to {classes} labels per client; got {k}")
+    if n * k < classes:
+        raise ValueError(
+            f"{n} clients with k={k} labels cannot hold {classes} classes: "
+            f"use k={-(-classes // n)} or more, or n={-(-classes // k)} clients or more"
+        )
+    rng = np.random.default_rng(seed)
+    holds = np.zeros((n, classes), bool)
+    for i in range(n):
+        holds[i, np.lexsort((rng.random(classes), holds.sum(0)))[:k]] = True
+    table = np.zeros((n, classes), np.int64)
+    for c, size in enumerate(sizes.tolist()):
+        holders = np.flatnonzero(holds[:, c])
+        table[holders, c] = _cut(_softmax(_log_dirichlet(alpha, holders.shape, rng)), size)
+    return _deal(y, table, minimum, rng)
+
+
+def quantity(
+    size: ArrayLike | int,
+    n: int,
+    *,
+    beta: Number | None = None,
+    sigma: Number | None = None,
+    seed: Seed = 0,
+    minimum: int = 1,
+) -> Partition:
+    """Random parts of unequal size: weights Dir(beta, ..., beta), or lognormal with width sigma.
+
+    Args:
+        size: number of examples, or their labels (only the length is used).
+        n: number of clients.
+        beta: concentration, above 0; the smaller, the more unequal.
+        sigma: standard deviation of the logarithm of the sizes, 0 or more. Give one of the two.
+        seed: a number or a NumPy generator.
+        minimum: the least number of examples per client.
+
+    Raises:
+        ValueError: both or none of `beta` and `sigma`, or fewer than `n * minimum` examples.
+
+    Source: beta: NIID-Bench (Li, Diao, Chen, He, ICDE 2022).
+    """
+    y = _unlabelled(size)
+    _check(n, len(y), minimum)
+    rng = np.random.default_rng(seed)
+    if (beta is None) == (sigma is None):
+        raise ValueError(f"give beta or sigma, not both or none; got beta={beta}, sigma={sigma}")
+    if beta is not None:
+        _positive("beta", beta)
+        logits = _log_dirichlet(beta, (n,), rng)
+    else:
+        if sigma is None or not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma must be 0 or more, and finite; got {sigma}")
+        logits = sigma * rng.standard_normal(n)
+    return _deal(y, _cut(_softmax(logits), len(y))[:, None], minimum, rng)
+
+
+def natural(ids: ArrayLike) -> tuple[Partition, Shaped[np.ndarray, " n"]]:
+    """One client per distinct id: writers, users, hospitals.
+
+    Args:
+        ids: `[N]`, the client of every example: numbers or strings.
+
+    Returns:
+        The partition, and the clients' names `[n]`, sorted: client i is `names[i]`.
+
+    Raises:
+        ValueError: `ids` is not one column, or some are missing.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise ValueError(f"ids must be one column [N]; got shape {array.shape}")
+    missing = np.array([v is None for v in array]) if array.dtype == object else np.zeros(0, bool)
+    missing = missing if missing.any() else array != array
+    if missing.any():
+        raise ValueError(
+            f"{missing.sum()} ids are missing (first: example {missing.argmax()}): "
+            "drop those examples, or give them an id"
+        )
+    names, owner = np.unique(array, return_inverse=True)
+    return _grouped(owner, len(names)), names
+
+
+def split(
+    partition: Partition, test: Number = 0.2, *, seed: Seed = 0
+) -> tuple[Partition, Partition]:
+    """Each client's examples in two: the rest, and a share for its own test.
+
+    Args:
+        partition: who owns what.
+        test: the share, 0 to below 1, rounded for each client; it keeps at least one example.
+        seed: a number or a NumPy generator.
+
+    Returns:
+        Two partitions of the same data (each over some of the examples) with the same clients.
+    """
+    owner = partition.owner()
+    which = _thirds(owner, 0.0, test, np.random.default_rng(seed))
+    parts = []
+    for part in (0, 2):
+        sub = _grouped(owner[which == part], partition.n)
+        parts.append(sub._replace(order=partition.order[which == part][sub.order]))
+    return parts[0], parts[1]
+
+
+def _thirds(
+    group: Int[np.ndarray, " N"], valid: Number, test: Number, rng: np.random.Generator | None
+) -> Int[np.ndarray, " N"]:
+    """0 (train), 1 (valid) or 2 (test) for every example, the same shares in every group.
+
+    Without a generator the first examples of a group train and its last ones test.
+    """
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
+        raise ValueError(f"valid and test must be shares, below 1 together; got {valid}, {test}")
+    size = np.bincount(group)
+    n_test = np.clip(np.floor(size * test + 0.5).astype(np.int64), 0, np.maximum(size - 1, 0))
+    n_valid = np.floor(size * valid + 0.5).astype(np.int64)
+    n_valid = np.clip(n_valid, 0, np.maximum(size - 1 - n_test, 0))
+    key = np.arange(len(group)) if rng is None else rng.permutation(len(group))
+    order = np.lexsort((key, group))
+    rank = np.empty(len(group), np.int64)
+    rank[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
+    from_end = size[group] - rank
+    is_test = from_end <= n_test[group]
+    return np.where(is_test, 2, (from_end <= (n_test + n_valid)[group]).astype(np.int64))
+
+
+# Shifts between clients ----------------------------------------------------------------------
+
+
+def _per_client(name: str, value: ArrayLike, partition: Partition) -> Shaped[np.ndarray, " n"]:
+    array = np.asarray(value)
+    if array.shape != (partition.n,):
+        raise ValueError(
+            f"{name} must be one per client, [{partition.n}]; got shape {array.shape}: "
+            f"np.resize({name}, {partition.n}) repeats them in turn"
+        )
+    return array
+
+
+def rotate(x: Shaped[np.ndarray, "N ..."], partition: Partition, angles: ArrayLike) -> np.ndarray:
+    """Feature shift: the images of client i turned by `angles[i]` degrees, anticlockwise.
+
+    Multiples of 90 are exact; other angles interpolate linearly and mirror at the border.
+
+    Args:
+        x: `[N, height, width]` or `[N, height, width, channels]`.
+        partition: who owns what.
+        angles: `[n]`, degrees.
+
+    Raises:
+        ValueError: not images, not one angle per client, or a quarter turn of oblong images.
+
+    Source: quarter turns: IFCA (Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020).
+    """
+    turns = _per_client("angles", angles, partition)
+    if x.ndim not in (3, 4):
+        raise ValueError(
+            f"x must be images [N, height, width(, channels)]; got shape {x.shape}: "
+            "x.reshape(-1, 8, 8, 1), or load(name, image=True)"
+        )
+    out = x.copy()
+    for i in np.flatnonzero(turns % 360):
+        mine = partition.of(int(i))
+        quarters, rest = divmod(turns[i] % 360, 90)
+        if rest == 0:
+            if quarters % 2 and x.shape[1] != x.shape[2]:
+                raise ValueError(f"a turn by {turns[i]} degrees needs square images; got {x.shape}")
+            out[mine] = np.rot90(x[mine], int(quarters), axes=(1, 2))
+        else:
+            from scipy import ndimage
+
+            out[mine] = ndimage.rotate(
+                x[mine], float(turns[i]), axes=(2, 1), reshape=False, order=1, mode="reflect"
+            )
+    return out
+
+
+def noise(
+    x: Float[np.ndarray, "N ..."], partition: Partition, sigma: Number, *, seed: Seed = 0
+) -> np.ndarray:
+    """Feature shift: Gaussian noise of standard deviation `sigma * i / n` on client i's features.
+
+    Args:
+        x: `[N, ...]`, floats.
+        partition: who owns what.
+        sigma: the level that client n would have; client 0 stays clean.
+        seed: a number or a NumPy generator.
+
+    Source: NIID-Bench (Li, Diao, Chen, He, ICDE 2022).
+    """
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma must be 0 or more, and finite; got {sigma}")
+    level = np.zeros(len(x))
+    level[partition.order] = sigma * partition.owner() / partition.n
+    drawn = np.random.default_rng(seed).standard_normal(x.shape)
+    return (x + level.reshape(-1, *[1] * (x.ndim - 1)) * drawn).astype(x.dtype)
+
+
+def permute_labels(
+    y: Int[np.ndarray, " N"],
+    partition: Partition,
+    groups: ArrayLike,
+    classes: int,
+    *,
+    seed: Seed = 0,
+) -> Int[np.ndarray, " N"]:
+    """Concept shift: clients of group g see every label through the group's own permutation.
+
+    Group 0 keeps its labels; the others shift them by g along one random cycle of the classes, so
+    that any two groups disagree on every class (independent permutations may coincide).
+
+    Args:
+        y: `[N]`, integers below `classes`.
+        partition: who owns what.
+        groups: `[n]`, the group of each client, 0 to `classes - 1`.
+        classes: number of classes.
+        seed: a number or a NumPy generator.
+
+    Raises:
+        ValueError: a label or a group is out of range, or there is not one group per client.
+    """
+    group = _integers(_per_client("groups", groups, partition))
+    for name, array in (("groups", group), ("y", y)):
+        if array.min(initial=0) < 0 or array.max(initial=0) >= classes:
+            raise ValueError(f"{name} must be 0 to classes - 1 = {classes - 1}; got {array.max()}")
+    cycle = np.random.default_rng(seed).permutation(classes)
+    place = np.argsort(cycle)
+    shift = np.zeros(len(y), np.int64)
+    shift[partition.order] = group[partition.owner()]
+    return cycle[(place[y] + shift) % classes].astype(y.dtype)

@@ -1,0 +1,331 @@
+"""Data sets: bundled real ones, a user's own arrays and tables, all as one record."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Shaped
+from numpy.typing import ArrayLike
+
+from jaxfl.data.partition import Number, Partition, Seed, _grouped, _thirds, natural
+
+Examples = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples in three parts, and what is known of them."""
+
+    name: str
+    train: Examples  # {"x": [N, ...], "y": [N]}
+    valid: Examples  # for choosing hyperparameters; may be empty
+    test: Examples  # for the final number only; may be empty
+    classes: int | None  # None: regression
+    partitions: Mapping[str, Partition] = field(default_factory=dict)  # natural ones, by part
+    names: Shaped[np.ndarray, " n"] = field(default_factory=lambda: np.arange(0))  # of the clients
+    truth: Mapping[str, np.ndarray] = field(default_factory=dict)  # what generated the data
+
+    @property
+    def partition(self) -> Partition:
+        """The natural partition of `train`.
+
+        Raises:
+            ValueError: the data came without clients.
+        """
+        if "train" not in self.partitions:
+            raise ValueError(
+                f"{self.name} has no natural clients: partition it, "
+                'dirichlet(data.train["y"], n=20, alpha=0.1)'
+            )
+        return self.partitions["train"]
+
+    def describe(self) -> dict[str, Any]:
+        """Name, sizes of the parts, shape and type of one `x`, classes, clients and their skew."""
+        x = self.train["x"]
+        facts: dict[str, Any] = {
+            "name": self.name,
+            **{part: len(getattr(self, part)["y"]) for part in ("train", "valid", "test")},
+            "shape": x.shape[1:],
+            "dtype": str(x.dtype),
+            "classes": self.classes,
+        }
+        if self.partitions:
+            labelled = self.classes is not None and self.train["y"].ndim == 1
+            skew = self.partition.describe(self.train["y"] if labelled else None)
+            facts |= {"clients": skew["n"], "cv": float(skew["cv"])}
+            facts |= {"effective_classes": skew["effective_classes"]} if labelled else {}
+        return facts
+
+
+# A user's own data ---------------------------------------------------------------------------
+
+
+def _numeric(name: str, values: ArrayLike, dtype: Any) -> np.ndarray:
+    """Finite floats as `dtype`; integers as they are, 64 bits as 32."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "buif":
+        raise ValueError(
+            f"{name} must be numbers; got {array.dtype}: encode it, "
+            "np.unique(column, return_inverse=True)[1]"
+        )
+    if array.ndim < 1:
+        raise ValueError(f"{name} must have a leading example axis [N, ...]; got a single number")
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore", under="ignore"):
+            array = array.astype(dtype)
+        bad = np.asarray(~np.isfinite(array)).any(axis=tuple(range(1, array.ndim)))
+        if bad.any():
+            raise ValueError(
+                f"{name} must be finite in {array.dtype}; {bad.sum()} of {bad.size} examples hold "
+                f"NaN or inf, the first is example {bad.argmax()}: "
+                "drop them (np.isfinite finds them), or fill in np.nan_to_num"
+            )
+    elif array.dtype.itemsize == 8:
+        if array.size and (array.max() >= 2**31 or array.min() < -(2**31)):
+            raise ValueError(f"{name} must fit in 32 bits; got {array.min()} to {array.max()}")
+        array = array.astype(np.int32)
+    return array
+
+
+def _labels(y: np.ndarray, classes: int | None) -> tuple[np.ndarray, int | None]:
+    """Labels as int32 and the number of classes, or the targets of a regression and None."""
+    if y.dtype.kind == "f":
+        if classes is None:
+            return y, None
+        whole = y == np.floor(y)
+        if not whole.all():
+            raise ValueError(
+                f"y must be integers 0 to {classes - 1}; got {y[~whole].flat[0]}: "
+                "leave out classes= for a regression"
+            )
+    y = y.astype(np.int32)
+    if y.ndim == 2 and y.shape[1] == 1:
+        raise ValueError(f"labels y must be [N]; got {y.shape}: y.ravel()")
+    low, high = int(y.min(initial=0)), int(y.max(initial=0))
+    if low < 0 or (classes is not None and high >= classes):
+        raise ValueError(
+            f"labels y must be 0 to {'classes - 1' if classes is None else classes - 1}; "
+            f"got {low} to {high}: np.unique(y, return_inverse=True)[1] renumbers them"
+        )
+    return y, high + 1 if classes is None else classes
+
+
+def _dataset(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    client: Int[np.ndarray, " N"] | None,
+    *,
+    classes: int | None,
+    valid: Number,
+    test: Number,
+    rng: np.random.Generator | None,
+    names: np.ndarray | None = None,
+    standardise: bool = False,
+    truth: Mapping[str, np.ndarray] | None = None,
+) -> Dataset:
+    """Split inside every client, else inside every class."""
+    if client is not None:
+        group = client
+    else:
+        stratify = classes is not None and y.ndim == 1
+        group = np.unique(y, return_inverse=True)[1] if stratify else np.zeros(len(y), np.int64)
+    which = _thirds(group, valid, test, rng)
+    if standardise:
+        seen = x[which == 0].astype(np.float64)
+        spread = seen.std(0)
+        x = ((x - seen.mean(0)) / np.where(spread > 0, spread, 1)).astype(np.float32)
+    parts = {part: which == i for i, part in enumerate(("train", "valid", "test"))}
+    partitions = {}
+    if client is not None:
+        n = int(client.max()) + 1
+        names = np.arange(n) if names is None else names
+        partitions = {part: _grouped(client[mask], n) for part, mask in parts.items()}
+    return Dataset(
+        name,
+        **{part: {"x": x[mask], "y": y[mask]} for part, mask in parts.items()},
+        classes=classes,
+        partitions=partitions,
+        names=np.arange(0) if names is None else names,
+        truth=truth or {},
+    )
+
+
+def from_arrays(
+    x: ArrayLike,
+    y: ArrayLike,
+    client: ArrayLike | None = None,
+    *,
+    name: str = "arrays",
+    classes: int | None = None,
+    valid: Number = 0.15,
+    test: Number = 0.15,
+    standardise: bool = False,
+    seed: Seed = 0,
+    dtype: Any = np.float32,
+) -> Dataset:
+    """A data set from arrays, checked, and split in three.
+
+    The split keeps the shares of the classes, or, with a client column, of the clients: each keeps
+    at least one example for training; a small one may have none to validate or to test.
+
+    Args:
+        x: `[N, ...]`, numbers. Integers (tokens, raw images) stay integers.
+        y: `[N]` or `[N, ...]`: integers are labels 0, 1, ...; floats are targets of a regression.
+        client: `[N]`, the client of every example, numbers or strings; without it, no partition.
+        name: what to call it.
+        classes: number of classes (default: the largest label plus one).
+        valid: share for validation, of all examples.
+        test: share for the test, of all examples.
+        standardise: subtract the mean of the training examples, divide by their deviation.
+        seed: a number or a NumPy generator, for the split.
+        dtype: of the floats.
+
+    Raises:
+        ValueError: NaN, inf or something that is not a number; labels out of range; lengths that
+            disagree; no examples; missing client ids.
+    """
+    x, y = _numeric("x", x, dtype), _numeric("y", y, dtype)
+    if x.dtype == bool:
+        x = x.astype(dtype)
+    lengths = {"x": len(x), "y": len(y)}
+    if client is not None:
+        client = np.asarray(client)
+        lengths["client"] = len(client)
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"x, y and client must have one row per example; got {lengths}")
+    if not len(x):
+        raise ValueError("x and y hold no examples")
+    y, classes = _labels(y, classes)
+    owner, names = None, None
+    if client is not None:
+        partition, names = natural(client)
+        owner = np.empty(len(x), np.int64)
+        owner[partition.order] = partition.owner()
+    rng = np.random.default_rng(seed)
+    return _dataset(
+        name,
+        x,
+        y,
+        owner,
+        classes=classes,
+        valid=valid,
+        test=test,
+        rng=rng,
+        names=names,
+        standardise=standardise,
+    )
+
+
+def from_table(
+    columns: Mapping[str, ArrayLike] | Any,
+    *,
+    target: str,
+    client: str | None = None,
+    features: Sequence[str] | None = None,
+    **options: Any,
+) -> Dataset:
+    """A data set from named columns: a dict of arrays, a data frame, a structured array.
+
+    Args:
+        columns: anything with `columns[name] -> [N]`.
+        target: the column of labels or targets.
+        client: the column of client ids; without it, no partition.
+        features: the columns of `x`, in this order (default: all others).
+        **options: as for `from_arrays`.
+
+    Raises:
+        ValueError: a column that is missing, not numeric, not finite or of another length.
+    """
+    known = getattr(getattr(columns, "dtype", None), "names", None) or list(columns)
+    if features is None:
+        features = [name for name in known if name not in (target, client)]
+    for column in [*features, target, *([] if client is None else [client])]:
+        if column not in known:
+            raise ValueError(f"no column {_nearest(column, known)}")
+    if not features:
+        raise ValueError(f"features must be at least one column besides {target!r} and {client!r}")
+    dtype = options.get("dtype", np.float32)
+    values = [_numeric(f"column {name!r}", columns[name], dtype) for name in features]
+    lengths = {name: v.shape for name, v in zip(features, values, strict=True)}
+    if len(set(lengths.values())) > 1 or values[0].ndim != 1:
+        raise ValueError(f"columns must all be [N]; got shapes {lengths}")
+    ids = None if client is None else np.asarray(columns[client])
+    x = np.stack(values, axis=1).astype(dtype)
+    return from_arrays(x, columns[target], ids, **{"name": "table", **options})
+
+
+# Bundled real data ---------------------------------------------------------------------------
+
+
+def _bundled(name: str, classes: int | None, **options: Any) -> Dataset:
+    from sklearn import datasets  # lazy: a second of import
+
+    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    standardise = options.pop("standardise", True)
+    y = y.astype(np.float32) if classes is None else y
+    return from_arrays(x, y, name=name, classes=classes, standardise=standardise, **options)
+
+
+def digits(
+    *, image: bool = False, valid: Number = 0.15, test: Number = 0.15, seed: Seed = 0
+) -> Dataset:
+    """1797 handwritten digits of 8 x 8 pixels in [0, 1]: x is `[N, 64]`, or `[N, 8, 8, 1]`."""
+    from sklearn import datasets
+
+    x, y = datasets.load_digits(return_X_y=True)
+    x = (x / 16).reshape(-1, 8, 8, 1) if image else x / 16
+    return from_arrays(x, y, name="digits", classes=10, valid=valid, test=test, seed=seed)
+
+
+def breast_cancer(*, valid: Number = 0.15, test: Number = 0.15, seed: Seed = 0) -> Dataset:
+    """569 tumours with 30 measurements, standardised; two classes."""
+    return _bundled("breast_cancer", 2, valid=valid, test=test, seed=seed)
+
+
+def wine(*, valid: Number = 0.15, test: Number = 0.15, seed: Seed = 0) -> Dataset:
+    """178 wines with 13 measurements, standardised; three classes."""
+    return _bundled("wine", 3, valid=valid, test=test, seed=seed)
+
+
+def iris(*, valid: Number = 0.15, test: Number = 0.15, seed: Seed = 0) -> Dataset:
+    """150 irises with 4 measurements, standardised; three classes."""
+    return _bundled("iris", 3, valid=valid, test=test, seed=seed)
+
+
+def diabetes(*, valid: Number = 0.15, test: Number = 0.15, seed: Seed = 0) -> Dataset:
+    """442 patients with 10 measurements, standardised; regression on 25 to 346 (not scaled)."""
+    return _bundled("diabetes", None, valid=valid, test=test, seed=seed)
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    f.__name__: f for f in (digits, breast_cancer, wine, iris, diabetes)
+}
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return f"{name!r};{hint} known: {', '.join(map(str, known))}"
+
+
+def load(
+    name: str, *, valid: Number = 0.15, test: Number = 0.15, seed: Seed = 0, **options: Any
+) -> Dataset:
+    """A data set by its name, split in three with the same classes in every part.
+
+    Args:
+        name: a key of `DATASETS`.
+        valid: share for validation, of all examples.
+        test: share for the test, of all examples.
+        seed: a number or a NumPy generator: for the split, and for data that are generated.
+        **options: what the named function takes, as in `load("digits", image=True)`.
+
+    Raises:
+        ValueError: no data set of that name; the message names the nearest one.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"no data set {_nearest(name, sorted(DATASETS))}")
+    return DATASETS[name](valid=valid, test=test, seed=seed, **options)

@@ -1,0 +1,218 @@
+"""Local training: solvers that run a gradient oracle over samples, and transformers of oracles.
+
+A gradient oracle is a function `(x, xi) -> (loss, g)`. A transformer takes one and returns one, so
+that FedSpeed is `shifted(proximal(sam(grad, rho), mu, anchor), s)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxfl.clients import Sample
+from jaxfl.types import Key, Params, Scalar
+
+Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
+
+
+@struct.dataclass
+class SGD:
+    """Stochastic gradient descent with weight decay and clipping: y <- y - lr (clip(g) + decay y).
+
+    Args:
+        decay: weight decay, >= 0, traced; added after clipping.
+        clip: bound on the norm of the gradient, > 0, inf for none, traced.
+    """
+
+    decay: Scalar = 0.0
+    clip: Scalar = float("inf")
+
+    def init(self, x: Params) -> tuple[()]:
+        """No memory."""
+        return ()
+
+    def step(self, y: Params, g: Params, lr: Scalar, memory: Any) -> tuple[Params, Any]:
+        """One step."""
+        g = _clip(g, self.clip)
+        return jax.tree.map(lambda y, g: y - lr * (g + self.decay * y), y, g), memory
+
+
+@struct.dataclass
+class Momentum:
+    """Heavy-ball momentum: m <- beta m + clip(g) + decay y, y <- y - lr m.
+
+    Args:
+        beta: momentum, in [0, 1), traced.
+        decay: weight decay, >= 0, traced; added after clipping, as PyTorch does.
+        clip: bound on the norm of the gradient, > 0, inf for none, traced.
+    """
+
+    beta: Scalar = 0.9
+    decay: Scalar = 0.0
+    clip: Scalar = float("inf")
+
+    def init(self, x: Params) -> Params:
+        """The momentum, zero."""
+        return jax.tree.map(jnp.zeros_like, x)
+
+    def step(self, y: Params, g: Params, lr: Scalar, memory: Params) -> tuple[Params, Params]:
+        """One step."""
+        g = _clip(g, self.clip)
+        m = jax.tree.map(lambda m, g, y: self.beta * m + g + self.decay * y, memory, g, y)
+        return jax.tree.map(lambda y, m: y - lr * m, y, m), m
+
+
+@struct.dataclass
+class Optax:
+    """Any optax optimiser as the local solver; its updates are scaled by lr.
+
+    Args:
+        optimizer: an `optax.GradientTransformation` built with learning rate 1, static:
+            `Optax(optax.adam(1.0))`. The algorithm's `lr` multiplies its updates and stays traced.
+    """
+
+    optimizer: Any = struct.field(pytree_node=False)
+
+    def init(self, x: Params) -> Any:
+        """The optimiser's state."""
+        return self.optimizer.init(x)
+
+    def step(self, y: Params, g: Params, lr: Scalar, memory: Any) -> tuple[Params, Any]:
+        """One step."""
+        updates, memory = self.optimizer.update(g, memory, y)
+        return optax.apply_updates(y, jax.tree.map(lambda u: lr * u, updates)), memory
+
+
+Solver = SGD | Momentum | Optax
+
+
+def train(
+    grad: Oracle, x: Params, xi: Sample, lr: Scalar, solver: Solver, memory: Any
+) -> tuple[Params, Scalar, Any]:
+    """Local steps of one client from x, one per sample, with the solver's memory.
+
+    A sample whose weights are all 0 freezes the step: model, memory and loss stay as they are.
+
+    Args:
+        grad: gradient oracle.
+        x: where to start, `[...]`.
+        xi: samples, leaves `[steps, ...]`.
+        lr: learning rate.
+        solver: `SGD()`, `Momentum(...)` or `Optax(...)`.
+        memory: the solver's, `solver.init(x)` for a fresh one.
+
+    Returns:
+        The last iterate, the loss averaged over the live steps, and the memory.
+    """
+
+    def step(carry, xi):
+        y, memory = carry
+        loss, g = grad(y, xi)
+        new = solver.step(y, g, lr, memory)
+        live = (xi.weight != 0).any()
+        kept = jax.tree.map(lambda a, b: jnp.where(live, a, b).astype(b.dtype), new, carry)
+        return kept, jnp.where(live, loss, 0)
+
+    (y, memory), losses = jax.lax.scan(step, (x, memory), xi)
+    return y, losses.sum() / jnp.maximum(live_steps(xi), 1), memory
+
+
+def live_steps(xi: Sample) -> Scalar:
+    """How many of the stacked samples `[steps, ...]` are not all padding, as a float."""
+    return (xi.weight != 0).any(-1).sum().astype(xi.weight.dtype)
+
+
+def norm(g: Params) -> Scalar:
+    """Euclidean norm over all leaves of one client."""
+    return jnp.sqrt(sum(jnp.vdot(a, a).real for a in jax.tree.leaves(g)))
+
+
+def _clip(g, bound):
+    # A double where: the untaken branch must not divide by 0 under a gradient.
+    squared = sum(jnp.vdot(a, a).real for a in jax.tree.leaves(g))
+    over = squared > jnp.square(jnp.asarray(bound, squared.dtype))
+    scale = jnp.where(over, bound / jnp.sqrt(jnp.where(over, squared, 1)), 1)
+    return jax.tree.map(lambda a: (a * scale).astype(a.dtype), g)
+
+
+def proximal(grad: Oracle, mu: Scalar, anchor: Params) -> Oracle:
+    """Adds mu (x - anchor), the gradient of mu/2 |x - anchor|^2; the loss stays the plain one."""
+
+    def prox(x, xi):
+        loss, g = grad(x, xi)
+        return loss, jax.tree.map(lambda g, x, a: g + mu * (x - a), g, x, anchor)
+
+    return prox
+
+
+def shifted(grad: Oracle, shift: Params) -> Oracle:
+    """Adds a constant vector to every gradient: control variates, duals."""
+
+    def shift_by(x, xi):
+        loss, g = grad(x, xi)
+        return loss, jax.tree.map(jnp.add, g, shift)
+
+    return shift_by
+
+
+def blended(grad: Oracle, alpha: Scalar, m: Params) -> Oracle:
+    """alpha g + (1 - alpha) m with a fixed momentum m: FedCM, MIME-like momentum injection."""
+
+    def blend(x, xi):
+        loss, g = grad(x, xi)
+        return loss, jax.tree.map(lambda g, m: alpha * g + (1 - alpha) * m, g, m)
+
+    return blend
+
+
+def sam(grad: Oracle, rho: Scalar) -> Oracle:
+    """The gradient at x + rho g / |g| on the same sample, the norm over all leaves of this client."""
+
+    def ascend(x, xi):
+        loss, g = grad(x, xi)
+        scale = rho / (norm(g) + 1e-7)  # the constant of FL-Simulator
+        return loss, grad(jax.tree.map(lambda x, g: x + scale * g, x, g), xi)[1]
+
+    return ascend
+
+
+def clipped(grad: Oracle, bound: Scalar) -> Oracle:
+    """Gradients scaled down to norm `bound` where they exceed it."""
+
+    def clip(x, xi):
+        loss, g = grad(x, xi)
+        return loss, _clip(g, bound)
+
+    return clip
+
+
+def noised(grad: Oracle, sigma: Scalar) -> Oracle:
+    """Adds N(0, sigma^2 I) drawn from the sample's key, one key per leaf."""
+
+    def noise(x, xi):
+        loss, g = grad(x, xi)
+        leaves, tree = jax.tree.flatten(g)
+        keys = jax.random.split(jax.random.fold_in(xi.key, 0x6E), len(leaves))
+        return loss, tree.unflatten(
+            [a + sigma * jax.random.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys)]
+        )
+
+    return noise
+
+
+def zeroth_order(value: Callable[[Params, Sample], Scalar], radius: Scalar) -> Oracle:
+    """Two-point estimate (f(x + r u) - f(x - r u)) / 2r * u, u normal, on the same sample."""
+
+    def estimate(x, xi):
+        leaves, tree = jax.tree.flatten(x)
+        keys = jax.random.split(jax.random.fold_in(xi.key, 0x5A), len(leaves))
+        u = tree.unflatten([jax.random.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys)])
+        up = value(jax.tree.map(lambda x, u: x + radius * u, x, u), xi)
+        down = value(jax.tree.map(lambda x, u: x - radius * u, x, u), xi)
+        slope = (up - down) / (2 * radius)
+        return (up + down) / 2, jax.tree.map(lambda u: slope * u, u)
+
+    return estimate

@@ -1,0 +1,392 @@
+"""What is measured: evaluators that run inside the program, and statistics of finished runs.
+
+An evaluator is a pytree with `__call__(state) -> dict of arrays`, for `simulate(evaluate=...)`: its
+data are traced, not baked into the program. Whether `state.params` is one server model or one model
+per client follows from its shapes. A model whose outputs are not finite has accuracy NaN, so that
+a diverged run says so.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
+
+from jaxfl import comm
+from jaxfl.clients import Clients
+from jaxfl.types import Params, Scalar, Stacked
+
+_NUMBERS = 1 << 22  # input numbers of one block of an evaluation, unless `block` says otherwise
+
+
+# Inside the program ------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class Evaluate:
+    """Scores on a global held-out set: of the server's model, or of every client's.
+
+    Labels are integers (`accuracy`, `loss`: cross-entropy) or floats (`r2`, `mse`, `mae`, and
+    `loss`, the mean squared error). For models per client these are means over clients, `each [n]`
+    is the first of them by client, `average` that of the mean model, `consensus` the distance of
+    `consensus`. With `label_weights` there are also `clients [n]`, every client's accuracy with
+    the examples of class c weighted by `label_weights[i, c]`, and `worst`, the mean of its worst
+    tenth. A state with `personal` models is evaluated by them there, and `personal` is the mean of
+    `clients` by `share`, which for one shared model would be the plain accuracy.
+
+    Args:
+        model: `jaxfl.models.Model`, static.
+        data: `{"x": [N, ...], "y": [N, ...]}`.
+        label_weights: `[n, classes]`, of `label_weights`.
+        share: `[n]`, weights of the clients in means, equal by default; 0 leaves a client out (a
+            Byzantine one).
+        counts: `[n]`, weights of the clients in `personal`, times `share`; equal by default.
+        block: examples at once, static; 0 chooses by their size.
+
+    Source: re-weighting by label histograms: the code of pFedGraph.
+    """
+
+    model: Any = struct.field(pytree_node=False)
+    data: Any
+    label_weights: Any = None
+    share: Any = None
+    counts: Any = None
+    block: int = struct.field(pytree_node=False, default=0)
+
+    def __call__(self, state: Any) -> dict[str, Scalar]:
+        """The scores of a state."""
+        if not self.data["y"].shape[0]:
+            raise ValueError('data holds no examples to evaluate on; `load(name, test=0.2)`')
+        params, personal = state.params, getattr(state, "personal", None)
+        stacked = is_stacked(params, self.model)
+        scores = self._of(params, stacked)
+        by_class = scores.pop("by_class")
+        if personal is not None:
+            by_class = self._of(personal, True)["by_class"]
+        if stacked:
+            first = next(iter(scores))
+            each, share = scores[first], _normal(self.share, scores[first])
+            scores = {name: share @ value for name, value in scores.items()} | {"each": each}
+            mean = comm.mix(share, params)
+            scores["average"] = self._of(mean, False)[first]
+            scores["consensus"] = consensus(params, share)
+        if self.label_weights is not None:
+            own = self._clients(by_class)
+            scores |= {"clients": own, "worst": worst(own, share=self.share)}
+            if personal is not None:
+                scores["personal"] = _product(self.share, self.counts, own) @ own
+        return scores
+
+    def _of(self, params, stacked):
+        """Scores of one model, or of each, leaves `[n, ...]`, some at a time."""
+        if not stacked:
+            return self._one(params)
+        n = jax.tree.leaves(params)[0].shape[0]
+        at_once = max(1, _NUMBERS // max(self.data["x"].size, 1))
+        if at_once >= n:
+            return jax.vmap(self._one)(params)
+        return jax.lax.map(self._one, params, batch_size=at_once)
+
+    def _one(self, params):
+        x, y = self.data["x"], self.data["y"]
+        hit, loss = self._examples(params, x, y)
+        finite = jnp.isfinite(loss).all()
+        if not _labels(y):
+            mse, spread = loss.mean(), jnp.square(y - y.mean(0)[None]).mean()
+            scores = {"r2": 1 - mse / spread, "mse": mse, "mae": hit.mean()}
+            return scores | {"loss": mse, "by_class": None}
+        accuracy = jnp.where(finite, hit.mean(), jnp.nan)
+        by_class = None
+        if self.label_weights is not None:
+            mine = jax.nn.one_hot(y, self.label_weights.shape[-1], dtype=hit.dtype)
+            counts = jnp.stack([hit @ mine, mine.sum(0)])
+            by_class = jnp.where(finite, counts, jnp.nan)
+        return {"accuracy": accuracy, "loss": loss.mean(), "by_class": by_class}
+
+    def _examples(self, params, x, y):
+        """Per example: hit or absolute error, and loss; in blocks of examples."""
+        size, total = max(1, math.prod(x.shape[1:])), len(x)
+        block = min(self.block or max(1, _NUMBERS // size), total)
+        if block == total:
+            return _score(self.model.apply(params, x), y)
+        pad = -total % block
+        parts = jax.tree.map(
+            lambda a: jnp.concatenate([a, a[:pad]]).reshape(-1, block, *a.shape[1:]), (x, y)
+        )
+        out = jax.lax.map(lambda part: _score(self.model.apply(params, part[0]), part[1]), parts)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], out)
+
+    def _clients(self, by_class):
+        """`[n]` accuracies from hits and totals by class, `[2, C]` or `[n, 2, C]`."""
+        q = jnp.asarray(self.label_weights, by_class.dtype)
+        hit, total = jnp.moveaxis(jnp.broadcast_to(by_class, (len(q), *by_class.shape[-2:])), 1, 0)
+        return (q * hit).sum(1) / (q * total).sum(1)
+
+
+@struct.dataclass
+class HeldOut:
+    """Accuracy (or r2) and loss of every client on its own held-out examples.
+
+    Client i is scored by its own model: personal, decentralised, or the server's. `accuracy` and
+    `loss` are means by number of examples, `clients [n]` and `losses [n]` those of each, `worst` the
+    mean of the worst tenth.
+
+    Args:
+        model: `jaxfl.models.Model`, static.
+        clients: the held-out examples, as `Clients` (`train, held = clients.split(0.2)`).
+    """
+
+    model: Any = struct.field(pytree_node=False)
+    clients: Clients
+
+    def __call__(self, state: Any) -> dict[str, Scalar]:
+        """The scores of a state."""
+        params = getattr(state, "personal", None)
+        params = state.params if params is None else params
+        if not is_stacked(params, self.model):
+            params = comm.stack(params, self.clients.n)
+
+        def one(client, params, key):
+            xi = client.all(key)
+            examples = client.get(xi)
+            y = examples["y"]
+            hit, loss = _score(self.model.apply(params, examples["x"]), y)
+            w = xi.weight.astype(loss.dtype)
+            w = w / w.sum()
+            mean = w @ loss
+            if _labels(y):
+                return jnp.where(jnp.isfinite(mean), w @ hit, jnp.nan), mean
+            y = y.reshape(len(y), -1)
+            centred = jnp.square(y - (w @ y)[None]).mean(1)
+            return 1 - mean / (w @ centred), mean
+
+        score, loss = self.clients.each(one, params, key=jax.random.key(0))
+        w = self.clients.count / self.clients.count.sum()
+        name = "accuracy" if _labels(self.clients.data.arrays["y"]) else "r2"
+        means = {name: w.astype(score.dtype) @ score, "loss": w.astype(loss.dtype) @ loss}
+        return means | {"clients": score, "losses": loss, "worst": worst(score)}
+
+
+@struct.dataclass
+class Distance:
+    """Euclidean distance to a known optimum.
+
+    `distance` is |x - x*|; for models per client it is the root of the mean square, and `average`
+    the distance of the mean model, `consensus` as in `consensus`.
+
+    Args:
+        optimum: x*, of the model's shapes.
+    """
+
+    optimum: Params
+
+    def __call__(self, state: Any) -> dict[str, Scalar]:
+        """The distances of a state."""
+        x, optimum = state.params, self.optimum
+        if jnp.ndim(jax.tree.leaves(x)[0]) == jnp.ndim(jax.tree.leaves(optimum)[0]):
+            return {"distance": jnp.sqrt(_squared(x, optimum))}
+        n = jax.tree.leaves(x)[0].shape[0]
+        mean = jax.tree.map(lambda a: a.mean(0), x)
+        return {
+            "distance": jnp.sqrt(_squared(x, comm.stack(optimum, n)) / n),
+            "average": jnp.sqrt(_squared(mean, optimum)),
+            "consensus": consensus(x),
+        }
+
+
+@struct.dataclass
+class Together:
+    """Several evaluators as one; `together` makes it."""
+
+    parts: Mapping[str, Any]
+
+    def __call__(self, state: Any) -> dict[str, Any]:
+        """What each evaluator says of a state, by name."""
+        return {name: part(state) for name, part in self.parts.items()}
+
+
+def together(**evaluators: Any) -> Together:
+    """Several evaluators as one, whose result is a dict of theirs: `together(valid=..., test=...)`.
+
+    Plain functions `f(state)` are welcome too.
+    """
+    plain = {k: jax.tree_util.treedef_is_leaf(jax.tree.structure(v)) for k, v in evaluators.items()}
+    return Together(
+        {k: jax.tree_util.Partial(v) if plain[k] else v for k, v in evaluators.items()}
+    )
+
+
+def is_stacked(params: Any, model: Any) -> bool:
+    """Whether these are models of all clients (leaves `[n, ...]`) and not one model (`[...]`)."""
+    one = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    given = jax.tree.leaves(params)
+    extra = {jnp.ndim(a) - b.ndim for a, b in zip(given, one, strict=True)}
+    if extra not in ({0}, {1}):
+        raise ValueError(
+            f"params do not have the shapes of {model.name}, nor one leading client axis more: "
+            f"got {[jnp.shape(a) for a in given]}, expected {[b.shape for b in one]}"
+        )
+    return extra == {1}
+
+
+def consensus(
+    stacked: Stacked, share: Float[Array, " n"] | None = None
+) -> Float[Array, ""]:
+    """Xi = (1/n) sum_i |x_i - mean|^2, over all leaves.
+
+    Args:
+        stacked: models `[n, ...]`.
+        share: `[n]` weights of the clients that sum to 1, equal by default; 0 leaves one out.
+    """
+    n = jax.tree.leaves(stacked)[0].shape[0]
+    w = jnp.full(n, 1 / n) if share is None else share
+    mean = comm.mix(w, stacked)
+    apart = jax.tree.map(lambda a, m: jnp.square(a - m[None]).reshape(n, -1).sum(1), stacked, mean)
+    squared = jnp.stack(jax.tree.leaves(apart)).sum(0)
+    return jnp.where(w != 0, w.astype(squared.dtype) * squared, 0).sum()
+
+
+def worst(
+    values: Float[Array, " n"], fraction: float = 0.1, share: Any = None
+) -> Float[Array, ""]:
+    """Mean of the worst tenth of the clients, rounded, at least one.
+
+    Args:
+        values: `[n]`, larger is better; NaN makes the result NaN.
+        fraction: how many of the clients, static.
+        share: `[n]`, 0 leaves a client out.
+    """
+    live = jnp.ones(len(values), bool) if share is None else jnp.asarray(share) != 0
+    k = jnp.maximum(jnp.floor(fraction * live.sum() + 0.5), 1).astype(values.dtype)
+    ranked = jnp.sort(jnp.where(live, values, jnp.inf))
+    chosen = jnp.arange(len(values)) < k
+    mean = jnp.where(chosen, ranked, 0).sum() / k
+    return jnp.where((jnp.isnan(values) & live).any(), jnp.nan, mean)
+
+
+def spread(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
+    """How much clients differ: `std`, `min` and `max` over the last axis."""
+    values = jnp.asarray(values)
+    return {"std": values.std(-1), "min": values.min(-1), "max": values.max(-1)}
+
+
+def _score(outputs, y):
+    """Per example: 1 where the label is right and cross-entropy; or absolute and squared error."""
+    if _labels(y):
+        logp = jax.nn.log_softmax(outputs, axis=-1)
+        loss = -jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0]
+        hit = (outputs.argmax(-1) == y).astype(loss.dtype)
+    else:
+        error = outputs.reshape(y.shape) - y
+        hit, loss = jnp.abs(error), jnp.square(error)
+    flat = (len(y), -1)
+    return hit.reshape(flat).mean(1), loss.reshape(flat).mean(1)
+
+
+def _labels(y):
+    return jnp.issubdtype(y.dtype, jnp.integer)
+
+
+def _squared(x, y):
+    parts = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), x, y)
+    return jnp.stack(jax.tree.leaves(parts)).sum()
+
+
+def _normal(share, like):
+    w = jnp.ones_like(like) if share is None else jnp.asarray(share, like.dtype)
+    return w / w.sum()
+
+
+def _product(share, counts, like):
+    return _normal(_normal(share, like) * _normal(counts, like), like)
+
+
+# On the host -------------------------------------------------------------------------------------
+
+
+def label_weights(
+    partition: Any, labels: ArrayLike, held: ArrayLike, classes: int
+) -> Float[np.ndarray, "n classes"]:
+    """Weights of held-out examples that give each client its own share of labels.
+
+    Client i weights an example of class c by (its training examples of c) / (held-out ones of c).
+
+    Args:
+        partition: who owns which training example.
+        labels: `[N]`, of the training examples.
+        held: labels of the held-out examples.
+        classes: their number.
+
+    Raises:
+        ValueError: all of a client's labels are missing among the held-out examples.
+    """
+    labels, held = np.asarray(labels), np.asarray(held)
+    own = np.stack([np.bincount(labels[_rows(partition, i)], minlength=classes)
+                    for i in range(len(partition.start))])
+    total = np.bincount(held, minlength=classes)
+    weights = own * (total > 0) / np.maximum(total, 1)
+    if not weights.any(1).all():
+        raise ValueError(
+            f"clients {np.flatnonzero(~weights.any(1))[:5].tolist()} hold only labels that no "
+            "held-out example has; hold out more: `load(name, test=0.2)`"
+        )
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _rows(partition, i):
+    start, count = partition.start[i], partition.count[i]
+    return partition.order[start : start + count]
+
+
+def to_target(
+    curve: Float[np.ndarray, "*batch e"], totals: Mapping[str, np.ndarray], target: float
+) -> dict[str, np.ndarray]:
+    """What it cost until a score first reached a target, at the resolution of the evaluations.
+
+    Args:
+        curve: the score at evenly spaced evaluations, the last one after the last round.
+        totals: of `History.totals`, arrays `[*batch, rounds]`.
+        target: the score to reach; larger is better.
+
+    Returns:
+        `rounds`, `megabytes`, `grads` and `seconds`, each `[*batch]`, inf where never reached.
+    """
+    curve = np.asarray(curve, float)
+    rounds = next(iter(totals.values())).shape[-1]
+    every, rest = divmod(rounds, curve.shape[-1])
+    if rest:
+        raise ValueError(
+            f"{rounds} rounds cannot have {curve.shape[-1]} evenly spaced evaluations; pass the "
+            "whole curve of `run.evaluations` and the totals of the same run"
+        )
+    reached = curve >= target  # False for NaN
+    first = reached.argmax(-1)
+    at = np.expand_dims((first + 1) * every - 1, -1)
+    cost = {k: np.take_along_axis(np.asarray(v, float), at, -1)[..., 0] for k, v in totals.items()}
+    return {k: np.where(reached.any(-1), v, np.inf) for k, v in cost.items()}
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the last axis and the half width of its Student t interval.
+
+    Returns:
+        Mean and half width; the half width of a single value is NaN.
+    """
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, float)
+    n = values.shape[-1]
+    mean = values.mean(-1)
+    if n < 2:
+        return mean, np.full_like(mean, np.nan)
+    return mean, stdtrit(n - 1, (1 + level) / 2) * values.std(-1, ddof=1) / math.sqrt(n)
+
+
+def paired(values: ArrayLike, reference: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of `values - reference`, seed by seed over the last axis, and its t interval."""
+    return t_interval(np.asarray(values, float) - np.asarray(reference, float), level)

@@ -1,0 +1,122 @@
+"""Convolution and pooling that stay fast when every client has its own kernel.
+
+Under `vmap` over kernels `lax.conv` becomes a grouped convolution, and inside `scan` XLA also
+loses its fast path on the CPU. As shifted slices and one matmul, the same vmap is a batched
+matmul, and the backward pass is two more matmuls with slices turned into pads.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Num, Shaped
+
+Padding = str | Sequence[tuple[int, int]]
+
+# The form by backend; a backend that is not named takes "lax". Only the CPU was measured.
+FORMS = {"cpu": "shifts"}
+
+
+def form(backend: str) -> str:
+    """The form of convolution that a backend runs fastest: `"shifts"` or `"lax"`."""
+    return FORMS.get(backend, "lax")
+
+
+def shifts(
+    x: Num[Array, "b h w c"],
+    kernel: Num[Array, "kh kw c o"],
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+) -> Num[Array, "b h2 w2 o"]:
+    """Convolve by im2col: one slice of `x` per kernel tap, side by side, then one matmul.
+
+    Args:
+        x: images, channels last.
+        kernel: taps, input channels, output channels, as in `flax.linen.Conv`.
+        strides: steps of the window along height and width.
+        padding: `"SAME"`, `"VALID"`, or (low, high) per axis.
+
+    Returns: what `lax.conv_general_dilated` returns, to rounding. Memory: kh kw / (stride area)
+        copies of `x`, kept for the backward pass.
+
+    Raises:
+        ValueError: if the kernel is larger than the padded image.
+    """
+    (kh, kw), (sh, sw) = kernel.shape[:2], strides
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    if x.shape[1] < kh or x.shape[2] < kw:
+        raise ValueError(
+            f"kernel: expected at most the padded image {x.shape[1:3]}, got {(kh, kw)}. "
+            'Use padding="SAME" or a smaller network.'
+        )
+    h, w = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
+    taps = [
+        x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return jnp.tensordot(jnp.concatenate(taps, -1), kernel.reshape(-1, kernel.shape[-1]), 1)
+
+
+def grouped(
+    x: Num[Array, "b h w c"],
+    kernel: Num[Array, "kh kw c o"],
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+) -> Num[Array, "b h2 w2 o"]:
+    """Convolve by `lax.conv_general_dilated`, which `vmap` over kernels turns into groups."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+
+
+class Conv(nn.Module):
+    """Convolve images [B, H, W, C] with `features` kernels, in the dtype of the kernel.
+
+    Args:
+        features: output channels.
+        size: height and width of the kernel.
+        strides: steps of the window.
+        padding: `"SAME"`, `"VALID"`, or (low, high) per axis.
+        bias: whether a bias is added.
+        form: `"shifts"`, `"lax"`, or None for the choice of `form(backend)`.
+    """
+
+    features: int
+    size: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: Padding = "SAME"
+    bias: bool = True
+    form: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Num[Array, "b h w c"]) -> Num[Array, "b h2 w2 o"]:
+        shape = (*self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, float)
+        forms = {"shifts": shifts, "lax": grouped}
+        name = self.form or form(jax.default_backend())
+        if name not in forms:
+            raise ValueError(f'form: expected "shifts", "lax" or None, got {name!r}.')
+        y = forms[name](x.astype(kernel.dtype), kernel, self.strides, self.padding)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), float)
+            y = y + bias.reshape(1, 1, 1, -1)
+        return y
+
+
+def max_pool(x: Shaped[Array, "b h w c"], window: int = 2) -> Shaped[Array, "b h2 w2 c"]:
+    """Maximum over disjoint windows; rows and columns left over are dropped (VALID).
+
+    Reshape, then maxima of two arrays at a time: the gradient is selects, several times faster on
+    the CPU than that of `max` over an axis, which is far faster than that of `reduce_window`. A tie
+    shares the gradient, halved at each comparison.
+    """
+    b, h, w, c = x.shape
+    h, w = h // window, w // window
+    x = x[:, : h * window, : w * window].reshape(b, h, window, w, window, c)
+    x = reduce(jnp.maximum, [x[:, :, i] for i in range(window)])
+    return reduce(jnp.maximum, [x[:, :, :, i] for i in range(window)])

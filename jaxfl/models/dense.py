@@ -1,0 +1,65 @@
+"""Dense layers, and the classifiers made of them."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Num
+
+from jaxfl.models.model import Model, _linen
+
+
+class Dense(nn.Module):
+    """Multiply [..., in] by a kernel [in, out] and add a bias, in the dtype of the kernel.
+
+    The one place where dense layers multiply: the layout of the kernel's gradient is chosen here.
+
+    Args:
+        features: outputs.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Num[Array, "... i"]) -> Num[Array, "... o"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, float)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], float)
+        y = jnp.tensordot(x.astype(kernel.dtype), kernel, 1)
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them, on examples flattened to [B, inputs]."""
+
+    hidden: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: Num[Array, "b ..."]) -> Num[Array, "b c"]:
+        x = x.reshape(len(x), -1)
+        for i, width in enumerate(self.hidden):
+            x = nn.relu(Dense(width, name=f"dense{i + 1}")(x))
+        return Dense(self.classes, name="head")(x)
+
+
+def logistic(inputs: int, classes: int) -> Model:
+    """Multinomial logistic regression (linear outputs; with `squared_error`, linear regression).
+
+    Args:
+        inputs: numbers per example, flattened.
+        classes: outputs.
+    """
+    return _linen("logistic", MLP((), classes), (inputs,))
+
+
+def mlp(inputs: int, classes: int, hidden: tuple[int, ...] = (64,)) -> Model:
+    """A ReLU network; `mlp(784, 10, (200, 200))` is the 2NN of McMahan et al. (2017).
+
+    Args:
+        inputs: numbers per example, flattened.
+        classes: outputs.
+        hidden: widths of the hidden layers.
+
+    Source: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of
+        Deep Networks from Decentralized Data", AISTATS 2017.
+    """
+    return _linen("mlp", MLP(tuple(hidden), classes), (inputs,))

@@ -1,0 +1,133 @@
+"""Losses: hashable functions `loss(params, examples, key) -> [B]`, one number per example.
+
+Losses built twice the same way are equal, so that nothing compiles twice. With `key=None` the
+model predicts as in evaluation (no dropout).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxfl.models.model import Model
+from jaxfl.types import Key, Params
+
+Examples = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A model's outputs on `examples["x"]`, measured against the examples.
+
+    Args:
+        model: the model.
+        measure: `measure(outputs, examples) -> [B]`, a module-level function or a frozen record, so
+            that equal losses are equal.
+    """
+
+    model: Model
+    measure: Callable[[Any, Examples], Any]
+
+    def __call__(
+        self, params: Params, examples: Examples, key: Key | None = None
+    ) -> Float[Array, " b"]:
+        outputs = self.model.apply(params, examples["x"], key, train=key is not None)
+        return self.measure(outputs, examples)
+
+
+@dataclass(frozen=True)
+class Regularised:
+    """A loss plus `l2/2` times the squared norm of all parameters."""
+
+    loss: Callable[..., Any]
+    l2: float
+
+    def __call__(
+        self, params: Params, examples: Examples, key: Key | None = None
+    ) -> Float[Array, "b ..."]:
+        squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+        return self.loss(params, examples, key) + self.l2 / 2 * squares
+
+
+def cross_entropy(model: Model) -> Loss:
+    """Cross-entropy of logits [B, C] and integer labels `y` [B], in nats; [B]."""
+    return Loss(model, _cross_entropy)
+
+
+def squared_error(model: Model) -> Loss:
+    """Half the squared distance of outputs [B, ...] to targets `y` (as many numbers); [B]."""
+    return Loss(model, _squared_error)
+
+
+def sequence_cross_entropy(model: Model, pad: int = -1) -> Loss:
+    """Mean cross-entropy over the tokens of each sequence that are not padding; [B].
+
+    Args:
+        model: outputs logits [B, T, V] for labels `y` [B, T].
+        pad: the label that marks padding; -1 where no label does.
+
+    Returns: a loss that is 0 for a sequence of padding only.
+
+    Deviations: sequences weigh the same however many tokens they have; frameworks that average over
+        all tokens of a minibatch weigh a sequence by its length.
+    """
+    return Loss(model, _Tokens(pad))
+
+
+def regularised(loss: Callable[..., Any], l2: float) -> Regularised:
+    """Add `l2/2` times the squared norm of all parameters to every example's loss.
+
+    Args:
+        loss: `loss(params, examples, key) -> [B]`.
+        l2: at least 0, in units of the loss; a static number.
+
+    Raises:
+        ValueError: if `l2` is negative.
+    """
+    if l2 < 0:
+        raise ValueError(f"l2: expected at least 0, got {l2}. Use l2=0 to turn it off.")
+    return Regularised(loss, float(l2))
+
+
+def _cross_entropy(logits: Any, examples: Examples) -> Any:
+    if logits.ndim != 2 or examples["y"].shape != logits.shape[:1]:
+        raise ValueError(
+            f"examples: expected labels y [B] for logits [B, C], got y {examples['y'].shape} for "
+            f"logits {logits.shape}. Use sequence_cross_entropy(model) for sequences."
+        )
+    return optax.softmax_cross_entropy_with_integer_labels(_wide(logits), examples["y"])
+
+
+def _squared_error(outputs: Any, examples: Examples) -> Any:
+    if examples["y"].size != outputs.size:
+        raise ValueError(
+            f"examples: expected as many targets y as outputs {outputs.shape}, got "
+            f"{examples['y'].shape}. Use y.reshape(len(y), -1), or classes=y.shape[1]."
+        )
+    gaps = _wide(outputs) - examples["y"].reshape(outputs.shape)
+    return jnp.sum(jnp.square(gaps), tuple(range(1, gaps.ndim))) / 2
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    pad: int
+
+    def __call__(self, logits: Any, examples: Examples) -> Any:
+        y = examples["y"]
+        if logits.ndim != 3 or y.shape != logits.shape[:2]:
+            raise ValueError(
+                f"examples: expected labels y [B, T] for logits [B, T, V], got y {y.shape} for "
+                f"logits {logits.shape}. Use cross_entropy(model) for one label per example."
+            )
+        kept = y != self.pad
+        each = optax.softmax_cross_entropy_with_integer_labels(_wide(logits), jnp.where(kept, y, 0))
+        return jnp.sum(each * kept, 1) / jnp.maximum(jnp.sum(kept, 1), 1)
+
+
+def _wide(outputs: Any) -> Any:
+    """At least float32: a sum of exponentials in bfloat16 has two digits."""
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))

@@ -1,0 +1,58 @@
+"""Models by name, sized from examples."""
+
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from math import prod
+from typing import Any
+
+from jaxfl.models.dense import logistic, mlp
+from jaxfl.models.model import Model
+from jaxfl.models.sequence import char_lstm, transformer, word_lstm
+from jaxfl.models.vision import cifar_cnn, fedavg_cnn, lenet5, resnet18
+
+BUILDERS = (
+    logistic,
+    mlp,
+    fedavg_cnn,
+    cifar_cnn,
+    lenet5,
+    resnet18,
+    char_lstm,
+    word_lstm,
+    transformer,
+)
+MODELS: dict[str, Callable[..., Model]] = {builder.__name__: builder for builder in BUILDERS}
+
+
+def make(name: str, examples: dict[str, Any], classes: int, **options: Any) -> Model:
+    """Build a model by name, of the size that the examples ask for.
+
+    Args:
+        name: a key of `MODELS`.
+        examples: arrays with a leading example axis; `x` [N, ...] gives the shape of one example.
+        classes: number of outputs (of tokens, for a language model).
+        options: further arguments of the builder; they win over what the examples say. Lists (of a
+            configuration file) become tuples.
+
+    Raises:
+        ValueError: if there is no such model, or it has no such option.
+    """
+    if name not in MODELS:
+        near = get_close_matches(name, MODELS, cutoff=0.4) or sorted(MODELS)
+        raise ValueError(
+            f"name: expected one of {sorted(MODELS)}, got {name!r}. Use name={near[0]!r}"
+            + "".join(f" or {other!r}" for other in near[1:])
+            + "."
+        )
+    shape = tuple(examples["x"].shape[1:])
+    sizes = {"inputs": prod(shape), "shape": shape, "length": shape[0] if shape else 1}
+    sizes |= {"classes": int(classes), "vocab": int(classes)}
+    known = inspect.signature(MODELS[name]).parameters
+    if unknown := options.keys() - known.keys():
+        raise ValueError(
+            f"options: expected some of {list(known)} for {name}, got {sorted(unknown)}. "
+            f"Use make({name!r}, examples, {classes})."
+        )
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return MODELS[name](**{k: v for k, v in sizes.items() if k in known} | options)

@@ -1,0 +1,46 @@
+"""What the outside world does: graphs and mixing weights, cohorts, clocks, adversaries, channels."""
+
+from jaxfl.comm import Dense, Near, Shifts
+from jaxfl.networks.adversaries import (
+    ALIE,
+    IPM,
+    Dissensus,
+    GaussianNoise,
+    Honest,
+    Noisy,
+    Perfect,
+    Send,
+    SignFlip,
+    alie_z,
+)
+from jaxfl.networks.cohorts import (
+    Available,
+    Bernoulli,
+    Cyclic,
+    Drop,
+    Everyone,
+    Uniform,
+    Weighted,
+    label_rates,
+    markov,
+)
+from jaxfl.networks.graphs import GRAPHS
+from jaxfl.networks.nets import Arrivals, Cohort, Events, Graph, Links
+from jaxfl.networks.spectra import chi1, chi2, gap, mixing_time
+from jaxfl.networks.topologies import (
+    TIME_VARYING,
+    Attacked,
+    Churn,
+    LinkFailures,
+    Periodic,
+    Quorum,
+    RandomMatching,
+    RandomOut,
+    Static,
+    first,
+    from_matrix,
+    graph,
+    mixing,
+    periodic,
+)
+from jaxfl.networks.weights import WEIGHTS, lazy

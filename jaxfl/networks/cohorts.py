@@ -1,0 +1,344 @@
+"""Cohorts: which clients take part in a round of a server method."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Int
+
+from jaxfl import comm
+from jaxfl.networks.adversaries import honest, ranged
+from jaxfl.networks.nets import Cohort, Links
+from jaxfl.types import Key, Scalar
+
+_PERMUTE = 1024  # up to here a permutation of all clients is cheaper than redrawing duplicates
+
+
+def _fits(n, size, name="size"):
+    if n < 1 or not 1 <= size <= n:
+        raise ValueError(
+            f"{name} must be between 1 and n = {n}, got {size}; "
+            f"for all clients use `Everyone({max(n, 1)})`"
+        )
+
+
+def _cohort(t, idx, n, links, weight=None):
+    live = idx < n
+    weight = live.astype(jnp.result_type(float)) if weight is None else weight
+    return Cohort(t, idx, weight, honest(idx, live), links.at(idx))
+
+
+@struct.dataclass
+class Everyone:
+    """All n clients, every round.
+
+    Args:
+        n: number of clients, static.
+        links: speeds, for simulated seconds.
+    """
+
+    n: int = struct.field(pytree_node=False)
+    links: Links = Links()
+    kind: ClassVar[type] = Cohort
+    static: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _fits(self.n, self.n, "n")
+
+    def __call__(self, t: Scalar, key: Key) -> Cohort:
+        """The net of round t."""
+        return _cohort(t, jnp.arange(self.n, dtype=jnp.int32), self.n, self.links)
+
+
+@struct.dataclass
+class Uniform:
+    """A uniformly random cohort of fixed size without replacement, in O(size) for large n.
+
+    Args:
+        n: number of clients, static.
+        size: of the cohort, 1 to n, static.
+        links: speeds, for simulated seconds.
+    """
+
+    n: int = struct.field(pytree_node=False)
+    size: int = struct.field(pytree_node=False)
+    links: Links = Links()
+    kind: ClassVar[type] = Cohort
+    static: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _fits(self.n, self.size)
+
+    def __call__(self, t: Scalar, key: Key) -> Cohort:
+        """The net of round t."""
+        return _cohort(t, sample(key, self.n, self.size), self.n, self.links)
+
+
+def sample(key: Key, n: int, size: int) -> Int[Array, " size"]:
+    """`size` of n numbers without replacement, every subset equally likely.
+
+    For large n: draw with replacement and redraw what repeats an earlier slot until nothing does.
+    The procedure treats all numbers alike, so every subset is equally likely; expected work is
+    O(size log size), where a permutation is O(n log n).
+    """
+    if n <= _PERMUTE or 4 * size > n:
+        return jax.random.permutation(key, n)[:size].astype(jnp.int32)
+
+    def repeats(idx):
+        by_value = jnp.argsort(idx, stable=True)
+        twin = idx[by_value][1:] == idx[by_value][:-1]
+        return jnp.zeros(size, bool).at[by_value[1:]].set(twin)
+
+    def redraw(carry):
+        idx, key = carry
+        key, now = jax.random.split(key)
+        fresh = jax.random.randint(now, (size,), 0, n, jnp.int32)
+        return jnp.where(repeats(idx), fresh, idx), key
+
+    key, now = jax.random.split(key)
+    first = jax.random.randint(now, (size,), 0, n, jnp.int32)
+    return jax.lax.while_loop(lambda carry: repeats(carry[0]).any(), redraw, (first, key))[0]
+
+
+@struct.dataclass
+class Bernoulli:
+    """Every client takes part with its own probability, independently: a cohort of random size.
+
+    Args:
+        n: number of clients, static.
+        rate: probability, scalar or `[n]`, in [0, 1], traced.
+        slots: capacity of the cohort, static; 0 for n. Of more clients than slots, a random subset
+            is kept.
+        unbiased: weight 1 / (n rate_i) instead of 1, so that weights sum to 1 on average, traced, 0
+            or 1; where c clients came and a subset was kept, c / slots times that.
+        links: speeds, for simulated seconds.
+    """
+
+    n: int = struct.field(pytree_node=False)
+    rate: Scalar = ranged(0.5, high=1.0)
+    slots: int = struct.field(pytree_node=False, default=0)
+    unbiased: Scalar = ranged(0.0, high=1.0)
+    links: Links = Links()
+    kind: ClassVar[type] = Cohort
+    static: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _fits(self.n, self.slots or self.n, "slots")
+
+    def __call__(self, t: Scalar, key: Key) -> Cohort:
+        """The net of round t."""
+        size = self.slots or self.n
+        coin, order = jax.random.split(key)
+        rate = jnp.broadcast_to(jnp.asarray(self.rate, jnp.result_type(float)), (self.n,))
+        chosen = jax.random.uniform(coin, (self.n,), rate.dtype) < rate
+        rank = jnp.where(chosen, jax.random.uniform(order, (self.n,), rate.dtype), 2.0)
+        first = jnp.argsort(rank)[:size].astype(jnp.int32)
+        idx = jnp.where(rank[first] < 2, first, self.n)
+        kept = jnp.maximum(chosen.sum() / size, 1)  # over the share that is kept of too many
+        weight = jnp.where(self.unbiased > 0, kept / (self.n * jnp.where(rate > 0, rate, 1)), 1.0)
+        weight = jnp.where(idx < self.n, weight.at[idx].get(mode="clip"), 0)
+        return _cohort(t, idx, self.n, self.links, weight)
+
+
+@struct.dataclass
+class Weighted:
+    """A cohort of fixed size without replacement, client i with probability proportional to rate i.
+
+    Drawn one after another with renormalised rates (Gumbel top-k). Rates that follow a client's
+    data make participation correlated with it: `label_rates`.
+
+    Args:
+        rate: `[n]`, >= 0, traced; a client of rate 0 never takes part, its slot may stay empty.
+        size: of the cohort, 1 to n, static.
+        links: speeds, for simulated seconds.
+    """
+
+    rate: Scalar = ranged()
+    size: int = struct.field(pytree_node=False, default=1)
+    links: Links = Links()
+    kind: ClassVar[type] = Cohort
+    static: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+
+    @property
+    def n(self) -> int:
+        """Number of clients."""
+        return self.rate.shape[-1]
+
+    def __call__(self, t: Scalar, key: Key) -> Cohort:
+        """The net of round t."""
+        _fits(self.n, self.size)
+        rate = jnp.asarray(self.rate, jnp.result_type(float))
+        score = jnp.log(rate) + jax.random.gumbel(key, rate.shape, rate.dtype)
+        best, idx = jax.lax.top_k(score, self.size)
+        idx = jnp.where(best > -jnp.inf, idx, self.n).astype(jnp.int32)
+        return _cohort(t, idx, self.n, self.links)
+
+
+@struct.dataclass
+class Cyclic:
+    """Clients in fixed groups that take turns, the last group filled up by empty slots.
+
+    Args:
+        n: number of clients, static.
+        size: of a group, 1 to n, static.
+        links: speeds, for simulated seconds.
+    """
+
+    n: int = struct.field(pytree_node=False)
+    size: int = struct.field(pytree_node=False)
+    links: Links = Links()
+    kind: ClassVar[type] = Cohort
+    static: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _fits(self.n, self.size)
+
+    def __call__(self, t: Scalar, key: Key) -> Cohort:
+        """The net of round t."""
+        groups = -(-self.n // self.size)
+        idx = (jnp.asarray(t) % groups) * self.size + jnp.arange(self.size)
+        return _cohort(t, jnp.minimum(idx, self.n).astype(jnp.int32), self.n, self.links)
+
+
+@struct.dataclass
+class Available:
+    """A cohort drawn uniformly from the clients that are available in a round.
+
+    Args:
+        available: `[rounds, n]` bool, indexed by round; `markov` makes one.
+        size: of the cohort, 1 to n, static; fewer available clients leave empty slots.
+        links: speeds, for simulated seconds.
+    """
+
+    available: Scalar
+    size: int = struct.field(pytree_node=False, default=1)
+    links: Links = Links()
+    kind: ClassVar[type] = Cohort
+    static: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+
+    @property
+    def n(self) -> int:
+        """Number of clients."""
+        return self.available.shape[-1]
+
+    @property
+    def rounds(self) -> int:
+        """For how many rounds availability is known."""
+        return self.available.shape[-2]
+
+    def __call__(self, t: Scalar, key: Key) -> Cohort:
+        """The net of round t."""
+        _fits(self.n, self.size)
+        u = jax.random.uniform(key, (self.n,))
+        rank = jnp.where(jnp.asarray(self.available)[t] > 0, u, 2.0)
+        first = jnp.argsort(rank)[: self.size].astype(jnp.int32)
+        idx = jnp.where(rank[first] < 2, first, self.n)
+        return _cohort(t, idx, self.n, self.links)
+
+
+@struct.dataclass
+class Drop:
+    """Uploads of a cohort are lost at random: a lost one leaves an empty slot, weight 0.
+
+    The round goes on as if the client had not taken part: its state stays, and neither its bits nor
+    its time count.
+
+    Args:
+        network: a network of cohorts.
+        rate: probability, scalar or `[n]`, in [0, 1], traced.
+    """
+
+    network: Any
+    rate: Scalar = ranged(0.0, high=1.0)
+    kind: ClassVar[type] = Cohort
+    lossless: ClassVar[bool] = False
+
+    @property
+    def static(self) -> bool:
+        """Whether the network never changes."""
+        return self.network.static
+
+    @property
+    def n(self) -> int:
+        """Number of clients."""
+        return self.network.n
+
+    def __call__(self, t: Scalar, key: Key) -> Cohort:
+        """The net of round t."""
+        inner, coin = jax.random.split(key)
+        net = self.network(t, inner)
+        rate = comm.pick(self.rate, net.idx) if jnp.ndim(self.rate) else self.rate
+        kept = (net.idx < self.n) & (jax.random.uniform(coin, net.idx.shape) >= rate)
+        return net.replace(
+            idx=jnp.where(kept, net.idx, self.n),
+            weight=jnp.where(kept, net.weight, 0),
+            send=net.send.replace(live=kept),
+        )
+
+
+def markov(
+    n: int,
+    size: int,
+    rounds: int,
+    *,
+    up: float,
+    down: float,
+    seed: int | np.random.Generator = 0,
+    links: Links | None = None,
+) -> Available:
+    """Cohorts from clients that come and go as two-state Markov chains.
+
+    Args:
+        n: number of clients.
+        size: of the cohort.
+        rounds: for how many rounds the chains are drawn.
+        up: probability that an unavailable client becomes available, in (0, 1].
+        down: probability that an available one becomes unavailable, in [0, 1].
+        seed: of the chains, which start in their stationary law up / (up + down).
+        links: speeds, for simulated seconds.
+
+    Raises:
+        ValueError: probabilities out of range, size not in 1 to n, rounds < 1.
+    """
+    _fits(n, size)
+    if not (0 < up <= 1 and 0 <= down <= 1):
+        raise ValueError(
+            f"up must be in (0, 1] and down in [0, 1], got {up} and {down}; "
+            "for example `up=0.5, down=0.1`"
+        )
+    if rounds < 1:
+        raise ValueError(f"rounds must be >= 1, got {rounds}; use the `rounds` of `simulate`")
+    rng = np.random.default_rng(seed)
+    state = rng.random(n) < up / (up + down)
+    states = np.empty((rounds, n), bool)
+    for t in range(rounds):
+        states[t] = state
+        state = np.where(state, rng.random(n) >= down, rng.random(n) < up)
+    return Available(jnp.asarray(states), size, links or Links())
+
+
+def label_rates(labels: np.ndarray, partition: tuple, strength: float) -> np.ndarray:
+    """Participation rates that follow a client's labels: exp(-strength * mean label rank).
+
+    Args:
+        labels: `[N]` integer labels.
+        partition: whose examples are whose.
+        strength: 0 for equal rates; at 1 a client that holds only the last class takes part e
+            times less often than one that holds only the first.
+
+    Returns:
+        `[n]` rates with mean 1, for `Weighted`.
+    """
+    order, start, count = (np.asarray(a) for a in partition[:3])
+    rank = np.asarray(labels, float) / max(1, int(np.max(labels)))
+    mean = np.array([rank[order[s : s + c]].mean() for s, c in zip(start, count, strict=True)])
+    rate = np.exp(-strength * mean)
+    return rate / rate.mean()

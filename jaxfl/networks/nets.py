@@ -1,0 +1,207 @@
+"""The nets: what the outside world does in one round, as records that algorithms read.
+
+A network is a frozen pytree with `__call__(t, key) -> net`, and three class attributes that
+`simulate` compares with what an algorithm needs: `kind` (the net it makes), `static` (the graph
+never changes) and `lossless` (nothing fails). Its arrays are traced: they can be swept and
+differentiated, and a new graph of the same shape does not recompile.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jaxfl import comm
+from jaxfl.networks.adversaries import Send, ranged
+from jaxfl.types import Info, Key, Scalar, Stacked
+
+
+@struct.dataclass
+class Links:
+    """Speeds, for simulated seconds. Each may be a number, one per client, or one per link.
+
+    Args:
+        compute: seconds per minibatch gradient, scalar or `[n]`.
+        latency: seconds per message, scalar, `[n]` by sender, or on graphs `[n, k]` by receiver and
+            slot of `comm.to_near(net.w)` (of a `Dense` matrix, slot c hears node i + c mod n).
+        up: bits per second that a client sends, scalar, `[n]`, or on graphs `[n, k]` (then each link
+            has its own rate and links work in parallel; otherwise a client's messages share its
+            uplink).
+        down: bits per second that a client receives, scalar or `[n]`; graphs ignore it, their
+            receiver is another one's uplink.
+    """
+
+    compute: Scalar = ranged(0.01)
+    latency: Scalar = ranged(0.05)
+    up: Scalar = ranged(10e6, low=1.0)
+    down: Scalar = ranged(50e6, low=1.0)
+
+    def at(self, idx: Any) -> "Links":
+        """The speeds of a cohort."""
+        return Links(*(comm.pick(a, idx) if jnp.ndim(a) else a for a in self._values()))
+
+    def _values(self):
+        return self.compute, self.latency, self.up, self.down
+
+
+@struct.dataclass
+class Cohort:
+    """Who takes part this round."""
+
+    t: Scalar  # round, unbatched
+    idx: Scalar  # [s] clients; an empty slot is n
+    weight: Scalar  # [s] 1, or 1/(n p_i), or 0 for an empty slot
+    send: Any  # adversary and channel
+    links: Links  # of the slots
+
+    def participants(self) -> Float[Array, ""]:
+        """How many clients take part."""
+        return (self.weight != 0).sum().astype(jnp.float32)
+
+    def seconds(self, info: Info) -> Float[Array, ""]:
+        """Simulated duration: the slowest participant downloads, computes and uploads."""
+        links = self.links
+        each = (
+            links.compute * info.grads
+            + 2 * jnp.asarray(links.latency)
+            + info.up / links.up
+            + info.down / links.down
+        )
+        return jnp.where(self.weight != 0, each, 0).max().astype(jnp.float32)
+
+
+@struct.dataclass
+class Arrivals:
+    """Whose updates fill the server's buffer this round, and how old the model is they began from."""
+
+    t: Scalar
+    idx: Scalar  # [k] clients; an empty slot is n
+    age: Scalar  # [k] rounds since the client received its model
+    weight: Scalar  # [k]
+    send: Any
+    elapsed: Scalar  # simulated seconds since the last round, from the schedule
+
+    def participants(self) -> Float[Array, ""]:
+        """How many updates arrive."""
+        return (self.weight != 0).sum().astype(jnp.float32)
+
+    def seconds(self, info: Info) -> Float[Array, ""]:
+        """Simulated duration, known in advance: timings do not depend on parameters."""
+        return jnp.asarray(self.elapsed, jnp.float32)
+
+
+@struct.dataclass
+class Graph:
+    """Who hears whom this round. An inactive node does nothing: its row and column are identity."""
+
+    t: Scalar
+    w: comm.Weights
+    active: Scalar  # [n] bool
+    send: Any
+    links: Links
+
+    def participants(self) -> Float[Array, ""]:
+        """How many nodes are active."""
+        return self.active.sum().astype(jnp.float32)
+
+    def mean_weights(self) -> Float[Array, " n"]:
+        """Equal weights over the active nodes, summing to 1."""
+        live = self.active.astype(jnp.result_type(float))
+        return live / jnp.maximum(live.sum(), 1)
+
+    def out(self) -> Float[Array, ""]:
+        """Messages that an active node sends, on average: nonzero weights off the diagonal."""
+        if isinstance(self.w, comm.Shifts):
+            moved = jnp.array([s % self.w.n != 0 for s in self.w.shifts])
+            return ((self.w.w != 0) & moved).sum().astype(jnp.float32)
+        if isinstance(self.w, comm.Dense):
+            edges = (self.w.w != 0) & ~jnp.eye(self.w.w.shape[0], dtype=bool)
+        else:
+            edges = self._slots()
+        return edges.sum().astype(jnp.float32) / jnp.maximum(self.participants(), 1)
+
+    def _slots(self):
+        own = jnp.arange(self.w.idx.shape[0])[:, None]
+        return (self.w.w != 0) & (self.w.idx != own)
+
+    def seconds(self, info: Info) -> Float[Array, ""]:
+        """Simulated duration: every active node computes, then sends; the last message ends it."""
+        links = self.links
+        latency, up = jnp.asarray(links.latency), jnp.asarray(links.up)
+        ready = jnp.where(self.active, links.compute * info.grads, 0)
+        if max(latency.ndim, up.ndim) < 2:
+            each = jnp.where(self.active, ready + latency + info.up / up, 0)
+            return each.max().astype(jnp.float32)
+        near, out = comm.to_near(self.w), self.out()
+        own = jnp.arange(near.idx.shape[0])[:, None]
+        sender = lambda a: a[near.idx] if a.ndim == 1 else a
+        size = info.up / jnp.where(out > 0, out, 1) if up.ndim == 2 else info.up
+        arrival = ready[near.idx] + sender(latency) + size / sender(up)
+        arrival = jnp.where((near.w != 0) & (near.idx != own), arrival, 0)
+        return jnp.maximum(ready.max(), arrival.max()).astype(jnp.float32)
+
+
+@struct.dataclass
+class Events:
+    """Asynchronous events of one round, in waves: first gradients, then exchanges between two nodes.
+
+    The gradients of a wave touch different nodes, and so do its exchanges (a node may compute and
+    then exchange in one wave). Every node meets its events in time order, so running the waves one
+    after the other, each vectorised, equals the event list: events of disjoint nodes commute.
+    """
+
+    t: Scalar
+    grad: Scalar  # [v, c] node of a gradient event, n if the slot is empty
+    at: Scalar  # [v, c] its time, in seconds
+    gap: Scalar  # [v, c] seconds since the node's last event, or since the round began
+    number: Scalar  # [v, c] its number in the event list, for keys
+    i: Scalar  # [v, e] one end of an exchange, n if the slot is empty
+    j: Scalar  # [v, e] the other end
+    when: Scalar  # [v, e] its time
+    gap_i: Scalar  # [v, e] seconds since the last event of i, or since the round began
+    gap_j: Scalar  # [v, e] the same of j
+    order: Scalar  # [v, e] its number in the event list
+    rest: Scalar  # [n] seconds from the last event of each node to the end of the round
+    end: Scalar  # time at which the round ends
+    send: Any  # of the nodes, row-local
+    elapsed: Scalar  # seconds of the round
+    n: int = struct.field(pytree_node=False)
+
+    def participants(self) -> Float[Array, ""]:
+        """All nodes run all the time."""
+        return jnp.float32(self.n)
+
+    def gradients(self) -> Float[Array, ""]:
+        """Number of gradient events of this round."""
+        return (self.grad < self.n).sum().astype(jnp.float32)
+
+    def exchanges(self) -> Float[Array, ""]:
+        """Number of exchanges of this round."""
+        return (self.i < self.n).sum().astype(jnp.float32)
+
+    def seconds(self, info: Info) -> Float[Array, ""]:
+        """Simulated duration, known in advance."""
+        return jnp.asarray(self.elapsed, jnp.float32)
+
+    def deliver(self, message: Stacked, sender: Any, number: Any, key: Key) -> Stacked:
+        """What receivers get for messages of events: `send`, its key by the event's number.
+
+        Args:
+            message: leaves `[m, ...]`.
+            sender: `[m]` nodes; n for an empty slot.
+            number: `[m]` numbers in the event list.
+            key: the same in every wave of a round.
+        """
+        rows = (self.send.byzantine, self.send.id, self.send.live)
+
+        def one(message, byzantine, id, live, number):
+            send = self.send.replace(byzantine=byzantine[None], id=id[None], live=live[None])
+            message = jax.tree.map(lambda a: a[None], message)
+            return jax.tree.map(lambda a: a[0], send(message, jax.random.fold_in(key, number)))
+
+        return jax.vmap(one)(message, *comm.pick(rows, sender), number)
+
+
+__all__ = ["Arrivals", "Cohort", "Events", "Graph", "Links", "Send"]

@@ -1,0 +1,445 @@
+"""Schedules drawn on the host before a run: buffered arrivals, Poisson clocks, your own events.
+
+Timings do not depend on parameters, so asynchrony needs no event loop inside the program: a
+schedule becomes arrays that `lax.scan` reads.
+"""
+
+import heapq
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+
+from jaxfl.networks import spectra
+from jaxfl.networks.adversaries import Send
+from jaxfl.networks.graphs import NxGraph, lookup
+from jaxfl.networks.nets import Arrivals, Events
+from jaxfl.networks.weights import _square, _undirected
+from jaxfl.types import Key, Scalar
+
+Seed = int | np.random.Generator
+
+
+@struct.dataclass
+class Timeline:
+    """Nets stacked over rounds; `arrivals`, `poisson` and `from_events` make them.
+
+    Args:
+        nets: a net whose leaves have a leading axis of rounds, traced.
+        n: number of clients, static.
+    """
+
+    nets: Any
+    n: int = struct.field(pytree_node=False)
+    static: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
+
+    @property
+    def kind(self) -> type:
+        """The net it makes."""
+        return type(self.nets)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are drawn."""
+        return self.nets.t.shape[-1]
+
+    def __call__(self, t: Scalar, key: Key) -> Any:
+        """The net of round t; the key is not used, everything was drawn before."""
+        return jax.tree.map(lambda a: a[t], self.nets)
+
+
+# Buffered arrivals ---------------------------------------------------------------------------
+
+# Durations of mean 1; FedBuff's own is the half-normal.
+DURATIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "constant": lambda rng, size: np.ones(size),
+    "uniform": lambda rng, size: 2 * rng.random(size),
+    "exponential": lambda rng, size: rng.exponential(size=size),
+    "half_normal": lambda rng, size: np.sqrt(np.pi / 2) * abs(rng.standard_normal(size)),
+    "lognormal": lambda rng, size: rng.lognormal(-0.5, 1.0, size),
+}
+
+
+def arrivals(
+    n: int,
+    buffer: int,
+    rounds: int,
+    *,
+    durations: str = "half_normal",
+    concurrency: int | None = None,
+    scale: float | ArrayLike = 1.0,
+    seed: Seed = 0,
+) -> Timeline:
+    """A server that closes a round whenever `buffer` updates have arrived, as in FedBuff.
+
+    At any time `concurrency` clients train. When an update arrives, its place goes to a client
+    drawn uniformly from the idle ones, with the newest model. Updates that arrive at the same
+    instant are all received before their places are given away.
+
+    A client whose update waits in the buffer is not idle: it is drawn again only after the round
+    closes, so that no client is twice in one round. If nobody is idle, places stay free until then;
+    with concurrency n (the default) all c who arrived restart together from the new model.
+
+    Args:
+        n: number of clients.
+        buffer: updates per round, 1 to n.
+        rounds: for how many the schedule is drawn.
+        durations: law of the duration of a job, of mean 1: "constant", "uniform" (on [0, 2]),
+            "exponential", "half_normal", "lognormal" (sigma = 1).
+        concurrency: clients that train at once, 1 to n; n by default.
+        scale: seconds by which durations are multiplied, > 0, a number or one per client `[n]`.
+        seed: a number or a NumPy generator.
+
+    Returns:
+        A `Timeline` of `Arrivals`. The age of an update is the number of rounds that closed between
+        the client's download and its arrival.
+
+    Raises:
+        ValueError: sizes out of range, an unknown law, or a scale that is not positive.
+
+    Source: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, "Federated Learning with Buffered
+    Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639; with concurrency n, FedBuff of
+    Fraboni, Vidal, Kameni, Lorenzi, JMLR 2023, arXiv 2206.10189.
+    """
+    concurrency = n if concurrency is None else concurrency
+    _between("buffer", buffer, 1, n)
+    _between("concurrency", concurrency, 1, n)
+    _between("rounds", rounds, 1)
+    seconds = np.broadcast_to(np.asarray(scale, float), (n,))
+    if not (seconds > 0).all():
+        raise ValueError(f"scale must be positive seconds, got {seconds.min():g}; use `scale=1.0`")
+    rng = np.random.default_rng(seed)
+    jobs = concurrency + buffer * rounds
+    length = lookup(DURATIONS, durations, "durations")(rng, jobs).tolist()
+    coin = rng.random(jobs).tolist()
+    idx, age, end = _serve(buffer, rounds, concurrency, seconds.tolist(), length, coin)
+    idx = np.array(idx, np.int32).reshape(rounds, buffer)
+    live = np.ones(idx.shape, bool)
+    nets = Arrivals(
+        t=np.arange(rounds, dtype=np.int32),
+        idx=idx,
+        age=np.array(age, np.int32).reshape(rounds, buffer),
+        weight=live.astype(float),
+        send=Send(~live, idx, live),
+        elapsed=np.diff(end, prepend=0.0),
+    )
+    return _timeline(nets, n)
+
+
+def _timeline(nets, n):
+    # cast on the host: `jnp.asarray` compiles a conversion for every shape
+    wide = jnp.result_type(float)
+    return Timeline(
+        jax.tree.map(lambda a: jnp.asarray(a.astype(wide) if a.dtype == float else a), nets), n
+    )
+
+
+def _serve(buffer, rounds, concurrency, seconds, length, coin):
+    """The server's event loop: clients and ages in order of arrival, and when rounds closed."""
+    idle, waiting, training = list(range(len(seconds))), [], []
+    idx, age, end = [], [], []
+    now, job, places = 0.0, 0, concurrency
+    while len(end) < rounds:
+        while places and idle:
+            i = int(coin[job] * len(idle))
+            idle[i], idle[-1] = idle[-1], idle[i]
+            client = idle.pop()
+            # equal times in order of the job, which is a random order of clients
+            heapq.heappush(training, (now + length[job] * seconds[client], job, client, len(end)))
+            job, places = job + 1, places - 1
+        now = training[0][0]
+        # a tolerance: 3 * .1 != .1 + .1 + .1
+        while training and training[0][0] <= now * (1 + 1e-12) and len(end) < rounds:
+            _, _, client, version = heapq.heappop(training)
+            idx.append(client)
+            age.append(len(end) - version)
+            waiting.append(client)
+            places += 1
+            if len(waiting) == buffer:
+                end.append(now)
+                idle += waiting
+                waiting = []
+    return idx, age, end
+
+
+# Events --------------------------------------------------------------------------------------
+
+
+def poisson(
+    graph: NxGraph | ArrayLike,
+    rounds: int,
+    *,
+    gradient_rate: float | ArrayLike = 1.0,
+    edge_rates: float | ArrayLike = 1.0,
+    unit: float = 1.0,
+    seed: Seed = 0,
+    cap: tuple[int, int] | None = None,
+    waves: int = 0,
+) -> Timeline:
+    """Independent Poisson clocks: every node computes gradients, every edge exchanges.
+
+    Args:
+        graph: an undirected graph with nodes 0 to n-1, or a symmetric matrix `[n, n]` of rates of
+            the edges, which `edge_rates` multiplies; its diagonal is ignored.
+        rounds: for how many rounds of `unit` seconds the events are drawn.
+        gradient_rate: events per second of a node, a number or `[n]`, >= 0.
+        edge_rates: events per second of an edge, a number or a symmetric matrix `[n, n]`, >= 0;
+            `dadao_rates(graph)["rate"]` for DADAO.
+        unit: seconds of a round. A round has a random number of events and all have room for the
+            largest: longer rounds waste less.
+        seed: a number or a NumPy generator.
+        cap: as for `from_events`.
+        waves: as for `from_events`.
+
+    Returns:
+        A `Timeline` of `Events`.
+
+    Raises:
+        ValueError: a directed graph, rates that are negative, asymmetric or off the edges, and what
+            `from_events` refuses.
+    """
+    _between("rounds", rounds, 1)
+    n, edges, rates = _clocks(graph, edge_rates)
+    nodes = np.broadcast_to(np.asarray(gradient_rate, float), (n,))
+    rates = np.concatenate([nodes, rates])
+    if not (np.isfinite(rates) & (rates >= 0)).all() or not rates.sum() > 0:
+        raise ValueError("gradient_rate and edge_rates must be finite, >= 0 and not all 0")
+    rng = np.random.default_rng(seed)
+    upto = np.cumsum(rates)
+    times = np.sort(rng.uniform(0, rounds * unit, rng.poisson(upto[-1] * rounds * unit)))
+    clock = np.searchsorted(upto, upto[-1] * rng.random(len(times)), side="right")
+    i, j = np.concatenate([np.stack([np.arange(n), np.full(n, n)], 1), edges])[clock].T
+    return from_events(times, i, j, n, rounds=rounds, unit=unit, cap=cap, waves=waves)
+
+
+def _clocks(graph, edge_rates):
+    """n, the edges [m, 2] and their rates [m]."""
+    if isinstance(graph, np.ndarray | list | tuple | jax.Array):
+        rates = _square(graph) * np.asarray(edge_rates, float)
+    else:
+        present = _undirected(graph, "poisson")
+        rates = present * np.asarray(edge_rates, float)
+        if np.ndim(edge_rates) and (np.asarray(edge_rates) * ~present).any():
+            raise ValueError(
+                "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
+            )
+    if not np.allclose(rates, rates.T, rtol=1e-9, atol=0):
+        raise ValueError("edge rates must be symmetric: use `(rates + rates.T) / 2`")
+    edges = np.argwhere(np.triu(rates, 1))
+    return len(rates), edges, rates[edges[:, 0], edges[:, 1]]
+
+
+def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
+    """Equal rates for all edges with which DADAO converges, at a speed that no graph changes.
+
+    The total rate is factor * sqrt(2 chi1 chi2), chi1 and chi2 those of the graph with total rate 1.
+
+    Args:
+        graph: undirected, connected.
+        factor: 1 for chi1 chi2 = 1/2, the largest value the theory allows; below it DADAO diverges.
+
+    Returns:
+        `rate` of an edge (events per second, for `poisson`), and `chi1`, `chi2` of the Laplacian
+        with these rates (the first for `DADAO`).
+
+    Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
+    ICML 2023, arXiv 2208.00779; their code was read.
+    """
+    count = graph.number_of_edges()
+    one = spectra.laplacian(graph, 1 / count)
+    chi1, chi2 = spectra.chi1(one), spectra.chi2(one)
+    total = factor * np.sqrt(2 * chi1 * chi2)
+    return {"rate": float(total / count), "chi1": chi1 / total, "chi2": chi2 / total}
+
+
+def from_events(
+    times: Float[np.ndarray, " e"],
+    i: Int[np.ndarray, " e"],
+    j: Int[np.ndarray, " e"],
+    n: int,
+    *,
+    rounds: int,
+    unit: float = 1.0,
+    cap: tuple[int, int] | None = None,
+    waves: int = 0,
+) -> Timeline:
+    """Your own events, cut into rounds and packed into waves.
+
+    Args:
+        times: seconds, sorted, in [0, rounds * unit]. Equal times happen in the order given.
+        i: the node of a gradient, or one end of an exchange.
+        j: n for a gradient, or the other end of the exchange.
+        n: number of nodes.
+        rounds: of `unit` seconds.
+        unit: seconds of a round.
+        cap: most gradients and exchanges of one wave; by default half the mean of the narrowest
+            packing, which needs twice the waves but fills them.
+        waves: at least so many waves per round, so that timelines with the same cap share a shape
+            (stack them, and `vmap` the run); by default what the fullest round needs.
+
+    Returns:
+        A `Timeline` of `Events`.
+
+    Raises:
+        ValueError: times unsorted or out of range, unknown nodes, an exchange of a node with
+            itself, too few waves.
+    """
+    times, i, j = np.asarray(times, float), np.asarray(i, np.int64), np.asarray(j, np.int64)
+    _check_events(times, i, j, n, rounds, unit)
+    when = np.minimum((times / unit).astype(np.int64), rounds - 1)
+    pair = j < n
+    chain = _chains(when, i, j, n)
+    before = np.where(chain.past >= 0, times[chain.past], (when * unit)[:, None])
+    gap = times[:, None] - before
+    rest = np.full(rounds * n, float(unit))
+    rest[chain.last_node] = ((when + 1) * unit - times)[chain.last_event]
+    height = _heights(chain, pair)
+    cap = cap or _half(height, pair, when)
+    wave, slot = _pack(chain, height, pair, when, cap)
+    needed = int(wave.max(initial=0)) + 1
+    if waves and waves < needed:
+        raise ValueError(f"waves must be at least {needed} with cap={cap}, got {waves}")
+    shape = (rounds, max(waves, needed))
+
+    def table(which, width, values, empty, dtype):
+        out = np.full((*shape, width), empty, dtype)
+        out[when[which], wave[which], slot[which]] = values[which]
+        return out
+
+    number = np.arange(len(times))
+    live = np.ones((rounds, n), bool)
+    nets = Events(
+        t=np.arange(rounds, dtype=np.int32),
+        grad=table(~pair, cap[0], i, n, np.int32),
+        at=table(~pair, cap[0], times, 0, float),
+        gap=table(~pair, cap[0], gap[:, 0], 0, float),
+        number=table(~pair, cap[0], number, 0, np.int32),
+        i=table(pair, cap[1], i, n, np.int32),
+        j=table(pair, cap[1], j, n, np.int32),
+        when=table(pair, cap[1], times, 0, float),
+        gap_i=table(pair, cap[1], gap[:, 0], 0, float),
+        gap_j=table(pair, cap[1], gap[:, 1], 0, float),
+        order=table(pair, cap[1], number, 0, np.int32),
+        rest=rest.reshape(rounds, n),
+        end=unit * np.arange(1.0, rounds + 1),
+        send=Send(~live, np.broadcast_to(np.arange(n, dtype=np.int32), live.shape), live),
+        elapsed=np.full(rounds, float(unit)),
+        n=n,
+    )
+    return _timeline(nets, n)
+
+
+def _check_events(times, i, j, n, rounds, unit):
+    _between("rounds", rounds, 1)
+    if not unit > 0:
+        raise ValueError(f"unit must be positive seconds, got {unit}")
+    if times.shape != i.shape or times.shape != j.shape or times.ndim != 1:
+        raise ValueError(f"times, i and j must share one length, got {times.shape}, {i.shape}, {j.shape}")
+    if len(times) and (
+        (np.diff(times) < 0).any() or times[0] < 0 or times[-1] > rounds * unit * (1 + 1e-12)
+    ):
+        raise ValueError(
+            f"times must be sorted and in [0, rounds * unit] = [0, {rounds * unit:g}]; use "
+            "`order = np.argsort(times, kind='stable')`"
+        )
+    wrong = (i < 0) | (i >= n) | (j < 0) | (j > n) | (i == j)
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise ValueError(
+            f"events must join two different nodes of 0..{n - 1}, or have j = {n} for a gradient; "
+            f"event {k} has i={i[k]}, j={j[k]}"
+        )
+
+
+class _Chains:
+    """For event e and its nodes (0: i, 1: j): the previous and next event there, -1 for none."""
+
+    def __init__(self, past, future, last_node, last_event):
+        self.past, self.future = past, future  # [e, 2]
+        self.last_node, self.last_event = last_node, last_event  # round * n + node, its last event
+
+
+def _chains(when, i, j, n):
+    count = len(i)
+    event, end = np.arange(count), np.flatnonzero(j < n)
+    node = np.concatenate([when * n + i, when[end] * n + j[end]])
+    event = np.concatenate([event, end])
+    column = np.repeat([0, 1], [count, len(end)])
+    by = np.argsort(node * max(count, 1) + event)
+    node, event, column = node[by], event[by], column[by]
+    same = node[1:] == node[:-1]
+    past, future = np.full((2, count, 2), -1)
+    past[event[1:], column[1:]] = np.where(same, event[:-1], -1)
+    future[event[:-1], column[:-1]] = np.where(same, event[1:], -1)
+    last = ~np.append(same, np.zeros(min(count, 1), bool))
+    return _Chains(past, future, node[last], event[last])
+
+
+def _heights(chain, pair):
+    """Half waves from an event to the end of the longest chain that it starts."""
+    height = np.zeros(len(pair) + 1, np.int64)
+    # from kind a to kind b: gradient -> exchange fits into one wave, the others need the next one
+    step = np.array([[2, 1], [1, 2]])
+    kind = np.append(pair, False).astype(int)
+    left = (chain.future >= 0).sum(1)
+    front = np.flatnonzero(left == 0)
+    while len(front):
+        future = chain.future[front]
+        ahead = height[future] + step[kind[front][:, None], kind[future]]
+        height[front] = np.where(future >= 0, ahead, 0).max(1)
+        front = _released(left, chain.past[front])
+    return height[:-1]
+
+
+def _released(left, neighbours):
+    """Counts down the events that waited for these; those that wait for nothing more."""
+    events = neighbours[neighbours >= 0]
+    np.subtract.at(left, events, 1)
+    return np.unique(events[left[events] == 0])
+
+
+def _half(height, pair, when):
+    """Half the mean number of gradients and exchanges per wave of the narrowest packing."""
+    if not len(pair):
+        return 1, 1
+    depth = np.zeros(when[-1] + 1)
+    np.maximum.at(depth, when, height // 2 + 1)
+    mean = np.array([(~pair).sum(), pair.sum()]) / depth.sum()
+    return tuple(max(1, round(m / 2)) for m in mean)
+
+
+def _pack(chain, height, pair, when, cap):
+    """List scheduling of all rounds at once, longest remaining chain first: wave and slot."""
+    wave, slot = np.zeros((2, len(pair)), np.int64)
+    urgent = when * (height.max(initial=0) + 1) - height  # round, then height
+    left = (chain.past >= 0).sum(1)
+    new = np.flatnonzero(left == 0)
+    ready = [new[~pair[new]], new[pair[new]]]
+    v = 0
+    while len(ready[0]) or len(ready[1]):
+        for kind in (0, 1):
+            queue = ready[kind][np.argsort(urgent[ready[kind]], kind="stable")]
+            of = when[queue]
+            first = np.append(True, of[1:] != of[:-1])[: len(of)]
+            start = np.flatnonzero(first)
+            rank = np.arange(len(of)) - np.repeat(start, np.diff(np.append(start, len(of))))
+            take = rank < cap[kind]
+            chosen = queue[take]
+            wave[chosen], slot[chosen] = v, rank[take]
+            new = _released(left, chain.future[chosen])
+            ready[kind] = queue[~take]
+            ready = [np.concatenate([ready[k], new[pair[new] == k]]) for k in (0, 1)]
+        v += 1
+    return wave, slot
+
+
+def _between(name, value, low, high=None):
+    if value < low or (high is not None and value > high):
+        expected = f"at least {low}" if high is None else f"between {low} and n = {high}"
+        raise ValueError(f"{name} must be {expected}, got {value}; for example `{name}={low}`")

@@ -1,0 +1,599 @@
+"""Networks of nodes: fixed and time-varying graphs, link failures, churn, and who is Byzantine."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxfl import comm
+from jaxfl.networks import graphs as _graphs
+from jaxfl.networks import weights as _weights
+from jaxfl.networks.adversaries import Honest, Send, ranged
+from jaxfl.networks.nets import Cohort, Graph, Links
+from jaxfl.types import Key, Scalar
+
+
+def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
+    """The cheapest record for a mixing matrix: dense if most entries are nonzero, shifts, or slots.
+
+    Args:
+        w: `[n, n]` concrete matrix, `w[i, j]` = weight that i puts on j.
+        dense: share of nonzero entries in the fullest row beyond which the full matrix is kept.
+
+    Returns:
+        `Dense`, `Shifts` (circulant) or `Near`.
+    """
+    w = np.asarray(w)
+    degree = int((w != 0).sum(1).max())
+    if degree > max(3, dense * len(w)):
+        return comm.Dense(jnp.asarray(w))
+    circulant = _weights.shifts(w)
+    if circulant is not None:
+        values, offsets = circulant
+        return comm.Shifts(jnp.asarray(values), tuple(int(s) for s in offsets), len(w))
+    return comm.Near(*(jnp.asarray(a) for a in _weights.neighbours(w)))
+
+
+def _graph(t, w, n, links, active=None):
+    active = jnp.ones(n, bool) if active is None else active
+    ids = jnp.arange(n, dtype=jnp.int32)
+    return Graph(t, w, active, Send(jnp.zeros(n, bool), ids, active), links)
+
+
+@struct.dataclass
+class Static:
+    """The same mixing weights in every round; `graph("ring", 16)` makes one by name.
+
+    Args:
+        w: `Dense`, `Near` or `Shifts`, traced.
+        n: number of nodes, static.
+        links: speeds, for simulated seconds.
+        sums: which sums of w are 1: "row", "column" (directed push graphs), "doubly" (both), or
+            "symmetric" (both, and w = w'), static.
+    """
+
+    w: comm.Weights
+    n: int = struct.field(pytree_node=False, default=0)
+    links: Links = Links()
+    sums: str = struct.field(pytree_node=False, default="row")
+    kind: ClassVar[type] = Graph
+    static: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+
+    @property
+    def column(self) -> int:
+        """1 if columns, but not rows, sum to 1."""
+        return int(self.sums == "column")
+
+    def __call__(self, t: Scalar, key: Key) -> Graph:
+        """The net of round t."""
+        return _graph(t, self.w, self.n, self.links)
+
+
+def graph(
+    name: str,
+    n: int,
+    *,
+    weights: str = "",
+    seed: int | np.random.Generator = 0,
+    links: Links | None = None,
+    **options: Any,
+) -> Any:
+    """A network of n nodes by the name of its graph.
+
+    Args:
+        name: of `jaxfl.networks.GRAPHS` ("ring", "torus", "exponential", ...), or a time-varying
+            one: "one_peer_exponential", "one_peer_hypercube", "one_peer_ring", "random_matching",
+            "random_out".
+        n: number of nodes.
+        weights: rule for the mixing weights of a fixed graph, of `jaxfl.networks.WEIGHTS`, such as
+            "lazy"; by default "metropolis", and on directed graphs "column_stochastic", which on a
+            regular one is doubly stochastic.
+        seed: of random graphs.
+        links: speeds, for simulated seconds.
+        options: of the graph, such as `p` or `degree`, or of the weights, such as `alpha`.
+
+    Raises:
+        ValueError: an unknown name or weight rule, with the nearest, or impossible sizes.
+    """
+    links = links or Links()
+    if name in TIME_VARYING:
+        if weights:
+            raise ValueError(
+                f"{name} changes every round and has its own weights, got weights={weights!r}; "
+                f'use `graph("{name}", {n})`, or a fixed graph'
+            )
+        _graphs.accepts(TIME_VARYING[name], name, options)
+        return TIME_VARYING[name](n, links, **options)
+    rule_options = {k: options.pop(k) for k in ("alpha", "nonnegative") if k in options}
+    g = _graphs.make(name, n, seed=seed, **options)
+    rule = weights or ("column_stochastic" if g.is_directed() else "metropolis")
+    return from_matrix(_weights.make(rule, g, **rule_options), links=links)
+
+
+def from_matrix(w: np.ndarray, *, links: Links | None = None) -> Static:
+    """A fixed network from your own mixing matrix, checked.
+
+    Args:
+        w: `[n, n]`, `w[i, j]` = weight that i puts on j: rows sum to 1 (gossip), or columns do
+            (push-sum), or both.
+
+    Raises:
+        ValueError: not square, not stochastic either way, or disconnected, naming where.
+    """
+    w = np.asarray(w, float)
+    sums = _sums([w])
+    _weights.check(w, kind=sums, negative=True, tol=_TOLERANCE)
+    return Static(mixing(w), len(w), links or Links(), sums)
+
+
+_TOLERANCE = 1e-6  # float32 matrices are welcome
+
+
+def _sums(ws):
+    """Which sums of all the matrices are 1, of `jaxfl.networks.weights.KINDS`; "row" if none."""
+    close = lambda a, b: np.allclose(a, b, rtol=0, atol=_TOLERANCE)
+    if any(w.ndim != 2 or len(set(w.shape)) != 1 for w in ws):
+        return "row"
+    rows, columns = (all(close(w.sum(axis), 1) for w in ws) for axis in (1, 0))
+    if not (rows and columns):
+        return "column" if columns else "row"
+    return "symmetric" if all(close(w, w.T) for w in ws) else "doubly"
+
+
+@struct.dataclass
+class Periodic:
+    """Mixing weights that repeat: `w` holds B of them, stacked, and round t uses t mod B.
+
+    Args:
+        w: `Near` or `Dense` with a leading axis B, traced.
+        n: number of nodes, static.
+        links: speeds, for simulated seconds.
+        sums: as for `Static`.
+    """
+
+    w: comm.Near | comm.Dense
+    n: int = struct.field(pytree_node=False, default=0)
+    links: Links = Links()
+    sums: str = struct.field(pytree_node=False, default="row")
+    kind: ClassVar[type] = Graph
+    static: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
+
+    @property
+    def column(self) -> int:
+        """1 if columns, but not rows, sum to 1."""
+        return int(self.sums == "column")
+
+    def __call__(self, t: Scalar, key: Key) -> Graph:
+        """The net of round t."""
+        period = self.w.w.shape[0]
+        w = jax.tree.map(lambda a: a[jnp.asarray(t) % period], self.w)
+        return _graph(t, w, self.n, self.links)
+
+
+def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
+    """A time-varying network from a list of mixing matrices `[n, n]`, used in turn.
+
+    Each must be stochastic; only their union needs to be connected.
+
+    Raises:
+        ValueError: matrices of different sizes, or not stochastic.
+    """
+    ws = [np.asarray(w, float) for w in ws]
+    if len({w.shape for w in ws}) != 1:
+        raise ValueError(
+            f"ws must be matrices of one shape [n, n], got {[w.shape for w in ws]}; "
+            "for example `periodic([w_even, w_odd])`"
+        )
+    sums = _sums(ws)
+    for w in ws:
+        _weights.check(w, kind=sums, connected=False, negative=True, tol=_TOLERANCE)
+    union = (sum(w != 0 for w in ws) > 0) + np.eye(len(ws[0]))
+    _weights.check(union / union.sum(1, keepdims=True), kind="row")
+    parts = [_weights.neighbours(w) for w in ws]
+    k = max(idx.shape[1] for idx, _, _ in parts)
+    near = comm.Near(*(jnp.asarray(np.stack(p)) for p in zip(*(_widen(*p, k) for p in parts))))
+    return Periodic(near, len(ws[0]), links or Links(), sums)
+
+
+def _widen(idx, w, back, k):
+    n, extra = len(idx), k - idx.shape[1]
+    own = np.broadcast_to(np.arange(n, dtype=idx.dtype)[:, None], (n, extra))
+    return (
+        np.concatenate([idx, own], 1),
+        np.concatenate([w, np.zeros((n, extra))], 1),
+        np.concatenate([back, np.zeros((n, extra), back.dtype)], 1),
+    )
+
+
+def _pairs(sources, links):
+    """Half the own model and half that of one peer, phase by phase: `sources [B, n]`."""
+    sources = np.asarray(sources, np.int32)
+    period, n = sources.shape
+    own = np.broadcast_to(np.arange(n, dtype=np.int32), sources.shape)
+    alone = sources == own
+    w = np.stack([np.where(alone, 1.0, 0.5), np.where(alone, 0.0, 0.5)], -1)
+    mutual = np.take_along_axis(sources, sources, 1) == own
+    back = np.stack([np.zeros_like(own), np.where(alone, 0, np.where(mutual, 1, -1))], -1)
+    near = comm.Near(
+        jnp.asarray(np.stack([own, sources], -1)), jnp.asarray(w), jnp.asarray(back, jnp.int32)
+    )
+    return Periodic(near, n, links, "symmetric" if mutual.all() else "doubly")
+
+
+@struct.dataclass
+class RandomMatching:
+    """A fresh uniformly random perfect matching every round; pairs average.
+
+    Args:
+        n: number of nodes, >= 2, static; of an odd number one node stays alone.
+        links: speeds, for simulated seconds.
+    """
+
+    n: int = struct.field(pytree_node=False)
+    links: Links = Links()
+    sums: ClassVar[str] = "symmetric"
+    column: ClassVar[int] = 0
+    kind: ClassVar[type] = Graph
+    static: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _graphs._size(self.n)
+
+    def __call__(self, t: Scalar, key: Key) -> Graph:
+        """The net of round t."""
+        order = jax.random.permutation(key, self.n).astype(jnp.int32)
+        half = self.n // 2
+        own = jnp.arange(self.n, dtype=jnp.int32)
+        peer = own.at[order[:half]].set(order[half : 2 * half])
+        peer = peer.at[order[half : 2 * half]].set(order[:half])
+        alone = (peer == own)[:, None]
+        w = jnp.where(alone, jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5]]))
+        back = jnp.where(alone, 0, jnp.array([[0, 1]], jnp.int32))
+        return _graph(t, comm.Near(jnp.stack([own, peer], 1), w, back), self.n, self.links)
+
+
+@struct.dataclass
+class RandomOut:
+    """Every node pushes to k random others every round: column-stochastic, for push-sum.
+
+    Args:
+        n: number of nodes, static.
+        k: out-degree, 1 to n - 1, static.
+        links: speeds, for simulated seconds.
+    """
+
+    n: int = struct.field(pytree_node=False)
+    k: int = struct.field(pytree_node=False, default=1)
+    links: Links = Links()
+    sums: ClassVar[str] = "column"
+    column: ClassVar[int] = 1
+    kind: ClassVar[type] = Graph
+    static: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 1 <= self.k < self.n:
+            raise ValueError(
+                f"k must be from 1 to n - 1 = {self.n - 1}, got {self.k}; use `RandomOut({self.n}, 1)`"
+            )
+
+    def __call__(self, t: Scalar, key: Key) -> Graph:
+        """The net of round t."""
+        u = jax.random.uniform(key, (self.n, self.n))
+        u = jnp.where(jnp.eye(self.n, dtype=bool), -1.0, u)  # the own row always, then the k least
+        out = jax.lax.top_k(-u, self.k + 1)[1]
+        w = jnp.zeros((self.n, self.n)).at[out.T, jnp.arange(self.n)].set(1 / (self.k + 1))
+        return _graph(t, comm.Dense(w), self.n, self.links)
+
+
+@struct.dataclass
+class Quorum:
+    """A complete network where every node waits for n - f messages, its own among them.
+
+    The worst case: all Byzantine messages arrive, the rest are random honest ones.
+
+    Args:
+        n: number of nodes, static.
+        f: messages not waited for, static, < n.
+        byzantine: `[n]` bool, whose messages always arrive; the first f by default, traced.
+        links: speeds, for simulated seconds.
+    """
+
+    n: int = struct.field(pytree_node=False)
+    f: int = struct.field(pytree_node=False)
+    byzantine: Scalar = None
+    links: Links = Links()
+    sums: ClassVar[str] = "row"
+    column: ClassVar[int] = 0
+    kind: ClassVar[type] = Graph
+    static: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0 <= self.f < self.n:
+            raise ValueError(
+                f"f must be from 0 to n - 1 = {self.n - 1}, got {self.f}; use `Quorum({self.n}, 1)`"
+            )
+
+    def __call__(self, t: Scalar, key: Key) -> Graph:
+        """The net of round t."""
+        bad = first(self.f, self.n) if self.byzantine is None else self.byzantine
+        u = jax.random.uniform(key, (self.n, self.n))
+        u = jnp.where(jnp.asarray(bad, bool)[None], u - 1, u)
+        u = jnp.where(jnp.eye(self.n, dtype=bool), -2.0, u)
+        idx = jnp.argsort(u, axis=1)[:, : self.n - self.f].astype(jnp.int32)
+        w = jnp.full(idx.shape, 1 / (self.n - self.f))
+        back = jnp.full(idx.shape, -1, jnp.int32).at[:, 0].set(0)
+        return _graph(t, comm.Near(idx, w, back), self.n, self.links)
+
+
+TIME_VARYING = {
+    "one_peer_exponential": lambda n, links: _pairs(_graphs.one_peer_exponential(n), links),
+    "one_peer_hypercube": lambda n, links: _pairs(_graphs.one_peer_hypercube(n), links),
+    "one_peer_ring": lambda n, links: _pairs(_graphs.one_peer_ring(n), links),
+    "random_matching": lambda n, links: RandomMatching(n, links),
+    "random_out": lambda n, links, k=1: RandomOut(n, k, links),
+}
+
+
+@struct.dataclass
+class LinkFailures:
+    """Every link of a network fails with a probability, independently, round by round.
+
+    A link in both directions fails in both. Symmetric weights go to both diagonals, so that the
+    matrix stays doubly stochastic; on a directed graph either its rows or its columns keep their
+    sums.
+
+    Args:
+        network: of nodes, whose links fail.
+        rate: probability, in [0, 1], traced.
+        keep: "row" (the receiver puts a lost weight on itself: gossip) or "column" (the sender
+            keeps the mass: push-sum), static; "" for the sums that the network has, "row" if both.
+    """
+
+    network: Any
+    rate: Scalar = ranged(0.0, high=1.0)
+    keep: str = struct.field(pytree_node=False, default="")
+    kind: ClassVar[type] = Graph
+    static: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+
+    @property
+    def n(self) -> int:
+        """Number of nodes."""
+        return self.network.n
+
+    @property
+    def sums(self) -> str:
+        """Which sums of the weights are 1, as for `Static`."""
+        return _lossy(self.network.sums, self.keep)
+
+    @property
+    def column(self) -> int:
+        """1 if columns, but not rows, sum to 1."""
+        return int(self.sums == "column")
+
+    def __call__(self, t: Scalar, key: Key) -> Graph:
+        """The net of round t."""
+        inner, coin = jax.random.split(key)
+        net = self.network(t, inner)
+        near = comm.to_near(net.w)
+        u = jax.random.uniform(coin, near.idx.shape)
+        own = jnp.arange(self.n)[:, None]
+        mutual = near.back >= 0
+        twin = u[near.idx, jnp.maximum(near.back, 0)]  # both ends read the draw of the lower index
+        u = jnp.where(mutual & (near.idx < own), twin, u)
+        return _without(net, near, (u >= self.rate) | (near.idx == own), self.column)
+
+
+def _lossy(sums, keep):
+    """Which sums are 1 once links are lost: both only if they are lost in both directions alike."""
+    if keep not in ("", "row", "column"):
+        raise ValueError(f'keep must be "row", "column" or "", got {keep!r}; use `keep="row"`')
+    if sums == "symmetric":
+        return sums
+    own = "row" if sums == "doubly" else sums
+    if sums != "doubly" and keep not in ("", own):
+        raise ValueError(f'keep="{keep}" needs weights whose {keep}s sum to 1; use `keep="{own}"`')
+    return keep or own
+
+
+def _without(net, near, kept, column, **fields):
+    """The net with edges not kept lost: to the receiver's diagonal, or the sender's if column."""
+    lost = jnp.where(kept, 0, near.w)
+    diagonal = (
+        jnp.zeros_like(near.w[:, 0]).at[near.idx].add(lost) if column else lost.sum(1)
+    )
+    near = near.replace(w=jnp.where(kept, near.w, 0).at[:, 0].add(diagonal))
+    send = net.send.replace(near=None if net.send.near is None else near)
+    return net.replace(**{"w": near, "send": send, **fields})
+
+
+@struct.dataclass
+class Churn:
+    """Nodes are absent at random: an absent node computes nothing, sends nothing, keeps its state.
+
+    Args:
+        network: of nodes that come and go.
+        present: probability that a node is active in a round, scalar or `[n]`, in [0, 1], or
+            `[rounds, n]` by round: `markov(...).available` for nodes that stay away for a while.
+            Traced.
+        keep: as for `LinkFailures`.
+    """
+
+    network: Any
+    present: Scalar = ranged(1.0, high=1.0)
+    keep: str = struct.field(pytree_node=False, default="")
+    kind: ClassVar[type] = Graph
+    static: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+
+    @property
+    def n(self) -> int:
+        """Number of nodes."""
+        return self.network.n
+
+    @property
+    def sums(self) -> str:
+        """Which sums of the weights are 1, as for `Static`."""
+        return _lossy(self.network.sums, self.keep)
+
+    @property
+    def column(self) -> int:
+        """1 if columns, but not rows, sum to 1."""
+        return int(self.sums == "column")
+
+    def __call__(self, t: Scalar, key: Key) -> Graph:
+        """The net of round t."""
+        inner, coin = jax.random.split(key)
+        net = self.network(t, inner)
+        present = self.present[t] if jnp.ndim(self.present) == 2 else self.present
+        active = net.active & (jax.random.uniform(coin, (self.n,)) < present)
+        near = comm.to_near(net.w)
+        own = jnp.arange(self.n)[:, None]
+        kept = (active[:, None] & active[near.idx]) | (near.idx == own)
+        net = _without(net, near, kept, self.column, active=active)
+        return net.replace(send=net.send.replace(live=active))
+
+
+@struct.dataclass
+class Attacked:
+    """A network some of whose clients are Byzantine, or whose channel is imperfect.
+
+    Args:
+        network: any network.
+        byzantine: `[n]` bool or 0/1, who is Byzantine, traced; `first(f, n)` marks the first f. By
+            default nobody.
+        adversary: what they send: `SignFlip()`, `ALIE(...)`, `IPM(...)`, ...
+        channel: what happens to every message: `Noisy(sigma)`.
+    """
+
+    network: Any
+    byzantine: Scalar = 0
+    adversary: Any = Honest()
+    channel: Any = None
+
+    @property
+    def kind(self) -> type:
+        """The net it makes."""
+        return self.network.kind
+
+    @property
+    def static(self) -> bool:
+        """Whether the graph never changes."""
+        return self.network.static
+
+    @property
+    def lossless(self) -> bool:
+        """Whether nothing fails."""
+        return self.network.lossless
+
+    @property
+    def sums(self) -> str:
+        """Which sums of the weights are 1, as for `Static`; "" without a graph."""
+        return getattr(self.network, "sums", "")
+
+    @property
+    def column(self) -> int:
+        """1 if columns, but not rows, sum to 1."""
+        return int(self.sums == "column")
+
+    @property
+    def n(self) -> int:
+        """Number of clients."""
+        return self.network.n
+
+    def __call__(self, t: Scalar, key: Key) -> Any:
+        """The net of round t."""
+        net = self.network(t, key)
+        send = net.send
+        byzantine = jnp.broadcast_to(jnp.asarray(self.byzantine, bool), (self.n,))
+        byzantine = byzantine.at[send.id].get(mode="clip") & send.live
+        near = comm.to_near(net.w) if isinstance(net, Graph) and not self.adversary.local else None
+        channel = send.channel if self.channel is None else self.channel
+        return net.replace(
+            send=send.replace(
+                byzantine=byzantine, adversary=self.adversary, channel=channel, near=near
+            )
+        )
+
+
+def first(f: int, n: int) -> np.ndarray:
+    """`[n]` bool: the first f of n clients."""
+    return np.arange(n) < f
+
+
+def layers(network: Any) -> Iterator[Any]:
+    """A network and those that it wraps, from the outside in."""
+    while network is not None:
+        yield network
+        network = getattr(network, "network", None)
+
+
+def check(network: Any, rounds: int) -> None:
+    """Raises ValueError for wrappers around the wrong kind of network and arrays of wrong sizes.
+
+    Shapes are known also under `jit` and `vmap`. Ranges are the business of
+    `jaxfl.simulate.check_ranges`.
+    """
+    n = network.n
+    for layer in layers(network):
+        name, inner = type(layer).__name__, getattr(layer, "network", None)
+        if inner is not None and not isinstance(layer, Attacked) and inner.kind is not layer.kind:
+            fix = "Drop(network, rate)" if inner.kind is Cohort else "LinkFailures(network, rate)"
+            raise ValueError(
+                f"{name} needs a network that makes {layer.kind.__name__} nets, got "
+                f"{type(inner).__name__}, which makes {inner.kind.__name__}; use `{fix}`"
+            )
+        if isinstance(layer, Attacked):
+            _aimed(layer)
+        drawn = getattr(layer, "rounds", rounds)
+        if np.ndim(getattr(layer, "present", 0)) == 2:
+            drawn = layer.present.shape[0]
+        if drawn < rounds:
+            raise ValueError(
+                f"{name} is drawn for {drawn} rounds, asked for {rounds}; draw it with rounds={rounds}"
+            )
+        table = ((drawn, n),) if hasattr(layer, "present") else ()
+        for field in ("rate", "present", "byzantine"):
+            _sized(name, field, getattr(layer, field, 0.0), n, table)
+        links = getattr(layer, "links", Links())
+        _sized("Links", "compute", links.compute, n)
+        _sized("Links", "down", links.down, n)
+        if layer.kind is Graph and 2 in (np.ndim(links.latency), np.ndim(links.up)):
+            w = jax.eval_shape(lambda: comm.to_near(layer(jnp.int32(0), jax.random.key(0)).w))
+            table = (w.idx.shape,)
+        else:
+            table = ()
+        _sized("Links", "latency", links.latency, n, table)
+        _sized("Links", "up", links.up, n, table)
+
+
+def _aimed(network):
+    name, kind = type(network.adversary).__name__, network.kind
+    if getattr(network.adversary, "held", False) and kind is not Graph:
+        raise ValueError(
+            f"{name} sends different messages to different receivers, which needs Graph nets, got "
+            f"{kind.__name__}; on a server use `ALIE()` or `IPM()`"
+        )
+    if not network.adversary.local and kind not in (Cohort, Graph):
+        raise ValueError(
+            f"{name} must see all messages of a round at once, which {kind.__name__} nets do not "
+            "have; use a row-local adversary such as `SignFlip()`"
+        )
+
+
+def _sized(name, field, value, n, more=()):
+    shape = np.shape(value) if value is not None else ()
+    if shape not in ((), (n,), *more):
+        allowed = " or ".join(str(s) for s in ((n,), *more))
+        raise ValueError(
+            f"{name}.{field} must be one number or have shape {allowed}, got shape {shape}; "
+            f"for example `{field}=np.zeros({n})`"
+        )

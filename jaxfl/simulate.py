@@ -1,0 +1,520 @@
+"""Running algorithms: one scan over rounds, chunked runs, grids of hyperparameters."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxfl import comm
+from jaxfl.clients import Clients, LossShapeError
+from jaxfl.types import Info, Key, Params, Scalar, nearest
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """What every algorithm is: a frozen pytree of hyperparameters with two pure methods."""
+
+    def init(self, params: Params, clients: Clients, key: Key) -> Any:
+        """The state before the first round."""
+        ...
+
+    def round(self, state: Any, clients: Clients, net: Any, key: Key) -> tuple[Any, Info]:
+        """One round."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What an algorithm asks of its network; `simulate` refuses what does not fit.
+
+    Args:
+        net: the kind of net: `Cohort`, `Graph`, `Arrivals` or `Events`.
+        static: the graph must not change.
+        lossless: no link may fail.
+        rows: rows of the mixing matrix must sum to 1.
+        columns: columns of the mixing matrix must sum to 1.
+        local: adversaries must be row-local.
+        check: `check(alg, network)` raises ValueError; called when the network's values are concrete.
+    """
+
+    net: type
+    static: bool = False
+    lossless: bool = False
+    rows: bool = False
+    columns: bool = False
+    local: bool = False
+    check: Callable[[Any, Any], None] | None = None
+
+
+class History(NamedTuple):
+    """What every round reported, leaves `[rounds, ...]`; the fields of `Info`, and two more."""
+
+    loss: Scalar
+    up: Scalar
+    down: Scalar
+    grads: Scalar
+    aux: Any
+    clients: Scalar  # how many took part
+    seconds: Scalar  # simulated duration of the round
+
+    def totals(self) -> dict[str, np.ndarray]:
+        """Cumulative cost after every round, summed in float64 on the host.
+
+        Returns:
+            `rounds`, `megabytes` (sent and received, all clients), `grads` (minibatch gradients,
+            all clients), `seconds` (simulated), each with the round as the last axis.
+        """
+        up, down, grads, clients, seconds = (
+            np.asarray(a, np.float64)
+            for a in (self.up, self.down, self.grads, self.clients, self.seconds)
+        )
+        return {
+            "rounds": np.broadcast_to(np.arange(1, up.shape[-1] + 1), up.shape),
+            "megabytes": np.cumsum((up + down) * clients, -1) / 8e6,
+            "grads": np.cumsum(grads * clients, -1),
+            "seconds": np.cumsum(seconds, -1),
+        }
+
+
+class Run(NamedTuple):
+    """The end of a simulation."""
+
+    state: Any  # `state.params` is the deployable model
+    history: History  # per round
+    evaluations: Any  # what `evaluate` returned, leaves [rounds / every, ...]; () without
+
+
+def keys(key: Key, t: Scalar) -> tuple[Key, Key]:
+    """The keys of round t: of the network, and of the algorithm.
+
+    They do not depend on the algorithm: under one key, all algorithms meet the same cohorts,
+    graphs, delays, failures and attackers.
+    """
+    network, algorithm = jax.random.split(jax.random.fold_in(key, t))
+    return network, algorithm
+
+
+def init(alg: Any, clients: Clients, params: Params, key: Key) -> Any:
+    """The state before the first round, its key apart from those of the rounds."""
+    return alg.init(params, clients, jax.random.fold_in(key, 2**32 - 1))
+
+
+def simulate(
+    alg: Any,
+    clients: Clients,
+    network: Any,
+    params: Params,
+    key: Key,
+    *,
+    rounds: int,
+    start: int = 0,
+    state: Any = None,
+    every: int = 0,
+    evaluate: Callable | None = None,
+    schedule: Callable | None = None,
+) -> Run:
+    """A whole experiment as one XLA program.
+
+    It can be jitted, mapped over the algorithm's traced fields (`jax.vmap(run)(grid(...))`), the
+    key, the network's arrays, and differentiated.
+
+    Args:
+        alg: the algorithm, with numbers or arrays in its traced fields.
+        clients: the local problems.
+        network: what the world does, of the kind the algorithm needs.
+        params: the initial model, `[...]`.
+        key: everything random follows from it; round t uses `fold_in(key, t)`.
+        rounds: how many.
+        start: number of the first round, for a resumed run.
+        state: where to go on; by default `init` makes one.
+        every: evaluate after every so many rounds, inside the program; must divide `rounds`.
+        evaluate: `evaluate(state) -> pytree`; carry its data in a pytree (`jaxfl.metrics`, or
+            `jax.tree_util.Partial(f, data)`), so that they are not baked into the program.
+        schedule: `schedule(alg, t) -> alg`, hyperparameters that change with the round.
+
+    Returns:
+        `Run(state, history, evaluations)`.
+
+    Raises:
+        ValueError: a network that does not fit the algorithm, values out of range, sizes that
+            disagree, `every` that does not divide `rounds`.
+    """
+    alg = strong(alg, params)
+    check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
+    _check_every(rounds, every, evaluate)
+    if state is None:
+        state = _init(alg, clients, params, key)
+    return _scan(
+        alg,
+        clients,
+        network,
+        key,
+        jnp.asarray(start, jnp.int32),
+        state,
+        _callable(evaluate),
+        _callable(schedule),
+        rounds=rounds,
+        every=every or rounds,
+    )
+
+
+def _callable(f):
+    """A function as a pytree: records and Partials keep their arrays traced."""
+    if f is None or jax.tree_util.treedef_is_leaf(jax.tree.structure(f)):
+        return jax.tree_util.Partial(f) if f is not None else None
+    return f
+
+
+def _concrete(a):
+    return not isinstance(a, jax.core.Tracer)
+
+
+def _divisor(rounds, every):
+    return next((d for d in range(max(every, 1), 0, -1) if rounds % d == 0), 1)
+
+
+_init = jax.jit(init)
+
+
+def _rounds(alg, clients, network, key, start, state, evaluate, schedule, *, rounds, every):
+    def step(state, t):
+        now = alg if schedule is None else strong(schedule(alg, t), state.params)
+        network_key, key_t = keys(key, t)
+        net = network(t, network_key)
+        new, info = now.round(state, clients, net, key_t)
+        new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)
+        seconds = net.seconds(info)
+        record = History(*_float(info[:4]), info.aux, net.participants(), seconds)
+        return new, record
+
+    def block(state, t):
+        state, history = jax.lax.scan(step, state, t + jnp.arange(every, dtype=t.dtype))
+        return state, (history, () if evaluate is None else evaluate(state))
+
+    first = start + every * jnp.arange(rounds // every, dtype=start.dtype)
+    state, (history, evaluations) = jax.lax.scan(block, state, first)
+    history = jax.tree.map(lambda a: a.reshape(rounds, *a.shape[2:]), history)
+    return Run(state, history, evaluations)
+
+
+_scan = jax.jit(_rounds, static_argnames=("rounds", "every"))
+_chunk = jax.jit(_rounds, static_argnames=("rounds", "every"), donate_argnames="state")
+
+
+def run(
+    alg: Any,
+    clients: Clients,
+    network: Any,
+    params: Params,
+    key: Key,
+    *,
+    rounds: int,
+    start: int = 0,
+    state: Any = None,
+    every: int = 0,
+    evaluate: Callable | None = None,
+    schedule: Callable | None = None,
+    chunk: int = 0,
+    callbacks: Sequence[Callable[[int, Run], bool | None]] = (),
+    progress: bool = False,
+) -> Run:
+    """`simulate` in chunks of rounds, with the host in between: progress, callbacks, early stops.
+
+    The numbers are those of `simulate`, bit for bit. The state is donated from chunk to chunk; the
+    caller's own arrays stay alive.
+
+    Args:
+        alg, clients, network, params, key, rounds, start, state, every, evaluate, schedule: as for
+            `simulate`.
+        chunk: rounds per chunk, a multiple of `every`; 0 takes about a twentieth of `rounds`. A
+            remainder compiles once more.
+        callbacks: `callback(t, part)` after every chunk, with the number of the next round and the
+            `Run` of this chunk; one that returns True stops the run. `part.state` is donated to
+            the next chunk: copy what should outlive the callback.
+        progress: show a progress bar.
+
+    Returns:
+        `Run(state, history, evaluations)` of all rounds done, history on the host.
+    """
+    alg = strong(alg, params)
+    check(alg, clients, network, params, rounds=start + rounds)
+    _check_every(rounds, every, evaluate)
+    every_ = every or rounds
+    if chunk % (every or 1) or chunk < 0:
+        raise ValueError(
+            f"chunk must be a multiple of every = {every}, got {chunk}; for example chunk={5 * every}"
+        )
+    chunk = chunk or _chunk_size(rounds, every or 1)
+    own = _init(alg, clients, params, key) if state is None else state
+    own = jax.tree.map(jnp.copy, own)
+    evaluate, schedule = _callable(evaluate), _callable(schedule)
+    parts, t = [], start
+    with _bar(rounds, progress) as advance:
+        while t < start + rounds:
+            size = min(chunk, start + rounds - t)
+            part = _chunk(
+                alg,
+                clients,
+                network,
+                key,
+                jnp.asarray(t, jnp.int32),
+                own,
+                evaluate,
+                schedule,
+                rounds=size,
+                every=min(every_, size),
+            )
+            own, t = part.state, t + size
+            parts.append(jax.device_get((part.history, part.evaluations)))
+            advance(size)
+            if any([callback(t, part) for callback in callbacks]):
+                break
+    history, evaluations = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    return Run(own, history, evaluations)
+
+
+def _chunk_size(rounds, every):
+    """The divisor of rounds, a multiple of every, nearest to a twentieth of the run from above."""
+    sizes = [every * k for k in range(1, rounds // every + 1) if rounds % (every * k) == 0]
+    return min((s for s in sizes if 20 * s >= rounds), default=rounds)
+
+
+@contextlib.contextmanager
+def _bar(rounds, show):
+    if not show:
+        yield lambda size: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        task = bar.add_task("rounds", total=rounds)
+        yield lambda size: bar.advance(task, size)
+
+
+def _check_every(rounds, every, evaluate):
+    if every < 0 or rounds < 1 or (every and rounds % every):
+        raise ValueError(
+            f"rounds must be >= 1 and every must divide it, got rounds={rounds}, every={every}; "
+            f"for example every={_divisor(rounds, every)}"
+        )
+    if (evaluate is None) != (every == 0):
+        raise ValueError("pass `evaluate` and `every` together, such as `every=10`")
+
+
+def _float(values):
+    return [jnp.asarray(v, jnp.result_type(float)) for v in values]
+
+
+def strong(alg: Any, params: Params) -> Any:
+    """Traced fields as strongly typed float32, or the parameters' dtype if wider.
+
+    `lr=1`, `lr=1.0` and `lr=jnp.array(1.0)` would otherwise be three programs.
+    """
+    wide = jnp.result_type(jnp.float32, *(_dtype(a) for a in jax.tree.leaves(params)))
+    return jax.tree.map(lambda a: jnp.asarray(a, wide), alg)
+
+
+def _dtype(a):
+    dtype = jnp.result_type(a)
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+
+
+def grid(alg: Any, **values: Any) -> Any:
+    """Every combination of hyperparameters, stacked: `jax.vmap(run)(grid(FedProx, lr=[...]))`.
+
+    The last name varies fastest. Every traced leaf, of components too, gets the leading axis, so
+    that `jax.vmap` maps them all. Ranges are checked here: inside `vmap` nothing is left to check.
+
+    Args:
+        alg: an algorithm class, or an instance whose other fields are kept.
+        values: for traced fields, one number or a list of them; for static fields, one value.
+
+    Returns:
+        The algorithm with leaves `[product of lengths, ...]`.
+
+    Raises:
+        ValueError: an unknown field (with the nearest), a list for a static field, values out of
+            range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(alg)}
+    for name in values:
+        if name not in fields:
+            raise ValueError(_unknown(_name(alg), name, list(fields)))
+    static = {k: v for k, v in values.items() if not _traced(fields[k]) or _component(v)}
+    for name, value in static.items():
+        if isinstance(value, list | tuple | np.ndarray):
+            raise ValueError(
+                f"{name} is static: it sets a shape or a trip count, one program per value. Run "
+                f"one grid for each: `for {name} in {list(value)}: ...`"
+            )
+    lists = {k: np.atleast_1d(np.asarray(v)) for k, v in values.items() if k not in static}
+    product = list(itertools.product(*lists.values()))
+    columns = dict(zip(lists, zip(*product, strict=True), strict=True)) if lists else {}
+    stacked = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in columns.items()}
+    alg = alg(**static, **stacked) if isinstance(alg, type) else alg.replace(**static, **stacked)
+    check_ranges(alg)
+    size = len(product)
+    return jax.tree.map(
+        lambda a: jnp.broadcast_to(jnp.asarray(a, jnp.result_type(float)), (size, *jnp.shape(a)))
+        if jnp.ndim(a) == 0
+        else jnp.asarray(a),
+        alg,
+    )
+
+
+def _traced(field):
+    return field.metadata.get("pytree_node", True)
+
+
+def _component(value):
+    return dataclasses.is_dataclass(value)
+
+
+def _name(alg):
+    return alg.__name__ if isinstance(alg, type) else type(alg).__name__
+
+
+def _unknown(what, name, known):
+    return f"{what} has no field {name!r}{nearest(name, known)}"
+
+
+def hyper(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = np.inf) -> Any:
+    """A traced hyperparameter; its range lives in the field's metadata and only there."""
+    return struct.field(default=default, metadata={"low": low, "high": high})
+
+
+def count(default: int, *, low: int = 1) -> Any:
+    """A static count: it sets a shape or a trip count, one program per value."""
+    return struct.field(pytree_node=False, default=default, metadata={"low": low})
+
+
+def check_ranges(alg: Any) -> None:
+    """Raises ValueError for a hyperparameter out of its range, of components too; tracers pass."""
+    for field in dataclasses.fields(alg):
+        value = getattr(alg, field.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+            continue
+        if "low" not in field.metadata or not _concrete(value):
+            continue
+        low, high = field.metadata["low"], field.metadata.get("high", np.inf)
+        if not _traced(field) and not isinstance(value, int | np.integer):
+            raise ValueError(f"{_name(alg)}.{field.name} must be an integer, got {value!r}")
+        array = np.asarray(value, float)
+        if not ((array >= low) & (array <= high)).all():
+            bad = array[~((array >= low) & (array <= high))].ravel()[0]
+            fit = max(low, min(high, 0.1)) if _traced(field) else low
+            raise ValueError(
+                f"{_name(alg)}.{field.name} must be in [{low}, {high}], got {bad:g}; for example "
+                f"`{_name(alg)}({field.name}={fit})`"
+            )
+
+
+def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: int) -> None:
+    """Raises ValueError where algorithm, network, clients and model do not fit together.
+
+    What depends on values (spectra, schedules) is checked when they are concrete; under `jit` and
+    `vmap` of the network there is nothing to look at.
+    """
+    check_ranges(alg)
+    needs, name = alg.needs, _name(alg)
+    if network.kind is not needs.net:
+        raise ValueError(
+            f"{name} needs a network that makes {needs.net.__name__} nets, got {_name(network)}, "
+            f"which makes {network.kind.__name__}; use {_EXAMPLES[needs.net.__name__]}"
+        )
+    if network.n != clients.n:
+        raise ValueError(
+            f"network is for {network.n} clients, clients holds {clients.n}; build it with "
+            f"n={clients.n}"
+        )
+    if needs.static and not network.static:
+        raise ValueError(
+            f"{name} assumes a graph that never changes, got {_name(network)}; use a fixed one: "
+            f'`graph("ring", {clients.n})`'
+        )
+    if needs.lossless and not network.lossless:
+        raise ValueError(
+            f"{name} does not survive lost links or absent nodes, got {_name(network)}; use the "
+            f"network inside it: `{_name(network)}(...).network`"
+        )
+    if needs.rows and getattr(network, "column", 0):
+        raise ValueError(
+            f"{name} needs mixing weights whose rows sum to 1; for column-stochastic ones use "
+            "push-sum: `SGP(lr=...)`"
+        )
+    adversary = getattr(network, "adversary", None)
+    if needs.local and adversary is not None and not adversary.local:
+        raise ValueError(
+            f"{_name(adversary)} must see all messages of a round at once, and {name} has no "
+            "common round; use a row-local adversary such as `SignFlip()`"
+        )
+    limit = getattr(network, "rounds", rounds)
+    if limit < rounds:
+        raise ValueError(f"{_name(network)} is drawn for {limit} rounds, asked for {rounds}")
+    leaves = jax.tree.leaves(network)
+    if all(_concrete(a) for a in leaves):
+        _check_values(alg, network, needs, name)
+    _check_model(clients, params)
+
+
+_EXAMPLES = {
+    "Cohort": "`Uniform(n, size)`",
+    "Graph": '`graph("ring", n)`',
+    "Arrivals": "`arrivals(n, buffer, rounds)`",
+    "Events": "`poisson(graph, rounds=...)`",
+}
+
+
+def _check_values(alg, network, needs, name):
+    w = matrix(network) if needs.columns else None
+    if w is not None and not np.allclose(w.sum(0), 1, atol=1e-6):
+        raise ValueError(
+            f"{name} needs mixing weights whose columns sum to 1 (the mean must be kept), got "
+            f"column sums from {w.sum(0).min():.4g} to {w.sum(0).max():.4g}; use "
+            '`weights="metropolis"`'
+        )
+    if needs.check is not None:
+        needs.check(alg, network)
+
+
+def matrix(network: Any) -> np.ndarray | None:
+    """The mixing matrix `[n, n]` of a fixed graph, however it is wrapped; None for any other."""
+    if not getattr(network, "static", False) or network.kind.__name__ != "Graph":
+        return None
+    while not hasattr(network, "w"):
+        if not hasattr(network, "network"):
+            return None
+        network = network.network
+    return np.asarray(comm.to_dense(network.w), float)
+
+
+def _check_model(clients, params):
+    """The loss must accept the model: shapes and dtypes, without computing anything."""
+
+    def one(client, key):
+        xi = client.draw(key)
+        loss, g = client.grad(params, xi)
+        return loss, g
+
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} must be floating, got "
+                f"{jnp.result_type(leaf)}; cast it: `x.astype(jnp.float32)`"
+            )
+    try:
+        jax.eval_shape(lambda: clients[jnp.zeros(1, jnp.int32)].each(one, key=jax.random.key(0)))
+    except LossShapeError:
+        raise
+    except Exception as error:  # whatever the user's loss raises
+        raise ValueError(
+            f"loss does not accept these params and examples: {error}; check that params come "
+            "from the same model: `params = model.init(key)`"
+        ) from error

@@ -1,0 +1,55 @@
+"""The words that every file shares: parameters, keys, records, and the table of letters.
+
+| letter | means | letter | means |
+|---|---|---|---|
+| `x` | model | `n` | number of clients |
+| `y` | local or tracked iterate | `s` | cohort size |
+| `xi` | sample of examples | `k` | buffer size, or neighbours of a node |
+| `g` | gradient | `e` | events |
+| `w` | mixing weights | `d` | number of parameters |
+| `c` | control variate | `t` | round |
+| `m` | momentum | `lr`, `mu`, `rho`, `tau` | learning rate, proximal weight, radius, threshold |
+
+Axis order everywhere: sweep, time, client, ..., parameter.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import jax
+    from jaxtyping import PyTree
+
+    Params = PyTree[jax.Array]
+    Stacked = PyTree[jax.Array]
+    Key = jax.Array
+    Scalar = jax.Array | float
+else:
+    # JAX rebuilds records with batched leaves, tracers and placeholders: a checked
+    # constructor would break `grid`, `vmap` and `tree.map`.
+    Params = Any  # one model: a pytree of arrays [...]
+    Stacked = Any  # one model per client: the same pytree with leaves [n, ...]
+    Key = Any  # a JAX random key
+    Scalar = Any  # a number, traced
+
+
+class Info(NamedTuple):
+    """What one round reports, the same record for every algorithm.
+
+    `up` and `down` count bits as float32: 100 clients x 1M parameters x 32 bits overflow int32.
+    """
+
+    loss: Scalar  # training loss, averaged over the clients that took part
+    up: Scalar  # bits sent by a participating client, averaged over them
+    down: Scalar  # bits received by a participating client, averaged over them
+    grads: Scalar  # minibatch gradients evaluated by a participating client, averaged over them
+    aux: Any = ()  # anything else, a pytree of arrays
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of an error message about an unknown name: the nearest known ones, or all."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; known: {', '.join(sorted(known))}"

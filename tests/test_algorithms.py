@@ -1,0 +1,236 @@
+"""Every row of the table against its oracle, and against the contract."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, QUICK
+from harness import (
+    CLIENTS,
+    COUNTS,
+    KEY,
+    PARTITION,
+    ROUNDS,
+    ROWS,
+    A,
+    B,
+    D,
+    N,
+    X0,
+    oracle_record,
+    play,
+    record_world,
+    relabelled,
+    row,
+)
+from jaxfl import comm
+from jaxfl.clients import Clients
+from jaxfl.networks import Graph
+from jaxfl.simulate import _scan
+from oracles.problem import LeastSquares
+
+pytestmark = pytest.mark.filterwarnings("error")
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.quick] * (c in QUICK)) for c in CASES], ids=str
+)
+
+
+@functools.cache
+def world(case):
+    """The recorded world of a case, with an empty slot and a client that never takes part."""
+    tape = record_world(case.network)
+    if not issubclass(tape.kind, Graph):
+        nets = tape.nets
+        idx = jnp.where(nets.idx == N - 1, N, nets.idx).at[2].set(N)  # round 2: nobody
+        weight = jnp.where(idx < N, nets.weight, 0)
+        live = idx < N
+        tape = tape.replace(
+            nets=nets.replace(idx=idx, weight=weight, send=nets.send.replace(live=live))
+        )
+    return tape
+
+
+@functools.cache
+def base(case):
+    """The run that most tests compare with."""
+    return play(case.algorithm, world(case))
+
+
+def close(a, b, tol=1e-12):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tol, atol=tol), a, b)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@every_case
+def test_oracle(case):
+    """Twenty rounds equal the plain NumPy oracle to 1e-10."""
+    run, tape = base(case), world(case)
+    init, record = oracle_record(run, tape)
+    problem = LeastSquares(A, B, ROWS)
+    x0 = np.asarray(X0)
+    x0 = np.tile(x0, (N, 1)) if issubclass(tape.kind, Graph) else x0
+    expected = case.oracle(problem, x0, record, init)
+    for name, read in case.state.items():
+        np.testing.assert_allclose(
+            read(run.state.state), expected[-1][name], rtol=1e-10, atol=1e-10, err_msg=name
+        )
+    live = np.asarray(run.history.clients) > 0
+    losses = np.array([e["loss"] for e in expected])
+    np.testing.assert_allclose(run.history.loss[live], losses[live], rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_hyperparameters_are_traced(case):
+    """`vmap` over every traced field equals a loop, and other values do not recompile."""
+    tape, alg = world(case), case.algorithm
+    base(case)
+    leaves, tree = jax.tree.flatten(alg)
+    variants = [
+        tree.unflatten([v * (0.9 if i == j else 1.0) for j, v in enumerate(leaves)])
+        for i in range(len(leaves))
+        if np.isfinite(leaves[i])
+    ]
+    stacked = jax.tree.map(lambda *a: jnp.stack([jnp.asarray(v, jnp.float64) for v in a]), *variants)
+    mapped = jax.vmap(lambda alg: play(alg, tape).state.params)(stacked)
+    before = _scan._cache_size()
+    for i, variant in enumerate(variants):
+        close(jax.tree.map(lambda a, i=i: a[i], mapped), play(variant, tape).state.params, 1e-10)
+    assert _scan._cache_size() == before
+
+
+@every_case
+def test_state_is_stable(case):
+    """Structure, shapes and dtypes survive a round in float64, float32 and bfloat16."""
+    alg, net = case.algorithm, row(world(case), 0)
+    for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
+        x = X0.astype(dtype)
+        state = jax.eval_shape(alg.init, x, CLIENTS, KEY)
+        run = jax.eval_shape(lambda x: play(alg, world(case), params=x, rounds=2), x)
+        assert jax.tree.structure(run.state.state) == jax.tree.structure(state)
+        for a, b in zip(jax.tree.leaves(run.state.state), jax.tree.leaves(state), strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype
+        assert jax.tree.leaves(run.state.params)[0].dtype == dtype
+    with jax.enable_x64(False):
+        narrow = lambda t: jax.tree.map(
+            lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, t
+        )
+        alg32 = jax.tree.map(lambda a: jnp.float32(a), alg)
+        clients, net, x = narrow(CLIENTS), narrow(net), narrow(X0)
+        state = jax.eval_shape(alg32.init, x, clients, KEY)
+        new, info = jax.eval_shape(alg32.round, state, clients, net, KEY)
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
+            assert a.dtype == b.dtype, "a float32 state must stay float32 without the engine's cast"
+        assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(info[:4]))
+
+
+@every_case
+def test_parameter_trees_agree(case):
+    """A dict and a list of leaves give the numbers of the bare array."""
+    trees = {"b": X0[:2].reshape(2, 1), "c": [X0[2:3], X0[3:]]}
+    got = play(case.algorithm, world(case), params=trees).state.params
+    rows = lambda a: a.reshape(*a.shape[: a.ndim - t], -1)
+    want = base(case).state.params
+    t = 1
+    if want.ndim == 2:
+        got = jnp.concatenate([a.reshape(N, -1) for a in jax.tree.leaves(got)], 1)
+    else:
+        got = jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(got)])
+    close(rows(got), rows(want))
+
+
+@every_case
+def test_relabelling_permutes(case):
+    """Clients in another order give the same numbers in that order, minibatches included."""
+    p = np.random.default_rng(3).permutation(N)
+    tape, clients = relabelled(world(case), CLIENTS, p)
+    got, want = play(case.algorithm, tape, clients=clients).state.state, base(case).state.state
+    stacked = lambda a: a.ndim >= 1 and a.shape[0] == N
+    close(got, jax.tree.map(lambda a: a[p] if stacked(a) else a, want))
+
+
+@every_case
+def test_resumed_and_repeated(case):
+    """The same key gives the same run, and half and half is the whole, bit for bit."""
+    tape, run = world(case), base(case)
+    same(play(case.algorithm, tape).state, run.state)
+    half = play(case.algorithm, tape, rounds=ROUNDS // 2)
+    rest = play(case.algorithm, tape, rounds=ROUNDS // 2, start=ROUNDS // 2, state=half.state)
+    same(rest.state, run.state)
+    same(np.concatenate([half.history.loss, rest.history.loss]), run.history.loss)
+
+
+@every_case
+def test_blocks_and_devices(case):
+    """Blocks of clients, and clients spread over four devices, equal the plain run to rounding."""
+    tape, run = world(case), base(case)
+    close(play(case.algorithm, tape, clients=CLIENTS.replace(block=3)).state.state, run.state.state)
+    mesh = jax.make_mesh((4,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.NamedSharding(mesh, jax.P("clients"))
+    whole = jax.NamedSharding(mesh, jax.P())
+    spread = lambda t: jax.tree.map(
+        lambda a: jax.device_put(a, split if a.ndim and a.shape[0] == N else whole), t
+    )
+    state = jax.tree.map(jnp.asarray, case.algorithm.init(X0, CLIENTS, jax.random.key(0)))
+    from harness import Recorded, _WithSamples
+    from jaxfl.simulate import init, simulate
+
+    start = init(Recorded(jax.tree.map(jnp.float64, case.algorithm)), CLIENTS, X0, KEY)
+    assert jax.tree.structure(start.state) == jax.tree.structure(state)
+    sharded = simulate(
+        Recorded(case.algorithm),
+        spread(CLIENTS),
+        jax.tree.map(lambda a: jax.device_put(a, whole), tape),
+        jax.device_put(X0, whole),
+        jax.device_put(KEY, whole),
+        rounds=ROUNDS,
+        state=_WithSamples(spread(start.state), jax.device_put(start.init, whole)),
+    )
+    close(sharded.state.state, run.state.state, 1e-11)
+
+
+@every_case
+def test_outsiders_keep_their_state(case):
+    """A client that takes no part keeps its state bit for bit."""
+    tape, run = world(case), base(case).state.state
+    first = play(case.algorithm, tape, rounds=ROUNDS // 2).state.state
+    for name in case.still:
+        if issubclass(tape.kind, Graph):
+            # one round from the state at half time
+            state = jax.tree.map(jnp.asarray, first)
+            net = row(tape, ROUNDS // 2)
+            alg = jax.tree.map(jnp.float64, case.algorithm)
+            new, _ = jax.jit(alg.round)(state, CLIENTS, net, KEY)
+            away = ~np.asarray(net.active)
+            assert away.any(), "the case must have someone absent"
+            same(getattr(new, name)[away], getattr(state, name)[away])
+        else:
+            begin = case.algorithm.init(X0, CLIENTS, KEY)
+            same(getattr(run, name)[N - 1], getattr(begin, name)[N - 1])
+
+
+@every_case
+def test_bits(case):
+    """Bits sent are what the docstring says."""
+    tape, run = world(case), base(case)
+    per_number = 64  # float64 tests
+    up = case.up(D) * per_number if callable(case.up) else case.up * D * per_number
+    got = np.asarray(run.history.up)
+    assert run.history.up.dtype == jnp.float64 or run.history.up.dtype == jnp.float32
+    if issubclass(tape.kind, Graph):
+        for t in (0, ROUNDS - 1):
+            w = np.asarray(comm.to_dense(row(tape, t).w))
+            out = ((w != 0) & ~np.eye(N, dtype=bool)).sum() / np.asarray(row(tape, t).active).sum()
+            np.testing.assert_allclose(got[t], up * out, rtol=1e-6)
+    else:
+        np.testing.assert_allclose(got, up, rtol=1e-6)
+    np.testing.assert_allclose(run.history.down, got, rtol=1e-6)
+
+
+def test_clients_of_the_table_are_unequal():
+    assert len(set(COUNTS)) > 4 and CLIENTS.n == N
+    assert isinstance(CLIENTS, Clients) and len(PARTITION[0]) == COUNTS.sum()

@@ -1,0 +1,481 @@
+"""Models: sizes, convolution forms, adapters, losses, equality."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jax import lax
+
+from jaxfl import models
+from jaxfl.models import conv as conv_file
+
+KEY = jax.random.key(0)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def filled(init, *args):
+    """Parameters of the right shapes, without compiling a draw."""
+    return jax.tree.map(lambda leaf: normal(2, *leaf.shape) / 4, jax.eval_shape(init, *args))
+
+
+def close(a, b, tol=1e-12):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        p, q = np.asarray(p), np.asarray(q)
+        np.testing.assert_allclose(p, q, rtol=tol, atol=tol * max(1.0, np.abs(q).max()))
+
+
+# --- sizes
+
+SIZES = [
+    (models.logistic(784, 10), 7_850),
+    (models.mlp(784, 10, (200, 200)), 199_210),
+    (models.fedavg_cnn(), 1_663_370),
+    (models.fedavg_cnn(padding="VALID"), 582_026),
+    (models.fedavg_cnn(10, (32, 32, 3), padding="VALID"), 878_538),
+    (models.fedavg_cnn(62, hidden=2048), 6_603_710),
+    (models.cifar_cnn(), 1_626_442),
+    (models.cifar_cnn(62, (28, 28, 1)), 1_206_590),
+    (models.lenet5(), 62_006),
+    (models.resnet18(), 11_173_962),
+    (models.resnet18(100, groups=2), 11_220_132),
+    (models.char_lstm(), 817_872),
+    (models.char_lstm(90), 820_522),
+    (models.word_lstm(), 4_050_748),
+    (models.transformer(), 115_536),
+]
+
+
+@pytest.mark.parametrize(("model", "size"), SIZES, ids=lambda v: getattr(v, "name", v))
+def test_parameter_counts_of_the_literature(model, size):
+    assert model.size == size
+
+
+# name, shape of one example, dtype, classes, options, shape of the outputs of two
+SHAPES = [
+    ("logistic", (5, 2), float, 3, {}, (2, 3)),
+    ("mlp", (7,), float, 3, {"hidden": [4, 4]}, (2, 3)),
+    ("fedavg_cnn", (9, 8), np.uint8, 4, {"hidden": 8}, (2, 4)),
+    ("cifar_cnn", (9, 8, 2), float, 4, {}, (2, 4)),
+    ("lenet5", (16, 17, 1), np.float32, 4, {}, (2, 4)),
+    ("resnet18", (8, 8, 3), float, 5, {"groups": 2}, (2, 5)),
+    ("char_lstm", (6,), np.int32, 11, {}, (2, 6, 11)),
+    ("char_lstm", (6,), np.int32, 11, {"every": False}, (2, 11)),
+    ("word_lstm", (3,), np.int32, 7, {}, (2, 3, 7)),
+    ("transformer", (6,), np.int32, 11, {"layers": 1}, (2, 6, 11)),
+    ("transformer", (6,), np.int32, 11, {"every": False, "heads": 2}, (2, 11)),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "dtype", "classes", "options", "out"), SHAPES)
+def test_make_sizes_a_model_from_examples(name, shape, dtype, classes, options, out):
+    x = np.ones((2, *shape), dtype)
+    model = models.make(name, {"x": x, "y": np.zeros(2, int)}, classes, **options)
+    assert model.name == name
+    params = jax.eval_shape(model.init, KEY)
+    assert {type(node) for node in params.values()} <= {dict, jax.ShapeDtypeStruct}
+    assert all(leaf.dtype == jnp.result_type(float) for leaf in jax.tree.leaves(params))
+    outputs = jax.eval_shape(partial(model.apply, train=True), params, x, KEY)
+    assert (outputs.shape, outputs.dtype) == (out, jnp.result_type(float))
+    assert "head" in params
+
+
+def test_every_registered_model_is_tried():
+    assert {row[0] for row in SHAPES} == set(models.MODELS)
+
+
+def test_wrong_names_options_and_shapes_say_what_to_write():
+    examples = {"x": np.zeros((2, 28, 28))}
+    with pytest.raises(ValueError, match="Use name='resnet18'"):
+        models.make("resnet", examples, 10)
+    with pytest.raises(ValueError, match=r"options: expected some of .* got \['depth'\]"):
+        models.make("mlp", examples, 10, depth=3)
+    with pytest.raises(ValueError, match="a divisor of 64, got 3"):
+        models.resnet18(groups=3)
+    with pytest.raises(ValueError, match="a divisor of width 64, got 5"):
+        models.transformer(heads=5)
+    model = models.transformer(length=4)
+    with pytest.raises(ValueError, match="Use length=5"):
+        jax.eval_shape(model.apply, jax.eval_shape(model.init, KEY), jnp.zeros((1, 5), int))
+    model = models.lenet5()
+    with pytest.raises(ValueError, match=r"x: expected images .* Use x\.reshape"):
+        jax.eval_shape(model.apply, jax.eval_shape(model.init, KEY), jnp.zeros((1, 3072)))
+    with pytest.raises(ValueError, match="kernel: expected at most the padded image"):
+        jax.eval_shape(models.lenet5(shape=(8, 8, 3)).init, KEY)
+    with pytest.raises(ValueError, match='form: expected "shifts", "lax" or None'):
+        jax.eval_shape(models.lenet5(form="fft").init, KEY)
+
+
+# --- convolution
+
+FORMS = [
+    ((9, 8), (3, 3), (1, 1), "SAME"),
+    ((9, 8), (3, 3), (2, 2), "SAME"),
+    ((8, 9), (5, 3), (1, 3), "VALID"),
+    ((9, 8), (1, 1), (2, 2), "SAME"),
+    ((9, 8), (4, 5), (3, 2), ((2, 0), (1, 3))),
+]
+
+
+@pytest.mark.parametrize(("image", "size", "strides", "padding"), FORMS)
+def test_forms_of_convolution_agree_with_gradients_and_over_clients(image, size, strides, padding):
+    x, kernel = normal(1, 2, 2, *image, 3), normal(2, 2, *size, 3, 4)
+
+    def lax_conv(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+
+    def value(f, x, kernel):
+        y, vjp = jax.vjp(f, x, kernel)
+        return y, vjp(jnp.cos(y))
+
+    def shifts(x, kernel):
+        return models.shifts(x, kernel, strides, padding)
+
+    def grouped(x, kernel):
+        return models.grouped(x, kernel, strides, padding)
+
+    @jax.jit
+    def run(x, kernel):
+        alone = jax.lax.map(lambda pair: value(lax_conv, *pair), (x, kernel))
+        return alone, *(jax.vmap(partial(value, f))(x, kernel) for f in (shifts, grouped))
+
+    alone, *stacked = run(x, kernel)
+    for results in stacked:
+        close(results, alone)
+
+
+def test_the_form_follows_the_backend_unless_given(monkeypatch):
+    assert (models.form("cpu"), models.form("gpu"), models.form("tpu")) == ("shifts", "lax", "lax")
+    x = jnp.ones((1, 4, 4, 2))
+
+    def primitives(**options):
+        layer = models.Conv(3, **options)
+        params = layer.init(KEY, x)
+        return str(jax.make_jaxpr(layer.apply)(params, x))
+
+    assert "conv_general_dilated" not in primitives(form="shifts")
+    assert "conv_general_dilated" in primitives(form="lax")
+    monkeypatch.setitem(conv_file.FORMS, jax.default_backend(), "lax")
+    assert "conv_general_dilated" in primitives()
+
+
+def test_conv_and_dense_are_those_of_flax():
+    x = normal(0, 2, 7, 6, 3)
+    for options in ({"padding": "SAME"}, {"padding": "VALID", "strides": (2, 1)}):
+        ours, theirs = models.Conv(4, (3, 2), **options), nn.Conv(4, (3, 2), **options)
+        params = filled(ours.init, KEY, x)
+        close(jax.jit(ours.apply)(params, x), jax.jit(theirs.apply)(params, x))
+    params = filled(models.Dense(4).init, KEY, x)
+    close(jax.jit(models.Dense(4).apply)(params, x), jax.jit(nn.Dense(4).apply)(params, x))
+
+
+@pytest.mark.parametrize(("image", "window"), [((6, 4), 2), ((7, 5), 2), ((7, 10), 3)])
+def test_max_pool_is_that_of_flax(image, window):
+    x = normal(0, 2, *image, 3)
+
+    def value(pool, x):
+        y, vjp = jax.vjp(pool, x)
+        return y, vjp(jnp.cos(y))
+
+    def theirs(x):
+        return nn.max_pool(x, (window, window), (window, window))
+
+    ours = partial(models.max_pool, window=window)
+    close(*jax.jit(lambda x: (value(ours, x), value(theirs, x)))(x))
+
+
+def test_clients_with_their_own_kernels_train_as_alone():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = models.max_pool(nn.relu(models.Conv(4)(x)))
+            return models.Dense(3)(x.reshape(len(x), -1))
+
+    model = models.from_linen(Net(), jax.ShapeDtypeStruct((1, 6, 6, 1), float))
+    loss = models.cross_entropy(model)
+    examples = {"x": normal(1, 3, 2, 6, 6, 1), "y": jnp.arange(6).reshape(3, 2) % 3}
+    grad = jax.grad(lambda params, examples: loss(params, examples).mean())
+
+    @jax.jit
+    def run(params, examples):
+        alone = jax.lax.map(lambda pair: grad(*pair), (params, examples))
+        return jax.vmap(grad)(params, examples), alone
+
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf, 2 * leaf]), filled(model.init, KEY))
+    close(*run(params, examples))
+
+
+# --- sequences
+
+
+def test_lstm_is_that_of_flax():
+    x, layer = normal(0, 2, 5, 3), models.LSTM(4)
+    params = jax.jit(layer.init)(KEY, x)["params"]
+    np.testing.assert_array_equal(params["bias"], np.repeat([0, 1, 0, 0], 4))
+    params["bias"] = normal(1, 16)
+    gates = {
+        **{
+            f"i{g}": {"kernel": params["kernel"][:, 4 * i : 4 * i + 4]}
+            for i, g in enumerate("ifgo")
+        },
+        **{
+            f"h{g}": {
+                "kernel": params["recurrent"][:, 4 * i : 4 * i + 4],
+                "bias": params["bias"][4 * i : 4 * i + 4],
+            }
+            for i, g in enumerate("ifgo")
+        },
+    }
+    theirs = nn.RNN(nn.OptimizedLSTMCell(4, param_dtype=float))
+    expected = jax.jit(theirs.apply)({"params": {"cell": gates}}, x)
+    close(jax.jit(layer.apply)({"params": params}, x), expected)
+    for gate in np.split(np.asarray(params["recurrent"]), 4, 1):
+        close(gate @ gate.T, np.eye(4))
+
+
+@pytest.mark.parametrize("name", ["char_lstm", "transformer"])
+def test_language_models_do_not_see_the_future(name):
+    x = jnp.arange(12).reshape(2, 6) % 5
+    model = models.make(name, {"x": x}, 5)
+    short = models.make(name, {"x": x}, 5, every=False)
+
+    @jax.jit
+    def run(params, x, changed):
+        return model.apply(params, x), model.apply(params, changed), short.apply(params, x)
+
+    changed = x.at[:, 4].set(3)
+    before, after, last = map(np.asarray, run(filled(model.init, KEY), x, changed))
+    close(before[:, :4], after[:, :4])
+    assert np.abs(before[:, 4:] - after[:, 4:]).max() > 1e-6
+    close(last, before[:, -1])
+
+
+# --- adapters
+
+
+class Linen(nn.Module):
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nn.relu(nn.Dense(4, param_dtype=float, name="dense1")(x))
+        x = nn.Dropout(self.rate, deterministic=deterministic)(x)
+        return nn.Dense(3, param_dtype=float, name="head")(x)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, inputs, rate=0.0, *, rngs):
+        self.dense1 = nnx.Linear(inputs, 4, param_dtype=float, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.head = nnx.Linear(4, 3, param_dtype=float, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(nnx.relu(self.dense1(x))))
+
+
+def apply(params, x):
+    x = jax.nn.relu(x @ params["dense1"]["kernel"] + params["dense1"]["bias"][None])
+    return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+X = jax.ShapeDtypeStruct((9, 6), float)
+MLP = models.mlp(6, 3, (4,))
+SAME = {
+    "linen": lambda rate=0.0: models.from_linen(Linen(rate), X),
+    "nnx": lambda rate=0.0: models.from_nnx(Nnx, 6, rate=rate),
+    "nnx module": lambda rate=0.0: models.from_nnx(Nnx(6, rate, rngs=nnx.Rngs(0))),
+}
+
+
+@pytest.mark.parametrize("name", [*SAME, "functions"])
+def test_adapters_agree(name):
+    model = models.from_functions(MLP.init, apply) if name == "functions" else SAME[name]()
+    assert type(jax.eval_shape(model.init, KEY)) is dict
+    assert model.size == MLP.size
+    params = filled(MLP.init, KEY)
+    examples = {"x": normal(1, 5, 6), "y": jnp.arange(5) % 3}
+
+    def total(params, model, key):
+        values = models.cross_entropy(model)(params, examples, key)
+        return values.sum(), (values, model.apply(params, examples["x"]))
+
+    @jax.jit
+    def run(params, key):
+        grad = partial(jax.grad(total, has_aux=True), params)
+        return [grad(m, k) for m in (model, MLP) for k in (None, key)]
+
+    one, two, three, four = run(params, KEY)
+    close(one, two)
+    close(one, three)
+    close(one, four)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_adapters_draw_a_model_per_key(name):
+    model = SAME[name]()
+    stacked = jax.jit(jax.vmap(model.init))(jax.random.split(KEY, 2))
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
+        lambda leaf: (2, *leaf.shape), jax.eval_shape(MLP.init, KEY)
+    )
+    kernel = np.asarray(stacked["head"]["kernel"])
+    assert (np.abs(kernel[0] - kernel[1]).max() > 0.01) == (name != "nnx module")
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_dropout_draws_from_the_key_in_training_only(name):
+    model, x = SAME[name](0.5), jnp.ones((64, 6))
+    params = filled(MLP.init, KEY)
+    predict, train = jax.jit(model.apply), jax.jit(partial(model.apply, train=True))
+    close(predict(params, x, KEY), predict(params, x))
+    one, two, again = (np.asarray(train(params, x, jax.random.key(seed))) for seed in (1, 2, 1))
+    close(one, again, 0)
+    assert np.abs(one - two).max() > 1e-3
+    with pytest.raises(ValueError, match=r"key: expected a random key.*train=True\)"):
+        model.apply(params, x, train=True)
+    loss = jax.jit(models.cross_entropy(model))
+    examples = {"x": x, "y": jnp.zeros(64, int)}
+    assert np.ptp(loss(params, examples)) < 1e-12 < np.ptp(loss(params, examples, KEY))
+
+
+def test_functions_may_take_key_and_train():
+    def noisy(params, x, key, train):
+        return x * params + jax.random.normal(key, x.shape) * train
+
+    model = models.from_functions(lambda key: jnp.ones(()), noisy, name="noisy")
+    assert model.name == "noisy"
+    assert jnp.ptp(model.apply(jnp.ones(()), jnp.ones(9), KEY, train=True)) > 0
+    assert jnp.ptp(model.apply(jnp.ones(()), jnp.ones(9), KEY)) == 0
+    with pytest.raises(TypeError, match=r"apply: expected \(params, x\).*Use lambda"):
+        models.from_functions(lambda key: None, lambda params, rng, x: x)
+
+
+def test_running_statistics_are_refused_with_the_reason():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(6, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    reason = r"got also \['{}'\].*BatchNorm.*GroupNorm is the default"
+    with pytest.raises(ValueError, match=reason.format("batch_stats")):
+        models.from_linen(nn.BatchNorm(use_running_average=False), X)
+    for module in (Net, Net(nnx.Rngs(0))):
+        with pytest.raises(ValueError, match=reason.format("BatchStat")):
+            models.from_nnx(module)
+    with pytest.raises(TypeError, match="Use a tuple"):
+        models.from_nnx(Nnx, [6])
+
+
+# --- equality
+
+TWICE = [
+    *(partial(builder, **o) for builder, o in [(models.mlp, {"inputs": 6, "classes": 3})]),
+    *(models.MODELS[name] for name in models.MODELS if name not in ("logistic", "mlp")),
+    SAME["linen"],
+    SAME["nnx"],
+    lambda: models.from_functions(MLP.init, apply),
+]
+
+
+@pytest.mark.parametrize("build", TWICE)
+def test_models_and_losses_built_twice_are_equal(build):
+    for wrap in (
+        lambda model: model,
+        models.cross_entropy,
+        models.squared_error,
+        partial(models.sequence_cross_entropy, pad=0),
+        lambda model: models.regularised(models.cross_entropy(model), 0.1),
+    ):
+        one, two = wrap(build()), wrap(build())
+        assert one == two and hash(one) == hash(two) and one is not two
+
+
+def test_equal_losses_do_not_recompile_and_others_differ():
+    traced = []
+
+    @partial(jax.jit, static_argnums=0)
+    def mean(loss, params, examples):
+        traced.append(loss)
+        return loss(params, examples, KEY).mean()
+
+    params = jax.eval_shape(MLP.init, KEY)
+    params, examples = (
+        jax.tree.map(jnp.zeros_like, params),
+        {"x": jnp.ones((2, 6)), "y": jnp.zeros(2, int)},
+    )
+    for _ in range(2):
+        mean(models.cross_entropy(models.mlp(6, 3, (4,))), params, examples)
+    assert len(traced) == 1
+    losses = {
+        models.cross_entropy(models.mlp(6, 3, (4,))),
+        models.cross_entropy(models.mlp(6, 3, (5,))),
+        models.squared_error(models.mlp(6, 3, (4,))),
+        models.sequence_cross_entropy(MLP, pad=0),
+        models.sequence_cross_entropy(MLP, pad=1),
+        models.regularised(models.cross_entropy(MLP), 0.1),
+        models.regularised(models.cross_entropy(MLP), 0.2),
+        models.cross_entropy(models.cifar_cnn()),
+        models.cross_entropy(models.cifar_cnn(dropout=(0.0, 0.0))),
+        models.cross_entropy(models.lenet5(form="lax")),
+        models.cross_entropy(models.lenet5()),
+    }
+    assert len(losses) == 11
+    assert jax.tree.leaves(MLP) == [MLP]  # a leaf, not a pytree
+
+
+# --- losses
+
+IDENTITY = models.from_functions(lambda key: {"w": jnp.full(3, 2.0)}, lambda params, x: x)
+
+
+def test_losses_are_the_formulas_one_number_per_example():
+    z, params = np.random.default_rng(0).normal(size=(4, 5, 3)), {"w": jnp.full(3, 2.0)}
+    y = np.array([[0, 1, 2, 1, 0], [2, 2, -1, -1, -1], [-1] * 5, [1, 0, 0, 0, -1]])
+    logs = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    expected = [
+        np.mean([-logs[i, t, y[i, t]] for t in range(5) if y[i, t] >= 0] or [0.0]) for i in range(4)
+    ]
+    examples = {"x": jnp.asarray(z), "y": jnp.asarray(y)}
+    close(jax.jit(models.sequence_cross_entropy(IDENTITY))(params, examples), np.array(expected))
+    first = {"x": jnp.asarray(z[:, 0]), "y": jnp.array([0, 2, 1, 1])}
+    picked = -logs[np.arange(4), 0, [0, 2, 1, 1]]
+    loss = models.cross_entropy(IDENTITY)
+    close(jax.jit(loss)(params, first, KEY), picked)
+    close(jax.jit(models.regularised(loss, 0.5))(params, first, KEY), picked + 0.25 * 12)
+    for y in (z[:, 0] * 3 + 1, z[:, 0, :1]):
+        x = jnp.asarray(z[:, 0, : y.shape[1]])
+        halves = 0.5 * ((np.asarray(x) - y) ** 2).sum(1)
+        targets = jnp.asarray(y if y.shape[1] > 1 else y[:, 0])
+        close(jax.jit(models.squared_error(IDENTITY))(params, {"x": x, "y": targets}), halves)
+
+
+def test_losses_refuse_shapes_that_would_broadcast():
+    x, params = jnp.ones((4, 3)), None
+    for loss, y, fix in [
+        (models.cross_entropy(IDENTITY), jnp.ones((4, 3), int), "Use sequence_cross_entropy"),
+        (models.sequence_cross_entropy(IDENTITY), jnp.ones(4, int), "Use cross_entropy"),
+        (models.squared_error(IDENTITY), jnp.ones(4), "Use y.reshape"),
+    ]:
+        with pytest.raises(ValueError, match="examples: expected .*" + fix):
+            loss(params, {"x": x, "y": y})
+    with pytest.raises(ValueError, match="l2: expected at least 0, got -1"):
+        models.regularised(loss, -1.0)
+
+
+def test_the_parameters_decide_the_dtype():
+    model = models.lenet5(3, (16, 16, 1))
+    examples = {"x": np.ones((2, 16, 16), np.uint8), "y": np.zeros(2, np.int32)}
+    for dtype, wide in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32)):
+        shapes = jax.eval_shape(model.init, KEY)
+        params = jax.tree.map(lambda p, dtype=dtype: p.update(dtype=dtype), shapes)
+        assert jax.eval_shape(model.apply, params, examples["x"]).dtype == dtype
+        assert jax.eval_shape(models.cross_entropy(model), params, examples).dtype == wide
