@@ -1,18 +1,17 @@
 """jaxfl: federated and decentralised learning as one XLA program.
 
-    import jax, jaxfl
+    import jax
+    import jaxfl
     from jaxfl import algorithms, data, metrics, models, networks
-
     digits = data.load("digits")
     partition = data.dirichlet(digits.train["y"], n=20, alpha=0.1)
     model = models.make("mlp", digits.train, digits.classes)
     clients = jaxfl.Clients.make(digits.train, partition, models.cross_entropy(model))
-    network, params = networks.Uniform(20, 10), model.init(jax.random.key(0))
-    options = dict(rounds=100, every=20, evaluate=metrics.Evaluate(model, digits.valid))
-    run = lambda alg: jaxfl.simulate(alg, clients, network, params, jax.random.key(1), **options)
-    run(algorithms.FedProx(lr=0.1, mu=0.01)).evaluations["accuracy"]  # one run
-    grid = jaxfl.grid(algorithms.FedProx, lr=[0.03, 0.1, 0.3, 1.0], mu=[0.0, 0.01, 0.1])
-    jax.vmap(run)(grid).evaluations["accuracy"]  # [12, 5]: twelve runs, one program
+    world, params, key = networks.Uniform(20, 10), model.init(jax.random.key(0)), jax.random.key(1)
+    options = {"rounds": 100, "every": 20, "evaluate": metrics.Evaluate(model, digits.valid)}
+    run = lambda alg: jaxfl.simulate(alg, clients, world, params, key, **options)
+    sweep = jaxfl.grid(algorithms.FedProx, lr=[0.03, 0.1, 0.3, 1.0], mu=[0.0, 0.01, 0.1])
+    print(jax.vmap(run)(sweep).evaluations["accuracy"][:, -1].reshape(4, 3))
 
 | here | what for |
 |---|---|

@@ -27,7 +27,9 @@ def save(path: str | Path, tree: Any) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, tree)
     except OSError as error:
-        raise ValueError(f"path {path} cannot be written: {error}; choose another folder") from error
+        raise ValueError(
+            f"path {path} cannot be written: {error}; choose another folder"
+        ) from error
 
 
 def load(path: str | Path, like: Any = None) -> Any:
@@ -45,7 +47,9 @@ def load(path: str | Path, like: Any = None) -> Any:
 
     path = Path(path).absolute()
     if not path.is_dir():
-        raise ValueError(f"path {path} is not a checkpoint folder; `jaxfl.save(path, tree)` makes one")
+        raise ValueError(
+            f"path {path} is not a checkpoint folder; `jaxfl.save(path, tree)` makes one"
+        )
     target = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -1,4 +1,4 @@
-"""The stacked local problems: whose examples, which samples, and how a function meets all clients."""
+"""The stacked local problems: whose examples, which samples, how a function meets all clients."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,13 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jaxfl import comm
-from jaxfl.types import Key, Params, Scalar, Stacked
+from jaxfl.types import Key, Params, Scalar, Stacked, fork
 
-_PRECISIONS = ("float32", "tf32", "bfloat16")
-_BLOCK_BYTES = 1 << 20  # on the CPU a block of messages beyond this leaves the cache
+# Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.
+_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
+# Bytes of what all clients return up to which they run at once, and bytes of a block beyond. On the
+# CPU a block should fit the cache; elsewhere it only bounds memory.
+_CPU, _ACCELERATOR = (1 << 23, 1 << 20), (1 << 31, 1 << 30)
 
 
 class LossShapeError(ValueError):
@@ -61,12 +64,11 @@ class Client:
 
     def draws(self, key: Key, steps: int) -> Sample:
         """Independent minibatches: leaves `[steps, B]`."""
-        where, loss = jax.random.split(key)
         # the modulo's bias is below count / 2^32, and costs half of what `randint` does
         size = jnp.maximum(self.count, 1).astype(jnp.uint32)
-        index = jax.random.bits(where, (steps, self.batch), jnp.uint32) % size
+        index = jax.random.bits(key, (steps, self.batch), jnp.uint32) % size
         weight = jnp.broadcast_to(self.count > 0, index.shape).astype(jnp.result_type(float))
-        return Sample(index.astype(jnp.int32), weight, jax.random.split(loss, steps))
+        return Sample(index.astype(jnp.int32), weight, jax.random.split(fork(key, "loss"), steps))
 
     def epochs(self, key: Key, epochs: int) -> Sample:
         """Shuffled local epochs, each example once per epoch: leaves `[epochs * steps, B]`.
@@ -77,15 +79,14 @@ class Client:
         steps = -(-self.largest // self.batch)
 
         def shuffle(key):
-            where, loss = jax.random.split(key)
-            u = jax.random.uniform(where, (steps * self.batch,))
+            u = jax.random.uniform(key, (steps * self.batch,))
             # padding sorts to the end; u < 1 always, so 2 is beyond every example
             index = jnp.argsort(jnp.where(jnp.arange(u.shape[0]) < self.count, u, 2.0))
             weight = (jnp.arange(u.shape[0]) < self.count).astype(u.dtype)
             return Sample(
                 index.astype(jnp.int32).reshape(steps, self.batch),
                 weight.reshape(steps, self.batch),
-                jax.random.split(loss, steps),
+                jax.random.split(fork(key, "loss"), steps),
             )
 
         xi = jax.vmap(shuffle)(jax.random.split(key, epochs))
@@ -103,7 +104,10 @@ class Client:
     def get(self, xi: Sample) -> Any:
         """The examples of a sample, augmented: leaves `[B, ...]`."""
         rows = self.data.order[self.start + jnp.minimum(xi.index, jnp.maximum(self.count - 1, 0))]
-        return self.augment(jax.tree.map(lambda a: a[rows], self.data.arrays), xi.key)
+        examples = jax.tree.map(lambda a: a[rows], self.data.arrays)
+        if self.augment is _same:
+            return examples
+        return self.augment(examples, fork(xi.key, "augment"))
 
     def value(self, x: Params, xi: Sample) -> Scalar:
         """The weighted mean loss over a sample; 0 if every weight is 0."""
@@ -123,17 +127,18 @@ class Client:
         examples = self.get(xi)
         if self.precision == "bfloat16":
             x, examples = jax.tree.map(_to_bfloat16, (x, examples))
-        with jax.default_matmul_precision("tensorfloat32" if self.precision == "tf32" else None):
+        with jax.default_matmul_precision(_PRECISIONS[self.precision]):
             losses = self.loss(x, examples, xi.key)
-        if self.precision == "bfloat16":
-            losses = losses.astype(jnp.float32)
-        if jnp.ndim(losses) < 1 or losses.shape[0] != xi.weight.shape[0]:
+        shape = getattr(losses, "shape", None)
+        if shape is None or shape[:1] != xi.weight.shape:
             raise LossShapeError(
-                f"loss must return one number per example, shape ({xi.weight.shape[0]},), not "
-                f"{jnp.shape(losses)}; leave the mean over examples to the engine: "
-                "`return jnp.square(pred - y)` instead of `jnp.square(pred - y).mean()`"
+                f"loss must return one number per example, shape {xi.weight.shape}, not "
+                f"{type(losses).__name__ if shape is None else shape}; leave the mean over "
+                "examples to the engine: `return jnp.square(pred - y)` instead of "
+                "`jnp.square(pred - y).mean()`"
             )
-        return losses
+        # sums in bfloat16 stop growing at 256
+        return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
 
 
 def _to_bfloat16(a):
@@ -175,11 +180,12 @@ class Clients:
 
         Args:
             data: pytree of arrays with a leading axis of N examples, `{"x": ..., "y": ...}`.
-            partition: `jaxfl.data.Partition`, or anything with `order [N]`, `start [n]`, `count [n]`.
+            partition: `jaxfl.data.Partition`, or a tuple of `order [N]`, `start [n]`, `count [n]`.
             loss: `loss(params, examples, key) -> [B]`, one number per example.
             batch: examples of a minibatch.
             block: clients computed at once; 0 chooses by backend and size.
-            augment: `augment(examples, key) -> examples`, inside the program, per sample.
+            augment: `augment(examples, key) -> examples`, inside the program, per sample; static,
+                such as `jaxfl.data.crop_and_flip()`.
             precision: of local training: "float32", "tf32" or "bfloat16" compute. Parameters,
                 mixing and state stay in their own dtype.
 
@@ -189,7 +195,7 @@ class Clients:
         """
         arrays = jax.tree.map(np.asarray, data)
         size = _check_data(arrays)
-        order, start, count = (np.asarray(a) for a in partition[:3])
+        order, start, count = _check_partition(partition)
         if (count < 1).any():
             raise ValueError(
                 f"clients {np.flatnonzero(count < 1)[:5].tolist()} have no example; give the "
@@ -206,7 +212,8 @@ class Clients:
         if batch < 1 or block < 0:
             raise ValueError(f"batch must be >= 1 and block >= 0, got {batch} and {block}")
         if precision not in _PRECISIONS:
-            raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
+            raise ValueError(f"precision must be one of {[*_PRECISIONS]}, got {precision!r}")
+        _check_static(loss=loss, augment=augment)
         return cls(
             _Data(jax.tree.map(jnp.asarray, arrays), jnp.asarray(order, jnp.int32)),
             jnp.asarray(start, jnp.int32),
@@ -230,15 +237,33 @@ class Clients:
 
     def __getitem__(self, idx: Int[Array, " s"]) -> "Clients":
         """The cohort `idx`; an empty slot (`idx = n`) computes some client, its weight is 0."""
-        start, count, ids = comm.pick((self.start, self.count, self.id), jnp.asarray(idx))
+        idx = jnp.asarray(idx)
+        if idx.ndim != 1:
+            raise TypeError(
+                f"clients[idx] takes an array of clients [s], got shape {idx.shape}; for client i "
+                "use `clients[jnp.array([i])]`"
+            )
+        if not isinstance(idx, jax.core.Tracer) and not ((idx >= 0) & (idx <= self.n)).all():
+            raise IndexError(
+                f"idx must be in 0..{self.n - 1}, or {self.n} for an empty slot, got "
+                f"{idx.min()} to {idx.max()}"
+            )
+        start, count, ids = comm.pick((self.start, self.count, self.id), idx)
         return self.replace(start=start, count=count, id=ids)
 
-    def split(self, fraction: float, *, seed: int = 0) -> tuple["Clients", "Clients"]:
+    def split(
+        self, fraction: float, *, seed: int | np.random.Generator = 0
+    ) -> tuple["Clients", "Clients"]:
         """Each client's examples in two, at random: the rest, and the held-out `fraction`.
 
         Host-side. Every client keeps at least one example on both sides; a client with a single
-        example has it on both.
+        example has it on both. Held-out examples are not augmented.
+
+        Raises:
+            ValueError: a fraction outside (0, 1).
         """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must be in (0, 1), got {fraction}; for example 0.2")
         rng = np.random.default_rng(seed)
         order, starts, counts = (np.asarray(a) for a in (self.data.order, self.start, self.count))
         parts: tuple[list, list] = ([], [])
@@ -247,7 +272,7 @@ class Clients:
             held = min(max(1, round(fraction * count)), max(count - 1, 1))
             parts[0].append(own[held:] if count > 1 else own)
             parts[1].append(own[:held])
-        return self._over(parts[0]), self._over(parts[1])
+        return self._over(parts[0]), self._over(parts[1]).replace(augment=_same)
 
     def _over(self, lists):
         count = np.array([len(a) for a in lists], np.int32)
@@ -286,11 +311,13 @@ class Clients:
         """
         one = partial(self._one, f, key)
         rows = (self.start, self.count, self.id, *stacked)
-        block = self._block(one, rows)
+        return self._each(one, rows, self._block(one, rows))
+
+    def _each(self, one, rows, block):
         if block >= self.n:
             return jax.vmap(one)(*rows)
         out = jax.lax.map(lambda r: jax.vmap(one)(*r), _blocks(rows, self.n, block))
-        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: self.n], out)
+        return _unblock(out, self.n)
 
     def mean(
         self, f: Callable, *stacked: Stacked, weights: Float[Array, " n"], send: Any, key: Key
@@ -310,27 +337,30 @@ class Clients:
         Returns:
             The mean message `[...]`, and `rest` stacked `[n, ...]`.
         """
-        work, channel = jax.random.split(key)
-        one = partial(self._one, f, work)
+        channel = fork(key, "send")
+        one = partial(self._one, f, key)
         rows = (self.start, self.count, self.id, *stacked)
         block = self._block(one, rows)
         if block >= self.n or not send.local:
-            message, rest = self.each(f, *stacked, key=work)
+            message, rest = self._each(one, rows, block)
             return comm.mix(weights, send(message, channel)), rest
 
         def add(total, part):
-            w, send, rows = part
+            w, (byzantine, id, live), rows = part
             message, rest = jax.vmap(one)(*rows)
-            part = comm.mix(w, send(message, channel))
-            return jax.tree.map(jnp.add, total, part), rest
+            message = send.replace(byzantine=byzantine, id=id, live=live)(message, channel)
+            wide = jax.tree.map(lambda a, t: a.astype(t.dtype), message, total)
+            return jax.tree.map(jnp.add, total, comm.mix(w, wide)), rest
 
-        shapes = jax.eval_shape(one, *jax.tree.map(lambda a: a[0], rows))[0]
-        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        padded = _pad(weights, self.n, block).at[self.n :].set(0).reshape(-1, block)
-        total, rest = jax.lax.scan(
-            add, zero, (padded, _blocks(send, self.n, block), _blocks(rows, self.n, block))
-        )
-        return total, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: self.n], rest)
+        shapes = _shapes(one, rows)[0]
+        wide = lambda a: jnp.promote_types(a.dtype, jnp.float32)
+        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, wide(a)), shapes)
+        weights = jnp.pad(weights, (0, -self.n % block)).reshape(-1, block)
+        who = (send.byzantine, send.id, send.live)  # what else `send` holds is for all senders
+        parts = (weights, *_blocks((who, rows), self.n, block))
+        total, rest = jax.lax.scan(add, zero, parts)
+        total = jax.tree.map(lambda a, s: a.astype(s.dtype), total, shapes)
+        return total, _unblock(rest, self.n)
 
     def _one(self, f, key, start, count, id, *rows):
         client = Client(
@@ -347,24 +377,60 @@ class Clients:
         return f(client, *rows, jax.random.fold_in(key, id))
 
     def _block(self, one, rows):
-        """Clients at once: all on accelerators and for small models, else what fits the cache."""
-        if self.block:
-            return self.block
-        if jax.default_backend() != "cpu" or self.n == 1:
-            return self.n
-        out = jax.eval_shape(one, *jax.tree.map(lambda a: a[0], rows))
-        size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(out))
-        return self.n if size * self.n <= 8 * _BLOCK_BYTES else max(1, _BLOCK_BYTES // size)
+        """Clients at once: all while what they return is small, else blocks of about equal size."""
+        block = self.block
+        if not block and self.n > 1:
+            all_at_once, limit = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
+            out = jax.tree.leaves(_shapes(one, rows))
+            size = sum(math.prod(a.shape) * a.dtype.itemsize for a in out)
+            block = self.n if size * self.n <= all_at_once else max(1, limit // size)
+        blocks = -(-self.n // block) if block else 1
+        return -(-self.n // blocks)
 
 
-def _pad(a, n, block):
-    extra = -n % block
-    return jnp.concatenate([a, jnp.broadcast_to(a[-1:], (extra, *a.shape[1:]))]) if extra else a
+def _shapes(one, rows):
+    """What `one` returns for one client, without computing it."""
+    first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), rows)
+    return jax.eval_shape(one, *first)
 
 
 def _blocks(tree, n, block):
-    """Leaves [n, ...] as [blocks, block, ...]; the last row fills up, a remainder compiles twice."""
-    return jax.tree.map(lambda a: _pad(a, n, block).reshape(-1, block, *a.shape[1:]), tree)
+    """Leaves [n, ...] as [blocks, block, ...]; filled up: a remainder would compile twice."""
+
+    def one(a):
+        if extra := -n % block:
+            a = jnp.concatenate([a, jnp.broadcast_to(a[-1:], (extra, *a.shape[1:]))])
+        return a.reshape(len(a) // block, block, *a.shape[1:])
+
+    return jax.tree.map(one, tree)
+
+
+def _unblock(tree, n):
+    return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])[:n], tree)
+
+
+def _check_static(**functions):
+    for name, f in functions.items():
+        if not callable(f):
+            raise ValueError(f"{name} must be a function, got {type(f).__name__}")
+        try:
+            hash(f)
+        except TypeError:
+            raise ValueError(
+                f"{name} must be hashable, as everything static; make {type(f).__name__} a frozen "
+                "dataclass: `@dataclass(frozen=True)`"
+            ) from None
+
+
+def _check_partition(partition):
+    order, start, count = (np.asarray(a) for a in partition[:3])
+    shapes = {"order": order.shape, "start": start.shape, "count": count.shape}
+    if order.ndim != 1 or start.ndim != 1 or start.shape != count.shape or not len(start):
+        raise ValueError(f"partition must be order [N], start [n], count [n], got shapes {shapes}")
+    for name, a in zip(shapes, (order, start, count)):
+        if a.dtype.kind not in "iu":
+            raise ValueError(f"partition.{name} must be integers, got {a.dtype}")
+    return order, start, count
 
 
 def _check_data(arrays):
@@ -376,12 +442,12 @@ def _check_data(arrays):
         raise ValueError(f"all arrays of data must have the same number of rows, got {sizes}")
     for path, a in leaves:
         name = jax.tree_util.keystr(path)
-        if not (np.issubdtype(a.dtype, np.number) or a.dtype == bool):
+        if not (jnp.issubdtype(a.dtype, jnp.number) or a.dtype == bool):
             raise ValueError(
                 f"data{name} must hold numbers, got dtype {a.dtype}; encode it first: "
                 "`values, codes = np.unique(column, return_inverse=True)`"
             )
-        if np.issubdtype(a.dtype, np.inexact) and not np.isfinite(a).all():
+        if jnp.issubdtype(a.dtype, jnp.inexact) and not np.isfinite(a).all():
             row = int(np.argwhere(~np.isfinite(a))[0][0])
             raise ValueError(
                 f"data{name} holds NaN or inf, first in row {row}; clean it: `np.nan_to_num(x)`"

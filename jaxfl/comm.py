@@ -5,7 +5,7 @@ matrix no longer sum to 1 and the network average drifts.
 """
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from jaxfl.types import Params, Scalar, Stacked
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _BOUND = 1e12  # messages are clipped to this before distances: finite squares, also in float32
-_UNROLL = 16  # columns of a neighbour table that are unrolled; beyond, a scan keeps compilation flat
+_SPARSE = 32  # clients per neighbour beyond which products over all pairs are the slower way
+_UNROLL = 16  # columns of a neighbour table that are unrolled; beyond, a scan compiles faster
 
 
 @struct.dataclass
@@ -30,7 +31,7 @@ class Dense:
 
 @struct.dataclass
 class Near:
-    """Mixing weights by neighbour slot: slot 0 is the own row, padding is the own index with weight 0."""
+    """Mixing weights by neighbour slot: the own row in slot 0, padding = own index, weight 0."""
 
     idx: Scalar  # [n, k] sender in slot k of receiver n
     w: Scalar  # [n, k]
@@ -60,9 +61,9 @@ Weights = Dense | Near | Shifts
 def mix(w: Any, x: Any, own: Any = None) -> Any:
     """Weighted sums of stacked models, exact in float32 on every backend.
 
-    A weight of 0 ignores its row even where that row is NaN or inf; any other weight on a
-    non-finite row makes the whole result of that receiver and leaf NaN. Weights are not
-    normalised here.
+    A weight of 0 ignores its row even where that row is NaN or inf. Any other weight on a
+    non-finite number makes that number of the receiver non-finite; a matrix or a vector of weights
+    makes its whole leaf NaN. Weights are not normalised here.
 
     Args:
         w: `[n]` weights (n models to one), or `Dense`, `Near`, `Shifts` (n models to one per row).
@@ -74,52 +75,49 @@ def mix(w: Any, x: Any, own: Any = None) -> Any:
         One model `[...]` for a weight vector, otherwise stacked models `[m, ...]`, of x's dtypes.
     """
     if isinstance(x, Held):  # its own slots are true already
+        if not isinstance(w, Weights):
+            raise TypeError(
+                "messages that differ by receiver (Held) need the weights of a graph: Dense, Near "
+                f"or Shifts, got {type(w).__name__}; on a server use ALIE or IPM"
+            )
         coef = jnp.einsum("ik,ikm->im", to_near(w).w, x.coef, precision=_HIGHEST)
         return mix(Dense(coef), x.rows)
-    if own is not None and own is not x:
-        share = _own_share(w)
-
-        def mend(y, own, sent):
-            return y + _weighted(share, jnp.where(own == sent, 0, own - sent)).astype(y.dtype)
-
-        return jax.tree.map(mend, mix(w, x), own, x)
     if isinstance(w, Near):
-        return jax.tree.map(partial(_near, w), x)
-    if isinstance(w, Shifts):
-        return jax.tree.map(partial(_shifted, w), x)
-    if isinstance(w, Dense):
-        return jax.tree.map(partial(_dense, w.w), x)
-    return jax.tree.map(lambda leaf: _dense(w[None], leaf)[0], x)
-
-
-def _own_share(w):
-    if isinstance(w, Shifts):
-        parts = [w.w[k] for k, s in enumerate(w.shifts) if s % w.n == 0]
-        return jnp.broadcast_to(sum(parts, jnp.zeros((), w.w.dtype)), (w.n,))
-    return w.w[:, 0] if isinstance(w, Near) else jnp.diagonal(w.w)
+        one = partial(_near, w)
+    elif isinstance(w, Shifts):
+        one = partial(_shifted, w)
+    elif isinstance(w, Dense):
+        one = partial(_dense, w.w)
+    else:
+        return jax.tree.map(lambda leaf: _dense(w[None], leaf, leaf)[0], x)
+    return jax.tree.map(one, x, x if own is None else own)
 
 
 def _wide(leaf):
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
-def _dense(w, leaf):
+def _dense(w, leaf, own):
     rows = leaf.reshape(leaf.shape[0], -1).astype(_wide(leaf))
     w = jnp.asarray(w, rows.dtype)
+    share = jnp.diagonal(w)
+    if own is not leaf:
+        w = jnp.where(jnp.eye(len(w), dtype=bool), 0, w)
     finite = jnp.isfinite(rows)
     y = jnp.matmul(w, jnp.where(finite, rows, 0), precision=_HIGHEST)
     tainted = ((w != 0) & ~finite.all(1)[None]).any(1)
-    y = jnp.where(tainted[:, None], jnp.nan, y)
-    return y.astype(leaf.dtype).reshape(w.shape[0], *leaf.shape[1:])
+    y = jnp.where(tainted[:, None], jnp.nan, y).reshape(w.shape[0], *leaf.shape[1:])
+    return (y if own is leaf else y + _weighted(share, own)).astype(leaf.dtype)
 
 
 def _weighted(w, rows):
     w = jnp.asarray(w, _wide(rows)).reshape(-1, *(1,) * (rows.ndim - 1))
-    return w * jnp.where(w != 0, rows, 0).astype(w.dtype)
+    # only what is not finite is dropped: at w = 0 the derivative by w is still the row
+    return w * jnp.where((w == 0) & ~jnp.isfinite(rows), 0, rows).astype(w.dtype)
 
 
-def _near(w, leaf):
-    total = _weighted(w.w[:, 0], leaf)
+def _near(w, leaf, own):
+    total = _weighted(w.w[:, 0], own)
     if w.idx.shape[1] <= _UNROLL:
         for k in range(1, w.idx.shape[1]):
             total = total + _weighted(w.w[:, k], leaf[w.idx[:, k]])
@@ -132,13 +130,15 @@ def _near(w, leaf):
     return total.astype(leaf.dtype)
 
 
-def _shifted(w, leaf):
+def _shifted(w, leaf, own):
     # A shift whose weight is 0 is rolled but ignored, so that NaN rows stay where they are.
     parts = [
-        _weighted(jnp.broadcast_to(w.w[k], leaf.shape[:1]), jnp.roll(leaf, -s, 0) if s else leaf)
+        _weighted(
+            jnp.broadcast_to(w.w[k], leaf.shape[:1]), jnp.roll(leaf, -s, 0) if s % w.n else own
+        )
         for k, s in enumerate(w.shifts)
     ]
-    return sum(parts[1:], parts[0]).astype(leaf.dtype)
+    return _sum(parts).astype(leaf.dtype)
 
 
 def to_near(w: Weights) -> Near:
@@ -146,12 +146,9 @@ def to_near(w: Weights) -> Near:
     if isinstance(w, Near):
         return w
     if isinstance(w, Shifts):
-        own = w.shifts.index(0) if 0 in w.shifts else None
-        order = ([own] if own is not None else []) + [k for k in range(len(w.shifts)) if k != own]
-        steps = [w.shifts[k] % w.n for k in order]
-        values = w.w[jnp.array(order)]
-        if own is None:
-            steps, values = [0, *steps], jnp.concatenate([jnp.zeros(1, values.dtype), values])
+        steps = list(dict.fromkeys([0, *(s % w.n for s in w.shifts)]))  # the own row first
+        slots = np.array([steps.index(s % w.n) for s in w.shifts])
+        values = jnp.zeros(len(steps), w.w.dtype).at[slots].add(w.w)
         idx = (np.arange(w.n)[:, None] + np.array(steps)) % w.n
         back = [steps.index(-s % w.n) if -s % w.n in steps else -1 for s in steps]
         return Near(
@@ -174,23 +171,43 @@ def to_dense(w: Weights) -> Float[Array, "n n"]:
     return jnp.zeros((n, n), near.w.dtype).at[jnp.arange(n)[:, None], near.idx].add(near.w)
 
 
-def _medoid(rows: list[Array], finite) -> Int[Array, ""]:
-    """The row of least median distance, found around the mean of the finite rows."""
+def _clean(x):
+    """Leaves as `[n, -1]`, float32 or wider, clipped, non-finite rows 0; and which are finite."""
+    leaves = [a.reshape(a.shape[0], -1) for a in jax.tree.leaves(x)]
+    finite = jnp.stack([jnp.isfinite(a).all(1) for a in leaves]).all(0)
+    wide = jnp.result_type(jnp.float32, *(a.dtype for a in leaves))
+    rows = [
+        jnp.where(finite[:, None], jnp.clip(a.astype(wide), -_BOUND, _BOUND), 0) for a in leaves
+    ]
+    return rows, finite
+
+
+def _medoid(rows, finite):
+    """The finite row of least median distance to the others, found around their mean; `[1, -1]`."""
     alive = finite / jnp.maximum(finite.sum(), 1).astype(rows[0].dtype)
     centred = [r - jnp.matmul(alive[None], r, precision=_HIGHEST) for r in rows]
-    distance = _distances(_inner(centred))
-    distance = jnp.where(finite[:, None] & finite[None], distance, jnp.inf)
-    return jnp.argmin(jnp.median(distance, axis=1))
+    distance = jnp.where(finite[None], _apart(centred, centred), jnp.inf)
+    half = jnp.maximum(finite.sum() - 1, 0) // 2  # the lower median of the finite ones
+    score = jnp.where(finite, jnp.sort(distance, axis=1)[:, half], jnp.inf)
+    return [r[jnp.argmin(score)][None] for r in rows]
 
 
-def _inner(rows):
-    return sum(jnp.matmul(r, r.T, precision=_HIGHEST) for r in rows)
+def _sum(parts):
+    return reduce(jnp.add, parts)
 
 
-def _distances(gram):
-    diagonal = jnp.diagonal(gram)
-    squared = jnp.maximum(diagonal[:, None] + diagonal[None] - 2 * gram, 0)
-    return squared * (1 - jnp.eye(len(gram), dtype=gram.dtype))
+def _inner(rows, others):
+    return _sum(jnp.matmul(r, o.T, precision=_HIGHEST) for r, o in zip(rows, others))
+
+
+def _squares(rows):
+    return _sum(jnp.square(r).sum(1) for r in rows)
+
+
+def _apart(rows, others):
+    """Squared distances `[n, m]` between centred rows."""
+    squared = _squares(rows)[:, None] + _squares(others)[None] - 2 * _inner(rows, others)
+    return jnp.maximum(squared, 0)
 
 
 def gram(x: Stacked) -> tuple[Float[Array, "n n"], Bool[Array, " n"]]:
@@ -206,14 +223,9 @@ def gram(x: Stacked) -> tuple[Float[Array, "n n"], Bool[Array, " n"]]:
     Returns:
         `[n, n]` products of `x - x[medoid]` in float32 or wider, and `[n]` finite flags.
     """
-    leaves = [a.reshape(a.shape[0], -1) for a in jax.tree.leaves(x)]
-    finite = jnp.stack([jnp.isfinite(a).all(1) for a in leaves]).all(0)
-    wide = jnp.result_type(jnp.float32, *(a.dtype for a in leaves))
-    rows = [
-        jnp.where(finite[:, None], jnp.clip(a.astype(wide), -_BOUND, _BOUND), 0) for a in leaves
-    ]
-    medoid = _medoid(rows, finite)
-    return _inner([r - r[medoid][None] for r in rows]), finite
+    rows, finite = _clean(x)
+    rows = [r - c for r, c in zip(rows, _medoid(rows, finite))]
+    return _inner(rows, rows), finite
 
 
 def distances(x: Stacked) -> Float[Array, "n n"]:
@@ -225,9 +237,20 @@ def distances(x: Stacked) -> Float[Array, "n n"]:
     Returns:
         `[n, n]`, 0 on the diagonal.
     """
-    product, finite = gram(x)
-    squared = jnp.where(finite[:, None] & finite[None], _distances(product), jnp.inf)
+    squared = _between(x, x)
     return jnp.where(jnp.eye(len(squared), dtype=bool), 0, squared)
+
+
+def _between(own, x):
+    """Squared distances `[n, m]` from rows of own to rows of x, around the medoid of x."""
+    rows, finite = _clean(x)
+    centre = _medoid(rows, finite)
+    rows = [r - c for r, c in zip(rows, centre)]
+    if own is x:
+        return jnp.where(finite[:, None] & finite[None], _apart(rows, rows), jnp.inf)
+    mine, true = _clean(own)
+    mine = [r - c for r, c in zip(mine, centre)]
+    return jnp.where(true[:, None] & finite[None], _apart(mine, rows), jnp.inf)
 
 
 def slot_distances(w: Near, x: Any, own: Any = None) -> Float[Array, "n k"]:
@@ -241,17 +264,35 @@ def slot_distances(w: Near, x: Any, own: Any = None) -> Float[Array, "n k"]:
     Returns:
         `[n, k]`: 0 in slot 0, inf for a non-finite message.
     """
-    rows = jnp.arange(w.idx.shape[0])[:, None]
-    if not isinstance(x, Held) and (own is None or own is x):
-        return distances(x)[rows, w.idx]
-    if not isinstance(x, Held):
-        both = jax.tree.map(lambda x, own: jnp.concatenate([x, own]), x, own)
-        return distances(both)[rows + len(rows), w.idx].at[:, 0].set(0)
-    product, finite = gram(x.rows)
+    own = x if own is None else own
+    n, k = w.idx.shape
+    if isinstance(x, Held):
+        squared = _held(x)
+    elif n > _SPARSE * k:  # few neighbours: the differences themselves
+        (mine, true), (rows, finite) = _clean(own), _clean(x)
+        slot = lambda j: _squares([o - r[j] for o, r in zip(mine, rows)])
+        squared = jax.lax.map(slot, w.idx.T).T
+        squared = jnp.where(true[:, None] & finite[w.idx], squared, jnp.inf)
+    else:
+        squared = _between(own, x)[jnp.arange(n)[:, None], w.idx]
+    return squared.at[:, 0].set(0)
+
+
+def _held(x):
+    """Squared distances `[n, k]` of `Held` messages to slot 0, from products of their rows."""
+    rows, finite = _clean(x.rows)
+    centre = _medoid(*_clean([jnp.matmul(x.coef[:, 0], r, precision=_HIGHEST) for r in rows]))
+    # Only rows that are like messages are centred: noise, or any difference of messages, is not.
+    near = _squares([r - c for r, c in zip(rows, centre)]) < _squares(rows)
+    rows = [jnp.where(near[:, None], r - c, r) for r, c in zip(rows, centre)]
     step = x.coef - x.coef[:, :1]
-    squared = jnp.maximum(jnp.einsum("ikm,ml,ikl->ik", step, product, step, precision=_HIGHEST), 0)
-    tainted = ((x.coef != 0) & ~finite).any(-1) | ((x.coef[:, :1] != 0) & ~finite).any(-1)
-    return jnp.where(tainted, jnp.inf, squared).at[:, 0].set(0)
+    left = jnp.where(near, step, 0).sum(-1)  # copies of the centre that did not cancel
+    dot = partial(jnp.einsum, precision=_HIGHEST)
+    squared = dot("ikm,ml,ikl->ik", step, _inner(rows, rows), step)
+    squared += 2 * left * dot("ikm,m->ik", step, _inner(rows, centre)[:, 0])
+    squared += left**2 * _squares(centre)[0]
+    tainted = ((x.coef != 0) & ~finite[None, None]).any(-1)
+    return jnp.where(tainted | tainted[:, :1], jnp.inf, jnp.maximum(squared, 0))
 
 
 def stack(x: Params, n: int) -> Stacked:
@@ -279,5 +320,8 @@ def where(mask: Array, new: Stacked, old: Stacked) -> Stacked:
 def bits(message: Params) -> Float[Array, ""]:
     """Size of one message in bits, as float32 (int32 overflows)."""
     return jnp.float32(
-        sum(8 * jnp.result_type(a).itemsize * math.prod(jnp.shape(a)) for a in jax.tree.leaves(message))
+        sum(
+            8 * jnp.result_type(a).itemsize * math.prod(jnp.shape(a))
+            for a in jax.tree.leaves(message)
+        )
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxfl import comm
+from jaxfl.local import norm
 from jaxfl.simulate import hyper
 from jaxfl.types import Key, Params, Scalar
 
@@ -101,7 +102,8 @@ class RandK:
         fraction: k = max(1, floor(fraction d)), in (0, 1], traced.
         scaled: 1 multiplies by d / k (unbiased), 0 does not (contractive, alpha = k / d), traced.
 
-    Source: standard; the set follows from a shared seed, bits are 32 k + 32.
+    Source: standard; the set follows from a shared seed, bits are 32 k + 32. Scores of 32 bits may
+        tie at the threshold, with a probability below d / 2^32, and then one more entry is kept.
     """
 
     fraction: Scalar = hyper(0.1, high=1.0)
@@ -112,7 +114,7 @@ class RandK:
         leaves, tree = jax.tree.flatten(v)
         d = _size(v)
         keys = jax.random.split(key, len(leaves))
-        scores = [jax.random.bits(q, a.shape, jnp.uint32) for q, a in zip(keys, leaves, strict=True)]
+        scores = [jax.random.bits(q, a.shape, jnp.uint32) for q, a in zip(keys, leaves)]
         k = _k(self.fraction, d)
         t = _threshold(scores, k, 32)
         scale = jnp.where(self.scaled > 0, d / k, 1)
@@ -150,13 +152,13 @@ class QSGD:
         """The rounded v; 0 for 0."""
         leaves, tree = jax.tree.flatten(v)
         d = _size(v)
-        norm = jnp.sqrt(sum(jnp.vdot(a, a).real for a in leaves))
-        safe = jnp.where(norm > 0, norm, 1)
+        length = norm(v)
+        safe = jnp.where(length > 0, length, 1)
         omega = jnp.minimum(d / self.levels**2, math.sqrt(d) / self.levels)
-        scale = norm / self.levels / (1 + self.contractive * omega)
+        scale = length / self.levels / (1 + self.contractive * omega)
 
         def rounded(key, a):
-            y = self.levels * jnp.abs(a) / safe
+            y = self.levels * (jnp.abs(a) / safe)  # in float32 or wider, as the length
             up = jax.random.uniform(key, a.shape, y.dtype) < y - jnp.floor(y)
             return (scale * jnp.sign(a) * (jnp.floor(y) + up)).astype(a.dtype)
 
@@ -165,5 +167,6 @@ class QSGD:
 
     def bits(self, v: Params) -> Scalar:
         """The norm, and a sign and a level per entry."""
-        per_entry = 1 + jnp.ceil(jnp.log2(self.levels + 1))
-        return jnp.float32(_width(v) + _size(v) * per_entry)
+        part, exponent = jnp.frexp(jnp.asarray(self.levels + 1, jnp.float32))
+        level = exponent - (part == 0.5)  # ceil(log2(s + 1)), exact where log2 rounds up
+        return jnp.float32(_width(v) + _size(v) * jnp.float32(1 + level))

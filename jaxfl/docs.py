@@ -160,7 +160,7 @@ def rewrite(text: str) -> str:
     _, end, after = rest.partition(MARKERS[1])
     if not end:
         raise ValueError(f"text must hold {MARKERS[0]} and then {MARKERS[1]}, the table between")
-    return f"{before}{start}\n{table()}\n{end}{after}"
+    return f"{before}{start}\n\n{table()}\n\n{end}{after}"
 
 
 def _class(alg):

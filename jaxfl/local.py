@@ -5,6 +5,7 @@ that FedSpeed is `shifted(proximal(sam(grad, rho), mu, anchor), s)`.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import optax
 from flax import struct
 
 from jaxfl.clients import Sample
-from jaxfl.types import Key, Params, Scalar
+from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
 
@@ -126,13 +127,21 @@ def live_steps(xi: Sample) -> Scalar:
 
 
 def norm(g: Params) -> Scalar:
-    """Euclidean norm over all leaves of one client."""
-    return jnp.sqrt(sum(jnp.vdot(a, a).real for a in jax.tree.leaves(g)))
+    """Euclidean norm over all leaves of one client, in float32 or wider; its gradient at 0 is 0."""
+    squared = _squared(g)
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+
+
+def _squared(g):
+    # not `vdot`: a matrix product, hence TF32 on GPUs
+    wide = lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return reduce(jnp.add, (jnp.square(wide(a)).sum() for a in jax.tree.leaves(g)))
 
 
 def _clip(g, bound):
     # A double where: the untaken branch must not divide by 0 under a gradient.
-    squared = sum(jnp.vdot(a, a).real for a in jax.tree.leaves(g))
+    squared = _squared(g)
     over = squared > jnp.square(jnp.asarray(bound, squared.dtype))
     scale = jnp.where(over, bound / jnp.sqrt(jnp.where(over, squared, 1)), 1)
     return jax.tree.map(lambda a: (a * scale).astype(a.dtype), g)
@@ -169,7 +178,7 @@ def blended(grad: Oracle, alpha: Scalar, m: Params) -> Oracle:
 
 
 def sam(grad: Oracle, rho: Scalar) -> Oracle:
-    """The gradient at x + rho g / |g| on the same sample, the norm over all leaves of this client."""
+    """The gradient at x + rho g / |g| on the same sample, |g| over all leaves of this client."""
 
     def ascend(x, xi):
         loss, g = grad(x, xi)
@@ -195,7 +204,7 @@ def noised(grad: Oracle, sigma: Scalar) -> Oracle:
     def noise(x, xi):
         loss, g = grad(x, xi)
         leaves, tree = jax.tree.flatten(g)
-        keys = jax.random.split(jax.random.fold_in(xi.key, 0x6E), len(leaves))
+        keys = jax.random.split(fork(xi.key, "noise"), len(leaves))
         return loss, tree.unflatten(
             [a + sigma * jax.random.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys)]
         )
@@ -208,7 +217,7 @@ def zeroth_order(value: Callable[[Params, Sample], Scalar], radius: Scalar) -> O
 
     def estimate(x, xi):
         leaves, tree = jax.tree.flatten(x)
-        keys = jax.random.split(jax.random.fold_in(xi.key, 0x5A), len(leaves))
+        keys = jax.random.split(fork(xi.key, "direction"), len(leaves))
         u = tree.unflatten([jax.random.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys)])
         up = value(jax.tree.map(lambda x, u: x + radius * u, x, u), xi)
         down = value(jax.tree.map(lambda x, u: x - radius * u, x, u), xi)

@@ -12,9 +12,7 @@ from jaxfl import comm
 from jaxfl.types import Scalar
 
 
-def nearest_neighbours(
-    w: comm.Weights, message: Any, f: Scalar, own: Any = None
-) -> comm.Near:
+def nearest_neighbours(w: comm.Weights, message: Any, f: Scalar, own: Any = None) -> comm.Near:
     """Nearest-neighbour averaging: all received messages but the f farthest from the own one.
 
     Args:

@@ -13,7 +13,7 @@ from flax import struct
 
 from jaxfl import comm
 from jaxfl.clients import Clients, LossShapeError
-from jaxfl.types import Info, Key, Params, Scalar, nearest
+from jaxfl.types import Info, Key, Params, Scalar, fork, nearest
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ class Needs:
         rows: rows of the mixing matrix must sum to 1.
         columns: columns of the mixing matrix must sum to 1.
         local: adversaries must be row-local.
-        check: `check(alg, network)` raises ValueError; called when the network's values are concrete.
+        check: `check(alg, network)` raises ValueError; called when the network is concrete.
     """
 
     net: type
@@ -96,13 +96,13 @@ def keys(key: Key, t: Scalar) -> tuple[Key, Key]:
     They do not depend on the algorithm: under one key, all algorithms meet the same cohorts,
     graphs, delays, failures and attackers.
     """
-    network, algorithm = jax.random.split(jax.random.fold_in(key, t))
-    return network, algorithm
+    now = jax.random.fold_in(key, t)
+    return fork(now, "network"), now
 
 
 def init(alg: Any, clients: Clients, params: Params, key: Key) -> Any:
     """The state before the first round, its key apart from those of the rounds."""
-    return alg.init(params, clients, jax.random.fold_in(key, 2**32 - 1))
+    return alg.init(params, clients, fork(key, "init"))
 
 
 def simulate(
@@ -248,7 +248,7 @@ def run(
     every_ = every or rounds
     if chunk % (every or 1) or chunk < 0:
         raise ValueError(
-            f"chunk must be a multiple of every = {every}, got {chunk}; for example chunk={5 * every}"
+            f"chunk must be a multiple of every = {every}, got {chunk}; for example {5 * every}"
         )
     chunk = chunk or _chunk_size(rounds, every or 1)
     own = _init(alg, clients, params, key) if state is None else state
@@ -361,11 +361,30 @@ def grid(alg: Any, **values: Any) -> Any:
     check_ranges(alg)
     size = len(product)
     return jax.tree.map(
-        lambda a: jnp.broadcast_to(jnp.asarray(a, jnp.result_type(float)), (size, *jnp.shape(a)))
-        if jnp.ndim(a) == 0
-        else jnp.asarray(a),
+        lambda a: (
+            jnp.broadcast_to(jnp.asarray(a, jnp.result_type(float)), (size, *jnp.shape(a)))
+            if jnp.ndim(a) == 0
+            else jnp.asarray(a)
+        ),
         alg,
     )
+
+
+def scaled(**schedules: Callable[[Scalar], Scalar]) -> Callable[[Any, Scalar], Any]:
+    """A schedule for `simulate` that multiplies hyperparameters by functions of the round.
+
+    Args:
+        schedules: by field, such as `lr=optax.cosine_decay_schedule(1.0, 500)`; any optax schedule
+            is such a function.
+
+    Returns:
+        `schedule(alg, t) -> alg`.
+    """
+
+    def schedule(alg, t):
+        return alg.replace(**{name: getattr(alg, name) * f(t) for name, f in schedules.items()})
+
+    return schedule
 
 
 def _traced(field):

@@ -13,6 +13,7 @@
 Axis order everywhere: sweep, time, client, ..., parameter.
 """
 
+import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -43,6 +44,17 @@ class Info(NamedTuple):
     down: Scalar  # bits received by a participating client, averaged over them
     grads: Scalar  # minibatch gradients evaluated by a participating client, averaged over them
     aux: Any = ()  # anything else, a pytree of arrays
+
+
+def fork(key: Key, purpose: str) -> Key:
+    """A key for another purpose; the given one stays good for folding in client ids.
+
+    One threefry call, where `split` for two purposes computes both: compiling threefry is what a
+    small program spends its time on. Purposes fold in numbers from 2^31, beyond every client id.
+    """
+    import jax
+
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()) | 1 << 31)
 
 
 def nearest(name: str, known: list[str]) -> str:

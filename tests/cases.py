@@ -5,7 +5,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from oracles import (
+    choco,
+    compress,
+    dadao,
+    ditto,
+    dsgd,
+    exact_diffusion,
+    fedavg,
+    fedbuff,
+    fedopt,
+    fedprox,
+    gradient_tracking,
+    monna,
+    scaffold,
+    sgp,
+)
+
 from jaxfl.algorithms import (
+    DADAO,
     DSGD,
     SGP,
     Choco,
@@ -14,6 +32,7 @@ from jaxfl.algorithms import (
     FedAdagrad,
     FedAdam,
     FedAvg,
+    FedBuff,
     FedProx,
     FedYogi,
     GradientTracking,
@@ -29,23 +48,13 @@ from jaxfl.networks import (
     Quorum,
     SignFlip,
     Uniform,
+    arrivals,
+    dadao_rates,
     first,
     graph,
+    poisson,
 )
-from oracles import (
-    choco,
-    compress,
-    ditto,
-    dsgd,
-    exact_diffusion,
-    fedavg,
-    fedopt,
-    fedprox,
-    gradient_tracking,
-    monna,
-    scaffold,
-    sgp,
-)
+from jaxfl.networks.graphs import make
 
 N = 8
 
@@ -60,13 +69,15 @@ class Case:
         network: what the world does, for N clients.
         oracle: `oracle(problem, x0, record, init) -> [state after round, ...]`, plain NumPy.
         state: oracle's name of a state -> how to read it off ours.
-        up: numbers sent per active client and round, as a multiple of d, or a function of d;
-            on graphs it is multiplied by the out-degree.
+        up: numbers sent per message, as a multiple of d, or a function of d; on graphs it is
+            multiplied by the out-degree, with events by the exchanges per node.
         exact: reaches x* of heterogeneous quadratics; otherwise `fixed` is where it goes.
         tuned: hyperparameters for the exactness test, if not those above.
         fixed: `fixed(problem Q) -> limit of the mean model`, known in closed form, or None.
         bias: (low, high) bounds on the distance to x* for methods without a closed form.
         still: state fields of clients outside the cohort, kept bit for bit.
+        long: network and number of rounds for the exactness test; by default what is inside
+            `network`, for 2000 rounds.
         quick: in the quick part of the suite.
     """
 
@@ -81,6 +92,7 @@ class Case:
     fixed: Callable | None = None
     bias: tuple[float, float] | None = None
     still: tuple[str, ...] = ()
+    long: tuple[Any, int] | None = None
     quick: bool = False
 
     def __str__(self):
@@ -98,6 +110,16 @@ def _run(module, **hyper):
 COHORT = Uniform(N, 3)
 RANDOM = graph("erdos_renyi", N, p=0.4, seed=1)
 RING = graph("ring", N)
+CIRCLE = make("ring", N)
+RATES = dadao_rates(CIRCLE)
+SIX = {
+    "params": lambda s: s.params,
+    "x_tilde": lambda s: s.x_tilde,
+    "y": lambda s: s.y,
+    "y_tilde": lambda s: s.y_tilde,
+    "z": lambda s: s.z,
+    "z_tilde": lambda s: s.z_tilde,
+}
 
 CASES = (
     Case(
@@ -266,6 +288,26 @@ CASES = (
         {"params": _params, "x_hat": lambda s: s.x_hat},
         up=lambda d: 2 * (1 + 3 / 64),
         bias=(1e-2, 2.0),
+    ),
+    Case(
+        "fedbuff",
+        FedBuff(lr=0.05, server_lr=0.9, steps=3, max_age=8),
+        arrivals(N, 3, 20, seed=2),
+        _run(fedbuff, lr=0.05, server_lr=0.9),
+        {"params": _params},
+        fixed=lambda q: q.x_fa(0.1, 5),
+        tuned=dict(lr=0.1, server_lr=1.0, steps=5),
+        long=(arrivals(N, N, 500, durations="constant"), 500),
+    ),
+    Case(
+        "dadao",
+        DADAO(smoothness=20.0, convexity=1.0, chi1=RATES["chi1"]),
+        poisson(CIRCLE, 20, edge_rates=RATES["rate"], seed=3),
+        _run(dadao, L=20.0, mu=1.0, chi1=RATES["chi1"], n=N),
+        SIX,
+        exact=True,
+        tuned=dict(smoothness=4.0),
+        long=(poisson(CIRCLE, 100, edge_rates=RATES["rate"], seed=4, unit=8.0), 100),
     ),
     Case(
         "monna-signflip",

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
 from jaxfl import comm
 from jaxfl.clients import Client, Clients
-from jaxfl.networks import Graph
+from jaxfl.networks import Events, Graph
 from jaxfl.simulate import Run, keys, simulate
 
 N, D, ROUNDS = 8, 5, 20
@@ -194,7 +195,7 @@ def oracle_record(run, tape, rounds=ROUNDS):
     record = []
     for t in range(rounds):
         net = row(tape, t)
-        passes = jax.tree.map(lambda a: np.asarray(a)[t], run.history.aux[1])
+        passes = jax.tree.map(lambda a, t=t: np.asarray(a)[t], run.history.aux[1])
         entry: dict[str, Any] = {}
         if isinstance(net, Graph):
             ids = np.arange(N)
@@ -203,6 +204,9 @@ def oracle_record(run, tape, rounds=ROUNDS):
             if isinstance(net.w, comm.Near):
                 entry["received"] = np.asarray(net.w.idx)
             entry["byz"] = np.asarray(net.send.byzantine)
+        elif isinstance(net, Events):
+            ids = np.arange(N)
+            entry["events"], entry["end"] = event_list(net), float(net.end)
         else:
             ids = np.asarray(net.idx)
             entry["idx"], entry["weight"] = ids, np.asarray(net.weight)
@@ -212,6 +216,21 @@ def oracle_record(run, tape, rounds=ROUNDS):
         record.append(entry)
     init = {"samples": rows(np.arange(N), jax.tree.map(np.asarray, run.state.init))}
     return init, record
+
+
+def event_list(net):
+    """A round's events from its waves, in time order: (time, kind, i, j)."""
+    grads = [
+        (float(t), "grad", int(i), -1)
+        for t, i in zip(np.ravel(net.at), np.ravel(net.grad))
+        if i < net.n
+    ]
+    exchanges = [
+        (float(t), "comm", int(i), int(j))
+        for t, i, j in zip(np.ravel(net.when), np.ravel(net.i), np.ravel(net.j))
+        if i < net.n
+    ]
+    return sorted(grads + exchanges)
 
 
 def relabelled(tape, clients, p):
@@ -226,6 +245,12 @@ def relabelled(tape, clients, p):
             byzantine=nets.send.byzantine[:, p], id=nets.send.id[:, p], live=nets.send.live[:, p]
         )
         nets = nets.replace(w=near, active=nets.active[:, p], send=send)
+    elif issubclass(tape.kind, Events):
+        to = jnp.asarray(np.append(inverse, N), jnp.int32)
+        send = jax.tree.map(lambda a: a[:, p], nets.send)
+        nets = nets.replace(
+            grad=to[nets.grad], i=to[nets.i], j=to[nets.j], rest=nets.rest[:, p], send=send
+        )
     else:
         to = jnp.asarray(np.append(inverse, N), jnp.int32)
         nets = nets.replace(idx=to[nets.idx])

@@ -14,22 +14,24 @@ from harness import (
     PARTITION,
     ROUNDS,
     ROWS,
+    X0,
     A,
     B,
     D,
     N,
-    X0,
+    Recorded,
     oracle_record,
     play,
     record_world,
     relabelled,
     row,
 )
+from oracles.problem import LeastSquares
+
 from jaxfl import comm
 from jaxfl.clients import Clients
-from jaxfl.networks import Graph
-from jaxfl.simulate import _scan
-from oracles.problem import LeastSquares
+from jaxfl.networks import Events, Graph
+from jaxfl.simulate import _scan, init, simulate, strong
 
 pytestmark = pytest.mark.filterwarnings("error")
 every_case = pytest.mark.parametrize(
@@ -41,7 +43,7 @@ every_case = pytest.mark.parametrize(
 def world(case):
     """The recorded world of a case, with an empty slot and a client that never takes part."""
     tape = record_world(case.network)
-    if not issubclass(tape.kind, Graph):
+    if not issubclass(tape.kind, Graph | Events):
         nets = tape.nets
         idx = jnp.where(nets.idx == N - 1, N, nets.idx).at[2].set(N)  # round 2: nobody
         weight = jnp.where(idx < N, nets.weight, 0)
@@ -73,7 +75,7 @@ def test_oracle(case):
     init, record = oracle_record(run, tape)
     problem = LeastSquares(A, B, ROWS)
     x0 = np.asarray(X0)
-    x0 = np.tile(x0, (N, 1)) if issubclass(tape.kind, Graph) else x0
+    x0 = np.tile(x0, (N, 1)) if issubclass(tape.kind, Graph | Events) else x0
     expected = case.oracle(problem, x0, record, init)
     for name, read in case.state.items():
         np.testing.assert_allclose(
@@ -95,7 +97,9 @@ def test_hyperparameters_are_traced(case):
         for i in range(len(leaves))
         if np.isfinite(leaves[i])
     ]
-    stacked = jax.tree.map(lambda *a: jnp.stack([jnp.asarray(v, jnp.float64) for v in a]), *variants)
+    stacked = jax.tree.map(
+        lambda *a: jnp.stack([jnp.asarray(v, jnp.float64) for v in a]), *variants
+    )
     mapped = jax.vmap(lambda alg: play(alg, tape).state.params)(stacked)
     before = _scan._cache_size()
     for i, variant in enumerate(variants):
@@ -109,7 +113,7 @@ def test_state_is_stable(case):
     alg, net = case.algorithm, row(world(case), 0)
     for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
         x = X0.astype(dtype)
-        state = jax.eval_shape(alg.init, x, CLIENTS, KEY)
+        state = jax.eval_shape(strong(alg, x).init, x, CLIENTS, KEY)
         run = jax.eval_shape(lambda x: play(alg, world(case), params=x, rounds=2), x)
         assert jax.tree.structure(run.state.state) == jax.tree.structure(state)
         for a, b in zip(jax.tree.leaves(run.state.state), jax.tree.leaves(state), strict=True):
@@ -175,12 +179,7 @@ def test_blocks_and_devices(case):
     spread = lambda t: jax.tree.map(
         lambda a: jax.device_put(a, split if a.ndim and a.shape[0] == N else whole), t
     )
-    state = jax.tree.map(jnp.asarray, case.algorithm.init(X0, CLIENTS, jax.random.key(0)))
-    from harness import Recorded, _WithSamples
-    from jaxfl.simulate import init, simulate
-
     start = init(Recorded(jax.tree.map(jnp.float64, case.algorithm)), CLIENTS, X0, KEY)
-    assert jax.tree.structure(start.state) == jax.tree.structure(state)
     sharded = simulate(
         Recorded(case.algorithm),
         spread(CLIENTS),
@@ -188,12 +187,12 @@ def test_blocks_and_devices(case):
         jax.device_put(X0, whole),
         jax.device_put(KEY, whole),
         rounds=ROUNDS,
-        state=_WithSamples(spread(start.state), jax.device_put(start.init, whole)),
+        state=start.replace(state=spread(start.state), init=jax.device_put(start.init, whole)),
     )
     close(sharded.state.state, run.state.state, 1e-11)
 
 
-@every_case
+@pytest.mark.parametrize("case", [c for c in CASES if c.still], ids=str)
 def test_outsiders_keep_their_state(case):
     """A client that takes no part keeps its state bit for bit."""
     tape, run = world(case), base(case).state.state
@@ -226,6 +225,9 @@ def test_bits(case):
             w = np.asarray(comm.to_dense(row(tape, t).w))
             out = ((w != 0) & ~np.eye(N, dtype=bool)).sum() / np.asarray(row(tape, t).active).sum()
             np.testing.assert_allclose(got[t], up * out, rtol=1e-6)
+    elif issubclass(tape.kind, Events):
+        ends = 2 * (np.asarray(tape.nets.i) < N).sum((1, 2)) / N
+        np.testing.assert_allclose(got, up * ends, rtol=1e-6)
     else:
         np.testing.assert_allclose(got, up, rtol=1e-6)
     np.testing.assert_allclose(run.history.down, got, rtol=1e-6)

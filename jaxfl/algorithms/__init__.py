@@ -1,10 +1,12 @@
 """The algorithms, one file each, and their registry by lower-case name."""
 
 from jaxfl.algorithms.choco import Choco
+from jaxfl.algorithms.dadao import DADAO
 from jaxfl.algorithms.ditto import Ditto
 from jaxfl.algorithms.dsgd import DSGD
 from jaxfl.algorithms.exact_diffusion import ExactDiffusion
 from jaxfl.algorithms.fedavg import FedAvg
+from jaxfl.algorithms.fedbuff import FedBuff
 from jaxfl.algorithms.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
 from jaxfl.algorithms.fedprox import FedProx
 from jaxfl.algorithms.gradient_tracking import GradientTracking
@@ -28,6 +30,8 @@ ALGORITHMS = {
         ExactDiffusion,
         SGP,
         Choco,
+        FedBuff,
+        DADAO,
         MoNNA,
     )
 }

@@ -10,7 +10,7 @@ from jaxfl import comm
 from jaxfl.compress import TopK
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, hyper
-from jaxfl.types import Info, Scalar, Stacked
+from jaxfl.types import Info, Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -55,15 +55,16 @@ class Choco:
         return self.State(x, jax.tree.map(jnp.zeros_like, x))
 
     def round(self, state, clients, net, key):
-        work, noise, channel = jax.random.split(key, 3)
         x, x_hat = state
-        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=work)
+        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=key)
         y = jax.tree.map(lambda x, g: x - self.lr * g, x, g)
 
         def publish(x, x_hat):
             difference = jax.tree.map(jnp.subtract, x, x_hat)
-            q = clients.each(lambda c, v, key: self.compress(v, key), difference, key=noise)
-            return jax.tree.map(jnp.add, x_hat, net.send(q, channel))
+            q = clients.each(
+                lambda c, v, key: self.compress(v, key), difference, key=fork(key, "compress")
+            )
+            return jax.tree.map(jnp.add, x_hat, net.send(q, fork(key, "send")))
 
         def gossip(y, x_hat):
             pull = lambda y, mixed, hat: y + self.gamma * (mixed - hat)

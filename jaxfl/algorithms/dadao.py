@@ -9,7 +9,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.networks import Events
 from jaxfl.simulate import Needs, hyper
-from jaxfl.types import Info, Scalar, Stacked
+from jaxfl.types import Info, Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -24,7 +24,7 @@ class DADAO:
     z_i -= m / 2, z_j += m / 2, Z_i -= beta m, Z_j += beta m.
 
     Use: smooth and strongly convex problems without a common clock; the rate does not depend on the
-    graph, which only sets how often edges must exchange (`dadao_rates`).
+        graph, which only sets how often edges must exchange (`dadao_rates`).
 
     Args:
         smoothness: L of every f_i, > 0, traced.
@@ -37,8 +37,7 @@ class DADAO:
     Needs: Events nets with gradients at rate 1 per node and second; row-local adversaries.
     Sent: up and down 32 d times 2 / n of the exchanges of a round, bits per node, in float32.
     Equals: itself whatever the packing of events into waves, to rounding.
-    Deviations: none. The flow is the closed form of the matrix exponential; the authors' code calls
-        a general one.
+    Deviations: none; the flow is the closed form of the authors' matrix exponential.
     Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
         ICML 2023, arXiv 2208.00779; the authors' code was read, rates of convergence are recalled.
     """
@@ -62,7 +61,6 @@ class DADAO:
         return self.State(x, *[jax.tree.map(jnp.zeros_like, x)] * 5)
 
     def round(self, state, clients, net, key):
-        work, channel = jax.random.split(key)
         nu = self.convexity / 2
         slow = jnp.sqrt(nu / self.smoothness)
         eta, gamma, gamma_tilde = slow / 8, 1 / (4 * self.smoothness), slow / (4 * nu)
@@ -73,13 +71,13 @@ class DADAO:
         )
 
         def gradient(client, x, number, key):
-            key = jax.random.fold_in(key, number)
+            key = jax.random.fold_in(key, number)  # by event, not by slot
             return client.grad(x, client.all(key) if self.full else client.draw(key))
 
         def wave(s, event):
             i, ends, number, order, flows = event
-            at = self.State(*_move(flows[: len(i)], comm.pick(s, i)))
-            loss, g = clients[i].each(gradient, at.params, number, key=work)
+            at = _move(flows[: len(i)], comm.pick(s, i))
+            loss, g = clients[i].each(gradient, at.params, number, key=key)
             h = jax.tree.map(lambda g, x, y: g - nu * x - y, g, at.params, at.y_tilde)
             new = at._replace(
                 params=_add(at.params, -gamma, h),
@@ -87,37 +85,49 @@ class DADAO:
                 y_tilde=_add(at.y_tilde, delta + delta_tilde, h),
             )
             s = comm.put(s, i, _pack(new))
-            # both ends of the exchanges, stacked: slot k meets slot k + e modulo 2 e
-            at = self.State(*_move(flows[len(i) :], comm.pick(s, ends)))
+            # both ends of the exchanges: row k meets row k + e modulo 2 e
+            at = _move(flows[len(i) :], comm.pick(s, ends))
             own = jax.tree.map(jnp.add, at.y, at.z)
-            got = net.deliver(own, ends, order, channel)
+            got = net.deliver(own, ends, order, fork(key, "send"))
             m = jax.tree.map(lambda a, b: a - jnp.roll(b, len(ends) // 2, 0), own, got)
             new = at._replace(z=_add(at.z, -beta, m), z_tilde=_add(at.z_tilde, -beta_tilde, m))
             return comm.put(s, ends, _pack(new)), jnp.where(i < net.n, loss, 0).sum()
 
-        join = lambda *a: jnp.concatenate(a, 1)
-        flows = flow(join(net.gap, net.gap_i, net.gap_j))
+        join = lambda *slots: jnp.concatenate(slots, 1)
+        flows = flow(join(net.gap, net.gap_i, net.gap_j))  # all at once, outside the scan
         events = (net.grad, join(net.i, net.j), net.number, join(net.order, net.order), flows)
         s, losses = jax.lax.scan(wave, _pack(state), events)
-        state = self.State(*_move(flow(net.rest), s))
-        grads, size = net.gradients(), comm.bits(state.params) / net.n
-        sent = size * 2 * net.exchanges() / net.n
+        state = _move(flow(net.rest), s)
+        grads = net.gradients()
+        sent = comm.bits(state.params) / net.n * 2 * net.exchanges() / net.n
         return state, Info(losses.sum() / jnp.maximum(grads, 1), sent, sent, grads / net.n)
-
-
-def _pack(six):
-    return jax.tree.map(lambda *a: jnp.stack(a, 1), *six)
 
 
 def _add(x, scale, h):
     return jax.tree.map(lambda x, h: x + scale * h, x, h)
 
 
-def _flow(gap, alpha, eta, theta, nu):
-    """exp(M gap) [6, 6] in closed form, by moving each of the six unit vectors.
+def _pack(state):
+    """One array [n, 6, ...] per leaf: one gather and one scatter per wave, not six."""
+    return jax.tree.map(lambda *six: jnp.stack(six, 1), *state)
 
-    (x, X) and (z, Z) relax exponentially and drive (y, Y), which swings with a damping alpha / 2:
-    its frequency is real, since alpha theta = 1/8 and alpha^2 / 4 <= 1/128.
+
+def _move(flow, s):
+    """flow [m, 6, 6] applied to packed models [m, 6, ...]; sums, since matmuls could be TF32."""
+
+    def leaf(a):
+        m = flow.reshape(*flow.shape, *(1,) * (a.ndim - 2)).astype(a.dtype)
+        moved = jnp.stack([m[:, :, l] * a[:, l, None] for l in range(6)]).sum(0)
+        return DADAO.State(*(moved[:, k] for k in range(6)))
+
+    return jax.tree.transpose(jax.tree.structure(s), None, jax.tree.map(leaf, s))
+
+
+def _flow(gap, alpha, eta, theta, nu):
+    """exp(M gap) [6, 6]: where the six unit vectors are after the gap.
+
+    (x, X) and (z, Z) relax and drive (y, Y), a damped oscillator: its frequency omega is real,
+    since alpha theta = 1/8 and alpha^2 / 4 <= 1/128.
     """
     x, x_tilde, y, y_tilde, z, z_tilde = jnp.eye(6, dtype=gap.dtype)
     fast = alpha + eta
@@ -144,13 +154,3 @@ def _flow(gap, alpha, eta, theta, nu):
             still + e_z * (z_tilde - still),
         ]
     )
-
-
-def _move(flow, six):
-    def leaf(a):
-        wide = flow.reshape(*flow.shape, *(1,) * (a.ndim - 2)).astype(a.dtype)
-        out = sum(wide[:, :, l] * a[:, l, None] for l in range(6))
-        return [out[:, k] for k in range(6)]
-
-    leaves, tree = jax.tree.flatten(six)
-    return [tree.unflatten(column) for column in zip(*map(leaf, leaves))]

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 from flax import struct
 
 from jaxfl import comm
@@ -10,14 +9,14 @@ from jaxfl.algorithms.fedavg import FedAvg
 from jaxfl.local import SGD, live_steps, proximal, train
 from jaxfl.networks import Cohort
 from jaxfl.simulate import Needs, count, hyper
-from jaxfl.types import Info, Params, Scalar, Stacked
+from jaxfl.types import Info, Params, Scalar, Stacked, fork
 
 
 @struct.dataclass
 class Ditto:
     """FedAvg beside one personal model per client, held near the global one.
 
-    x by FedAvg;  v_i <- K steps v_i - lr (g_i(v_i) + lam (v_i - x)), with the x received this round.
+    x by FedAvg;  v_i <- K steps v_i - lr (g_i(v_i) + lam (v_i - x)), with the x received now.
 
     Use: clients that want a model of their own, fairness, robustness of the personal models.
 
@@ -68,9 +67,7 @@ class Ditto:
             v, _, _ = train(grad, v, xi, self.lr, self.solver, self.solver.init(v))
             return v, live_steps(xi)
 
-        own, grads = clients[net.idx].each(
-            local, comm.pick(v, net.idx), key=jax.random.fold_in(key, 1)
-        )
+        own, grads = clients[net.idx].each(local, comm.pick(v, net.idx), key=fork(key, "personal"))
         w = clients.weights(net, self.weighting)
         info = Info(info.loss, info.up, info.down, info.grads + comm.mix(w, grads))
         return self.State(new.params, comm.put(v, net.idx, own)), info

@@ -9,7 +9,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, count, hyper
-from jaxfl.types import Info, Scalar, Stacked
+from jaxfl.types import Info, Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -57,7 +57,6 @@ class DSGD:
         )
 
     def round(self, state, clients, net, key):
-        work, channel = jax.random.split(key)
         x = state.params
 
         def local(client, x, memory, key):
@@ -65,11 +64,11 @@ class DSGD:
             y, loss, memory = train(client.grad, x, xi, self.lr, self.solver, memory)
             return y, memory, loss, live_steps(xi)
 
-        y, memory, loss, grads = clients.each(local, x, state.memory, key=work)
+        y, memory, loss, grads = clients.each(local, x, state.memory, key=key)
         if self.order == "atc":
-            new = comm.mix(net.w, net.send(y, channel), own=y)
+            new = comm.mix(net.w, net.send(y, fork(key, "send")), own=y)
         else:
-            mixed = comm.mix(net.w, net.send(x, channel), own=x)
+            mixed = comm.mix(net.w, net.send(x, fork(key, "send")), own=x)
             new = jax.tree.map(lambda m, y, x: m + (y - x), mixed, y, x)
         new = comm.where(net.active, self.State(new, memory), state)
         size, mean = comm.bits(x) / clients.n * net.out(), net.mean_weights()

@@ -9,7 +9,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, hyper, matrix
-from jaxfl.types import Info, Scalar, Stacked
+from jaxfl.types import Info, Scalar, Stacked, fork
 
 
 def _spectrum(alg, network):
@@ -64,12 +64,11 @@ class ExactDiffusion:
         return self.State(x, x)
 
     def round(self, state, clients, net, key):
-        work, channel = jax.random.split(key)
         x, psi = state
-        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=work)
+        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=key)
         new = jax.tree.map(lambda x, g: x - self.lr * g, x, g)
         phi = jax.tree.map(lambda new, x, psi: new + x - psi, new, x, psi)
-        mixed = comm.mix(net.w, net.send(phi, channel), own=phi)
+        mixed = comm.mix(net.w, net.send(phi, fork(key, "send")), own=phi)
         x = jax.tree.map(lambda m, p: (1 - self.lazy) * m + self.lazy * p, mixed, phi)
         size = comm.bits(x) / clients.n * net.out()
         info = Info(comm.mix(net.mean_weights(), loss), size, size, 1.0)

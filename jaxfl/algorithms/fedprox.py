@@ -65,4 +65,5 @@ class FedProx:
 
         delta, (loss, grads) = clients[net.idx].mean(local, weights=w, send=net.send, key=key)
         x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, delta)
-        return self.State(x), Info(comm.mix(w, loss), comm.bits(x), comm.bits(x), comm.mix(w, grads))
+        size = comm.bits(x)
+        return self.State(x), Info(comm.mix(w, loss), size, size, comm.mix(w, grads))

@@ -8,7 +8,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, hyper
-from jaxfl.types import Info, Scalar, Stacked
+from jaxfl.types import Info, Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -52,7 +52,7 @@ class GradientTracking:
         return self.State(x, g, g)
 
     def round(self, state, clients, net, key):
-        work, first, second = jax.random.split(key, 3)
+        first, second = fork(key, "send x"), fork(key, "send y")
         x, y, g = state
         step = lambda x, y: x - self.lr * y
         if self.order == "atc":
@@ -60,7 +60,7 @@ class GradientTracking:
             x = comm.mix(net.w, net.send(half, first), own=half)
         else:
             x = jax.tree.map(step, comm.mix(net.w, net.send(x, first), own=x), y)
-        loss, new = clients.each(_gradient, x, key=work)
+        loss, new = clients.each(_gradient, x, key=key)
         plus = lambda y, new, g: y + new - g
         if self.order == "atc":
             half = jax.tree.map(plus, y, new, g)

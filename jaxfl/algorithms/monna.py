@@ -10,12 +10,12 @@ from jaxfl import comm
 from jaxfl.networks import Graph
 from jaxfl.robust import nearest_neighbours
 from jaxfl.simulate import Needs, hyper
-from jaxfl.types import Info, Scalar, Stacked
+from jaxfl.types import Info, Scalar, Stacked, fork
 
 
 @struct.dataclass
 class MoNNA:
-    """Byzantine-robust peer-to-peer SGD: local momentum, then averaging with the nearest neighbours.
+    """Byzantine-robust peer-to-peer SGD: local momentum, then the mean of the nearest neighbours.
 
     m <- beta m + (1 - beta) g(x);  y = x - lr m;  of the messages received, own included, x is the
     mean of all but the f farthest from y.
@@ -31,8 +31,8 @@ class MoNNA:
         so keeps n - 2 f. Weights other than zero or not are ignored.
     Sent: up 32 d times the out-degree, down the same, bits per active node and round, in float32.
     Equals: SGD with momentum on the mean when f = 0, with all messages received.
-    Deviations: all nodes start with momentum zero each; the authors' code aliases one tensor at step
-        0, which is not repeated. Byzantine nodes run the rule too, on the truth about themselves.
+    Deviations: none; the authors' code aliases one momentum tensor at step 0, which is not
+        repeated. Byzantine nodes run the rule too, on the truth about themselves.
     Source: Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust Collaborative Learning
         with Linear Gradient Overhead", ICML 2023, arXiv 2209.10931; the authors' code was read.
     """
@@ -51,12 +51,11 @@ class MoNNA:
         return self.State(x, jax.tree.map(jnp.zeros_like, x))
 
     def round(self, state, clients, net, key):
-        work, channel = jax.random.split(key)
         x, m = state
-        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=work)
+        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=key)
         m = jax.tree.map(lambda m, g: self.beta * m + (1 - self.beta) * g, m, g)
         y = jax.tree.map(lambda x, m: x - self.lr * m, x, m)
-        sent = net.send(y, channel)
+        sent = net.send(y, fork(key, "send"))
         x = comm.mix(nearest_neighbours(net.w, sent, self.f, own=y), sent, own=y)
         size = comm.bits(y) / clients.n * net.out()
         info = Info(comm.mix(net.mean_weights(), loss), size, size, 1.0)

@@ -9,7 +9,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, hyper
-from jaxfl.types import Info, Scalar, Stacked
+from jaxfl.types import Info, Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -53,12 +53,13 @@ class SGP:
         return self.State(comm.stack(params, clients.n), jnp.ones(clients.n, wide))
 
     def round(self, state, clients, net, key):
-        work, channel = jax.random.split(key)
         z = state.params
-        loss, g = clients.each(lambda c, z, key: c.grad(z, c.draw(key)), z, key=work)
+        loss, g = clients.each(lambda c, z, key: c.grad(z, c.draw(key)), z, key=key)
         half = jax.tree.map(lambda x, g: x - self.lr * g, state.x, g)
         half = comm.where(net.active, half, state.x)
         # an adversary lies about its model; the weight is what keeps mass, and stays
-        new = self.State(comm.mix(net.w, net.send(half, channel), own=half), comm.mix(net.w, state.w))
+        new = self.State(
+            comm.mix(net.w, net.send(half, fork(key, "send")), own=half), comm.mix(net.w, state.w)
+        )
         size = comm.bits((z, state.w)) / clients.n * net.out()
         return new, Info(comm.mix(net.mean_weights(), loss), size, size, 1.0)

@@ -25,8 +25,8 @@ class Loss:
 
     Args:
         model: the model.
-        measure: `measure(outputs, examples) -> [B]`, a module-level function or a frozen record, so
-            that equal losses are equal.
+        measure: `measure(outputs, examples) -> [B]`, or `[B, tasks]` for several tasks: a
+            module-level function or a frozen record, so that equal losses are equal.
     """
 
     model: Model
@@ -34,7 +34,7 @@ class Loss:
 
     def __call__(
         self, params: Params, examples: Examples, key: Key | None = None
-    ) -> Float[Array, " b"]:
+    ) -> Float[Array, "b ..."]:
         outputs = self.model.apply(params, examples["x"], key, train=key is not None)
         return self.measure(outputs, examples)
 

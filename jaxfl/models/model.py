@@ -15,7 +15,7 @@ from flax.errors import InvalidRngError
 from jaxfl.types import Key, Params
 
 STATE = (
-    "{name}: expected a module whose only variables are parameters, got {kinds}. A running "
+    "module: expected a module whose only variables are parameters, got {kinds}. A running "
     "statistic is neither a parameter nor a gradient, so no algorithm would average or send it: "
     "BatchNorm trains on batch statistics and keeps no state, or is refused; GroupNorm is the "
     "default. Use {fix}."
@@ -93,7 +93,7 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
     kinds = jax.eval_shape(init.variables, jax.random.key(0)).keys() - {"params"}
     if kinds:
         fix = "nn.GroupNorm(num_groups=...) in place of nn.BatchNorm(...)"
-        raise ValueError(STATE.format(name="module", kinds=f"also {sorted(kinds)}", fix=fix))
+        raise ValueError(STATE.format(kinds=f"also {sorted(kinds)}", fix=fix))
     return Model(name or type(module).__name__, init, _LinenApply(module))
 
 
@@ -129,7 +129,7 @@ def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -
     kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(others)})
     if kinds:
         fix = "nnx.GroupNorm(features, num_groups=..., rngs=rngs) in place of nnx.BatchNorm(...)"
-        raise ValueError(STATE.format(name="module", kinds=f"also {kinds}", fix=fix))
+        raise ValueError(STATE.format(kinds=f"also {kinds}", fix=fix))
     return Model(name or label, _NnxInit(build), _NnxApply(build))
 
 

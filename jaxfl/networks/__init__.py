@@ -1,4 +1,4 @@
-"""What the outside world does: graphs and mixing weights, cohorts, clocks, adversaries, channels."""
+"""What the outside world does: graphs and weights, cohorts, clocks, adversaries, channels."""
 
 from jaxfl.comm import Dense, Near, Shifts
 from jaxfl.networks.adversaries import (
@@ -27,6 +27,14 @@ from jaxfl.networks.cohorts import (
 from jaxfl.networks.graphs import GRAPHS
 from jaxfl.networks.nets import Arrivals, Cohort, Events, Graph, Links
 from jaxfl.networks.spectra import chi1, chi2, gap, mixing_time
+from jaxfl.networks.timelines import (
+    Timeline,
+    arrivals,
+    dadao_rates,
+    from_events,
+    poisson,
+    to_events,
+)
 from jaxfl.networks.topologies import (
     TIME_VARYING,
     Attacked,

@@ -74,7 +74,7 @@ class GaussianNoise:
 
 @struct.dataclass
 class ALIE:
-    """"A little is enough": every Byzantine client sends mean - z * std of the honest messages.
+    """A little is enough: every Byzantine client sends mean - z * std of the honest messages.
 
     On a graph the mean is over all honest nodes, not a receiver's neighbours.
 
@@ -103,14 +103,14 @@ class ALIE:
 
 @struct.dataclass
 class IPM:
-    """Inner-product manipulation ("fall of empires"): Byzantine clients send -epsilon * honest mean.
+    """Inner-product manipulation: every Byzantine client sends -epsilon * mean of the honest.
 
     On a graph the mean is over all honest nodes, not a receiver's neighbours.
 
     Args:
         epsilon: traced; .1 is stealthy, 1 is byzfl's sign flip, 2 its default.
 
-    Source: Xie, Koyejo, Gupta, UAI 2020.
+    Source: Xie, Koyejo, Gupta, "Fall of Empires", UAI 2020.
     """
 
     epsilon: Scalar = ranged(0.1, low=-math.inf)
@@ -231,7 +231,7 @@ def honest(idx: Any, live: Any) -> Send:
 
 
 def alie_z(n: int, f: int) -> float:
-    """ALIE's z for f Byzantine clients of n: the quantile (n - f - s) / (n - f), s = n // 2 + 1 - f.
+    """ALIE's z for f Byzantine of n: the normal quantile of 1 - s / (n - f), s = n // 2 + 1 - f.
 
     Raises:
         ValueError: unless 0 <= f and a majority needs honest supporters, s > 0.
@@ -241,7 +241,7 @@ def alie_z(n: int, f: int) -> float:
     supporters = n // 2 + 1 - f
     if not (f >= 0 and supporters > 0):
         raise ValueError(
-            f"f must be from 0 to n // 2 = {n // 2}, got {f}; a majority may send anything: `ALIE()`"
+            f"f must be from 0 to n // 2 = {n // 2}, got {f}; a majority needs no z: `ALIE()`"
         )
     return NormalDist().inv_cdf((n - f - supporters) / (n - f))
 

@@ -86,7 +86,7 @@ def sample(key: Key, n: int, size: int) -> Int[Array, " size"]:
     O(size log size), where a permutation is O(n log n).
     """
     if n <= _PERMUTE or 4 * size > n:
-        return jax.random.permutation(key, n)[:size].astype(jnp.int32)
+        return jnp.argsort(jax.random.bits(key, (n,), jnp.uint32))[:size].astype(jnp.int32)
 
     def repeats(idx):
         by_value = jnp.argsort(idx, stable=True)
@@ -275,7 +275,8 @@ class Drop:
         """The net of round t."""
         inner, coin = jax.random.split(key)
         net = self.network(t, inner)
-        rate = comm.pick(self.rate, net.idx) if jnp.ndim(self.rate) else self.rate
+        rate = jnp.asarray(self.rate)
+        rate = comm.pick(rate, net.idx) if rate.ndim else rate
         kept = (net.idx < self.n) & (jax.random.uniform(coin, net.idx.shape) >= rate)
         return net.replace(
             idx=jnp.where(kept, net.idx, self.n),

@@ -26,9 +26,9 @@ class Links:
         compute: seconds per minibatch gradient, scalar or `[n]`.
         latency: seconds per message, scalar, `[n]` by sender, or on graphs `[n, k]` by receiver and
             slot of `comm.to_near(net.w)` (of a `Dense` matrix, slot c hears node i + c mod n).
-        up: bits per second that a client sends, scalar, `[n]`, or on graphs `[n, k]` (then each link
-            has its own rate and links work in parallel; otherwise a client's messages share its
-            uplink).
+        up: bits per second that a client sends, scalar, `[n]`, or on graphs `[n, k]`: then each
+            link has its own rate and links work in parallel; otherwise a client's messages share
+            its uplink.
         down: bits per second that a client receives, scalar or `[n]`; graphs ignore it, their
             receiver is another one's uplink.
     """
@@ -40,7 +40,7 @@ class Links:
 
     def at(self, idx: Any) -> "Links":
         """The speeds of a cohort."""
-        return Links(*(comm.pick(a, idx) if jnp.ndim(a) else a for a in self._values()))
+        return Links(*(comm.pick(jnp.asarray(a), idx) if jnp.ndim(a) else a for a in self._values()))
 
     def _values(self):
         return self.compute, self.latency, self.up, self.down
@@ -74,7 +74,7 @@ class Cohort:
 
 @struct.dataclass
 class Arrivals:
-    """Whose updates fill the server's buffer this round, and how old the model is they began from."""
+    """Whose updates fill the server's buffer this round, and how old their starting model is."""
 
     t: Scalar
     idx: Scalar  # [k] clients; an empty slot is n
@@ -145,7 +145,7 @@ class Graph:
 
 @struct.dataclass
 class Events:
-    """Asynchronous events of one round, in waves: first gradients, then exchanges between two nodes.
+    """Asynchronous events of one round, in waves: first gradients, then exchanges of two nodes.
 
     The gradients of a wave touch different nodes, and so do its exchanges (a node may compute and
     then exchange in one wave). Every node meets its events in time order, so running the waves one
@@ -194,14 +194,14 @@ class Events:
             number: `[m]` numbers in the event list.
             key: the same in every wave of a round.
         """
-        rows = (self.send.byzantine, self.send.id, self.send.live)
+        who = comm.pick((self.send.byzantine, self.send.id, self.send.live), sender)
 
         def one(message, byzantine, id, live, number):
             send = self.send.replace(byzantine=byzantine[None], id=id[None], live=live[None])
             message = jax.tree.map(lambda a: a[None], message)
             return jax.tree.map(lambda a: a[0], send(message, jax.random.fold_in(key, number)))
 
-        return jax.vmap(one)(message, *comm.pick(rows, sender), number)
+        return jax.vmap(one)(message, who[0], who[1], who[2], number)
 
 
 __all__ = ["Arrivals", "Cohort", "Events", "Graph", "Links", "Send"]

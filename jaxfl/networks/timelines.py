@@ -119,25 +119,23 @@ def arrivals(
     length = lookup(DURATIONS, durations, "durations")(rng, jobs).tolist()
     coin = rng.random(jobs).tolist()
     idx, age, end = _serve(buffer, rounds, concurrency, seconds.tolist(), length, coin)
-    idx = np.array(idx, np.int32).reshape(rounds, buffer)
+    idx = np.array(idx).reshape(rounds, buffer)
     live = np.ones(idx.shape, bool)
     nets = Arrivals(
-        t=np.arange(rounds, dtype=np.int32),
-        idx=idx,
-        age=np.array(age, np.int32).reshape(rounds, buffer),
-        weight=live.astype(float),
-        send=Send(~live, idx, live),
-        elapsed=np.diff(end, prepend=0.0),
+        t=_array(np.arange(rounds)),
+        idx=_array(idx),
+        age=_array(np.array(age).reshape(rounds, buffer)),
+        weight=_array(live.astype(float)),
+        send=Send(_array(~live), _array(idx), _array(live)),
+        elapsed=_array(np.diff(end, prepend=0.0)),
     )
-    return _timeline(nets, n)
+    return Timeline(nets, n)
 
 
-def _timeline(nets, n):
-    # cast on the host: `jnp.asarray` compiles a conversion for every shape
-    wide = jnp.result_type(float)
-    return Timeline(
-        jax.tree.map(lambda a: jnp.asarray(a.astype(wide) if a.dtype == float else a), nets), n
-    )
+def _array(a: np.ndarray) -> jax.Array:
+    # cast on the host: `jnp.asarray` would compile a conversion for every shape
+    wide = {"i": np.dtype(np.int32), "f": jnp.result_type(float)}.get(a.dtype.kind, a.dtype)
+    return jnp.asarray(a.astype(wide))
 
 
 def _serve(buffer, rounds, concurrency, seconds, length, coin):
@@ -238,7 +236,7 @@ def _clocks(graph, edge_rates):
 def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
     """Equal rates for all edges with which DADAO converges, at a speed that no graph changes.
 
-    The total rate is factor * sqrt(2 chi1 chi2), chi1 and chi2 those of the graph with total rate 1.
+    The total is factor * sqrt(2 chi1 chi2), with the chi1 and chi2 of the graph at total rate 1.
 
     Args:
         graph: undirected, connected.
@@ -255,7 +253,7 @@ def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
     one = spectra.laplacian(graph, 1 / count)
     chi1, chi2 = spectra.chi1(one), spectra.chi2(one)
     total = factor * np.sqrt(2 * chi1 * chi2)
-    return {"rate": float(total / count), "chi1": chi1 / total, "chi2": chi2 / total}
+    return {"rate": float(total / count), "chi1": float(chi1 / total), "chi2": float(chi2 / total)}
 
 
 def from_events(
@@ -278,8 +276,8 @@ def from_events(
         n: number of nodes.
         rounds: of `unit` seconds.
         unit: seconds of a round.
-        cap: most gradients and exchanges of one wave; by default half the mean of the narrowest
-            packing, which needs twice the waves but fills them.
+        cap: most gradients and exchanges of one wave; by default about half of what an unlimited
+            wave would hold on average.
         waves: at least so many waves per round, so that timelines with the same cap share a shape
             (stack them, and `vmap` the run); by default what the fullest round needs.
 
@@ -296,43 +294,59 @@ def from_events(
     pair = j < n
     chain = _chains(when, i, j, n)
     before = np.where(chain.past >= 0, times[chain.past], (when * unit)[:, None])
-    gap = times[:, None] - before
+    gap = np.maximum(times[:, None] - before, 0)  # not -1e-17, where a round begins
     rest = np.full(rounds * n, float(unit))
-    rest[chain.last_node] = ((when + 1) * unit - times)[chain.last_event]
+    rest[chain.last_node] = np.maximum((when + 1) * unit - times, 0)[chain.last_event]
     height = _heights(chain, pair)
-    cap = cap or _half(height, pair, when)
-    wave, slot = _pack(chain, height, pair, when, cap)
+    c, e = cap or _half(height, pair, when)
+    wave, slot = _pack(chain, height, pair, when, (c, e))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
-        raise ValueError(f"waves must be at least {needed} with cap={cap}, got {waves}")
+        raise ValueError(f"waves must be at least {needed} with cap={(c, e)}, got {waves}")
     shape = (rounds, max(waves, needed))
 
-    def table(which, width, values, empty, dtype):
-        out = np.full((*shape, width), empty, dtype)
+    def table(which, width, values, empty=0):
+        out = np.full((*shape, width), empty, values.dtype)
         out[when[which], wave[which], slot[which]] = values[which]
-        return out
+        return _array(out)
 
-    number = np.arange(len(times))
-    live = np.ones((rounds, n), bool)
+    number, nodes = np.arange(len(times)), np.broadcast_to(np.arange(n), (rounds, n))
     nets = Events(
-        t=np.arange(rounds, dtype=np.int32),
-        grad=table(~pair, cap[0], i, n, np.int32),
-        at=table(~pair, cap[0], times, 0, float),
-        gap=table(~pair, cap[0], gap[:, 0], 0, float),
-        number=table(~pair, cap[0], number, 0, np.int32),
-        i=table(pair, cap[1], i, n, np.int32),
-        j=table(pair, cap[1], j, n, np.int32),
-        when=table(pair, cap[1], times, 0, float),
-        gap_i=table(pair, cap[1], gap[:, 0], 0, float),
-        gap_j=table(pair, cap[1], gap[:, 1], 0, float),
-        order=table(pair, cap[1], number, 0, np.int32),
-        rest=rest.reshape(rounds, n),
-        end=unit * np.arange(1.0, rounds + 1),
-        send=Send(~live, np.broadcast_to(np.arange(n, dtype=np.int32), live.shape), live),
-        elapsed=np.full(rounds, float(unit)),
+        t=_array(np.arange(rounds)),
+        grad=table(~pair, c, i, n),
+        at=table(~pair, c, times),
+        gap=table(~pair, c, gap[:, 0]),
+        number=table(~pair, c, number),
+        i=table(pair, e, i, n),
+        j=table(pair, e, j, n),
+        when=table(pair, e, times),
+        gap_i=table(pair, e, gap[:, 0]),
+        gap_j=table(pair, e, gap[:, 1]),
+        order=table(pair, e, number),
+        rest=_array(rest.reshape(rounds, n)),
+        end=_array(unit * np.arange(1.0, rounds + 1)),
+        send=Send(_array(nodes < 0), _array(nodes), _array(nodes >= 0)),
+        elapsed=_array(np.full(rounds, float(unit))),
         n=n,
     )
-    return _timeline(nets, n)
+    return Timeline(nets, n)
+
+
+def to_events(
+    timeline: Timeline,
+) -> tuple[Float[np.ndarray, " e"], Int[np.ndarray, " e"], Int[np.ndarray, " e"]]:
+    """The events of a timeline in their order: times, i, and j (n for a gradient)."""
+    net = timeline.nets
+    parts = []
+    for i, j, when, number in (
+        (net.grad, jnp.full_like(net.grad, net.n), net.at, net.number),
+        (net.i, net.j, net.when, net.order),
+    ):
+        live = np.asarray(i) < net.n
+        parts.append([np.asarray(a)[live] for a in (when, i, j, number)])
+    times, i, j, number = (np.concatenate(p) for p in zip(*parts))
+    order = np.argsort(number)
+    return times[order].astype(float), i[order], j[order]
 
 
 def _check_events(times, i, j, n, rounds, unit):
@@ -340,7 +354,9 @@ def _check_events(times, i, j, n, rounds, unit):
     if not unit > 0:
         raise ValueError(f"unit must be positive seconds, got {unit}")
     if times.shape != i.shape or times.shape != j.shape or times.ndim != 1:
-        raise ValueError(f"times, i and j must share one length, got {times.shape}, {i.shape}, {j.shape}")
+        raise ValueError(
+            f"times, i and j must share one length, got {times.shape}, {i.shape}, {j.shape}"
+        )
     if len(times) and (
         (np.diff(times) < 0).any() or times[0] < 0 or times[-1] > rounds * unit * (1 + 1e-12)
     ):
@@ -405,13 +421,17 @@ def _released(left, neighbours):
 
 
 def _half(height, pair, when):
-    """Half the mean number of gradients and exchanges per wave of the narrowest packing."""
+    """Half the mean number of gradients and exchanges per wave if waves had no limit, plus one.
+
+    Twice the waves, well filled, cost less than the fewest waves; the one is for few nodes, where
+    a wave costs more than its slots.
+    """
     if not len(pair):
         return 1, 1
     depth = np.zeros(when[-1] + 1)
     np.maximum.at(depth, when, height // 2 + 1)
     mean = np.array([(~pair).sum(), pair.sum()]) / depth.sum()
-    return tuple(max(1, round(m / 2)) for m in mean)
+    return int(np.ceil(mean[0] / 2)) + 1, int(np.ceil(mean[1] / 2)) + 1
 
 
 def _pack(chain, height, pair, when, cap):

@@ -280,7 +280,8 @@ class RandomOut:
     def __post_init__(self):
         if not 1 <= self.k < self.n:
             raise ValueError(
-                f"k must be from 1 to n - 1 = {self.n - 1}, got {self.k}; use `RandomOut({self.n}, 1)`"
+                f"k must be from 1 to n - 1 = {self.n - 1}, got {self.k}; "
+                f"use `RandomOut({self.n}, 1)`"
             )
 
     def __call__(self, t: Scalar, key: Key) -> Graph:
@@ -407,9 +408,7 @@ def _lossy(sums, keep):
 def _without(net, near, kept, column, **fields):
     """The net with edges not kept lost: to the receiver's diagonal, or the sender's if column."""
     lost = jnp.where(kept, 0, near.w)
-    diagonal = (
-        jnp.zeros_like(near.w[:, 0]).at[near.idx].add(lost) if column else lost.sum(1)
-    )
+    diagonal = jnp.zeros_like(near.w[:, 0]).at[near.idx].add(lost) if column else lost.sum(1)
     near = near.replace(w=jnp.where(kept, near.w, 0).at[:, 0].add(diagonal))
     send = net.send.replace(near=None if net.send.near is None else near)
     return net.replace(**{"w": near, "send": send, **fields})
@@ -558,7 +557,8 @@ def check(network: Any, rounds: int) -> None:
             drawn = layer.present.shape[0]
         if drawn < rounds:
             raise ValueError(
-                f"{name} is drawn for {drawn} rounds, asked for {rounds}; draw it with rounds={rounds}"
+                f"{name} is drawn for {drawn} rounds, asked for {rounds}; "
+                f"draw it with `rounds={rounds}`"
             )
         table = ((drawn, n),) if hasattr(layer, "present") else ()
         for field in ("rate", "present", "byzantine"):
@@ -566,11 +566,9 @@ def check(network: Any, rounds: int) -> None:
         links = getattr(layer, "links", Links())
         _sized("Links", "compute", links.compute, n)
         _sized("Links", "down", links.down, n)
+        table = ()
         if layer.kind is Graph and 2 in (np.ndim(links.latency), np.ndim(links.up)):
-            w = jax.eval_shape(lambda: comm.to_near(layer(jnp.int32(0), jax.random.key(0)).w))
-            table = (w.idx.shape,)
-        else:
-            table = ()
+            table = (jax.eval_shape(_slots, layer).shape,)
         _sized("Links", "latency", links.latency, n, table)
         _sized("Links", "up", links.up, n, table)
 
@@ -587,6 +585,10 @@ def _aimed(network):
             f"{name} must see all messages of a round at once, which {kind.__name__} nets do not "
             "have; use a row-local adversary such as `SignFlip()`"
         )
+
+
+def _slots(network):
+    return comm.to_near(network(jnp.int32(0), jax.random.key(0)).w).idx
 
 
 def _sized(name, field, value, n, more=()):

@@ -1,0 +1,168 @@
+"""Running: schedules, grids, seeds, chunks, evaluation, checkpoints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from harness import CLIENTS, KEY, X0, D, N
+
+from jaxfl.algorithms import ALGORITHMS, DSGD, Choco, FedAvg, Scaffold
+from jaxfl.checkpoint import load, save, to_numpy
+from jaxfl.clients import Clients
+from jaxfl.compress import TopK
+from jaxfl.local import Momentum, Optax
+from jaxfl.networks import Uniform, from_matrix, graph
+from jaxfl.simulate import Algorithm, _scan, grid, run, scaled, simulate
+
+COHORT = Uniform(N, 3)
+same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def _params(state):
+    return {"x": state.params}
+
+
+def test_every_algorithm_keeps_the_protocol():
+    for name, cls in ALGORITHMS.items():
+        if isinstance(cls, type):
+            assert isinstance(cls, type) and name == cls.__name__.lower()
+            assert issubclass(cls, object) and cls.__bases__ == (object,), "no inheritance"
+            assert callable(cls.init) and callable(cls.round)
+    assert isinstance(FedAvg(lr=0.1), Algorithm)
+
+
+def test_chunks_callbacks_and_early_stop():
+    """`run` equals `simulate` bit for bit whatever the chunks; a callback can stop it."""
+    alg, every = Scaffold(lr=0.05, steps=2), 2
+    options = dict(rounds=12, every=every, evaluate=_params)
+    whole = simulate(alg, CLIENTS, COHORT, X0, KEY, **options)
+    seen = []
+    parts = run(
+        alg,
+        CLIENTS,
+        COHORT,
+        X0,
+        KEY,
+        **options,
+        chunk=4,
+        callbacks=[lambda t, part: seen.append((t, part.history.loss.shape))],
+        progress=True,
+    )
+    same(whole, parts)
+    assert seen == [(4, (4,)), (8, (4,)), (12, (4,))]
+    np.testing.assert_array_equal(X0, np.linspace(-1, 1, D))  # the caller's params live on
+    stopped = run(
+        alg, CLIENTS, COHORT, X0, KEY, **options, chunk=4, callbacks=[lambda t, p: t == 8]
+    )
+    assert stopped.history.loss.shape == (8,)
+    same(stopped.history.loss, whole.history.loss[:8])
+    resumed = run(
+        alg, CLIENTS, COHORT, X0, KEY, **{**options, "rounds": 4}, start=8, state=stopped.state
+    )
+    same(resumed.state, whole.state)
+    with pytest.raises(ValueError, match="chunk must be a multiple"):
+        run(alg, CLIENTS, COHORT, X0, KEY, **options, chunk=3)
+
+
+def test_schedule_is_the_hyperparameter_of_the_round():
+    """A decaying learning rate equals one-round runs with that rate."""
+    decay = optax.exponential_decay(1.0, 1, 0.8)
+    alg = FedAvg(lr=0.1, steps=2)
+    whole = simulate(alg, CLIENTS, COHORT, X0, KEY, rounds=3, schedule=scaled(lr=decay))
+    state = None
+    for t in range(3):
+        one = FedAvg(lr=0.1 * 0.8**t, steps=2)
+        state = simulate(one, CLIENTS, COHORT, X0, KEY, rounds=1, start=t, state=state).state
+    np.testing.assert_allclose(whole.state.params, state.params, rtol=1e-7)
+
+
+def test_seeds_and_hyperparameters_in_one_program():
+    """vmap over keys and a grid equals single runs."""
+    algs = grid(FedAvg, lr=[0.05, 0.1], server_lr=[1.0, 0.5], steps=2)
+    assert algs.lr.tolist() == [0.05, 0.05, 0.1, 0.1] and algs.server_lr.shape == (4,)
+    assert algs.solver.decay.shape == (4,)
+    keys = jax.random.split(KEY, 2)
+    go = lambda alg, key: simulate(alg, CLIENTS, COHORT, X0, key, rounds=4).state.params
+    many = jax.vmap(lambda key: jax.vmap(lambda alg: go(alg, key))(algs))(keys)
+    assert many.shape == (2, 4, D)
+    np.testing.assert_allclose(many[1, 2], go(FedAvg(lr=0.1, steps=2), keys[1]), rtol=1e-12)
+    nested = grid(Choco(lr=0.1, compress=TopK(0.3)), gamma=[0.1, 0.2])
+    assert nested.compress.fraction.shape == (2,)
+
+
+def test_numbers_of_every_kind_are_one_program():
+    """lr=1, 1.0, a NumPy or a JAX number, and a graph with other weights: no recompilation."""
+    ring = np.asarray(np.roll(np.eye(N), 1, 0) + np.roll(np.eye(N), -1, 0)) / 4 + np.eye(N) / 2
+    other = 0.8 * ring + 0.2 * np.eye(N)
+    alg = lambda lr: DSGD(lr=lr)
+    simulate(alg(1), CLIENTS, from_matrix(ring), X0, KEY, rounds=2)
+    before = _scan._cache_size()
+    for lr in (1.0, np.float32(1), jnp.array(1.0), jnp.array(1)):
+        simulate(alg(lr), CLIENTS, from_matrix(ring), X0, KEY, rounds=2)
+    simulate(alg(0.5), CLIENTS, from_matrix(other), X0, KEY, rounds=2)
+    assert _scan._cache_size() == before
+
+
+def test_local_solvers():
+    """Momentum persists per node in D-SGD; any optax optimiser trains."""
+    for solver in (Momentum(beta=0.9), Optax(optax.adam(1.0))):
+        out = simulate(DSGD(lr=0.01, solver=solver), CLIENTS, graph("ring", N), X0, KEY, rounds=30)
+        assert out.history.loss[-10:].mean() < out.history.loss[:3].mean()
+        moments = [a for a in jax.tree.leaves(out.state.memory) if a.ndim == 2]
+        assert moments and all(np.abs(m).max() > 0 for m in moments)
+
+
+def test_divergence_is_data():
+    """A diverging run stays NaN and does not disturb its neighbours."""
+    go = lambda lr: simulate(FedAvg(lr=lr, steps=10), CLIENTS, COHORT, X0, KEY, rounds=40)
+    both = jax.vmap(go)(jnp.array([0.05, 1e6]))
+    np.testing.assert_allclose(both.state.params[0], go(0.05).state.params, rtol=1e-12)
+    assert not np.isfinite(both.state.params[1]).any()
+
+
+def test_precision_policies():
+    """bfloat16 and TF32 local compute keep the parameters' dtype and come near float32."""
+    x = X0.astype(jnp.float32)
+    ends = [
+        simulate(
+            FedAvg(lr=0.05, steps=2), CLIENTS.replace(precision=p), COHORT, x, KEY, rounds=5
+        ).state.params
+        for p in ("float32", "tf32", "bfloat16")
+    ]
+    assert all(e.dtype == jnp.float32 for e in ends)
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-5)
+    np.testing.assert_allclose(ends[2], ends[0], atol=0.1)
+    assert np.abs(ends[2] - ends[0]).max() > 0
+
+
+def test_save_and_load(tmp_path):
+    """A state, per-client models and plain NumPy survive a round trip bit for bit."""
+    out = simulate(DSGD(lr=0.05), CLIENTS, graph("ring", N), {"a": X0}, KEY, rounds=2)
+    save(tmp_path / "state", out.state)
+    same(load(tmp_path / "state", out.state), out.state)
+    plain = load(tmp_path / "state")
+    np.testing.assert_array_equal(plain["params"]["a"], out.state.params["a"])
+    assert isinstance(to_numpy(out.state).params["a"], np.ndarray)
+    with pytest.raises(ValueError, match="exists already"):
+        save(tmp_path / "state", out.state)
+    with pytest.raises(ValueError, match="checkpoint folder"):
+        load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(tmp_path / "state", {"other": X0})
+    (tmp_path / "foreign").mkdir()
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(tmp_path / "foreign")
+
+
+def test_totals_are_float64_sums():
+    """Bits beyond int32 and float32 add up exactly."""
+    big = {"x": jnp.zeros(2**14)}
+    loss = lambda params, examples, key: jnp.zeros(examples["a"].shape[0]) * params["x"][0]
+    clients = Clients.make({"a": np.zeros(2)}, (np.arange(2), np.arange(2), np.ones(2, int)), loss)
+    history = simulate(FedAvg(lr=0.0, steps=1), clients, Uniform(2, 2), big, KEY, rounds=3).history
+    totals = history.totals()
+    assert totals["megabytes"].dtype == np.float64
+    np.testing.assert_array_equal(totals["megabytes"], np.arange(1, 4) * 2 * 2 * 64 * 2**14 / 8e6)
+    np.testing.assert_array_equal(totals["grads"], [2, 4, 6])
+    np.testing.assert_array_equal(totals["rounds"], [1, 2, 3])
