@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from jaxfl import comm
 from jaxfl.types import Key, Params, Scalar, Stacked, fork
@@ -235,7 +236,7 @@ class Clients:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, idx: Int[Array, " s"]) -> "Clients":
+    def __getitem__(self, idx: ArrayLike) -> "Clients":
         """The cohort `idx`; an empty slot (`idx = n`) computes some client, its weight is 0."""
         idx = jnp.asarray(idx)
         if idx.ndim != 1:

@@ -479,7 +479,8 @@ def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: i
         raise ValueError(f"{_name(network)} is drawn for {limit} rounds, asked for {rounds}")
     leaves = jax.tree.leaves(network)
     if all(_concrete(a) for a in leaves):
-        _check_values(alg, network, needs, name)
+        with jax.ensure_compile_time_eval():  # also while the caller is being traced
+            _check_values(alg, network, needs, name)
     _check_model(clients, params)
 
 

@@ -140,10 +140,13 @@ class Recorded:
     """An algorithm whose info also carries the samples of the round."""
 
     alg: Any
+    log: bool = struct.field(pytree_node=False, default=True)
 
     @property
     def needs(self):
-        return self.alg.needs
+        needs = self.alg.needs
+        check = needs.check and (lambda alg, network: needs.check(alg.alg, network))
+        return dataclasses.replace(needs, check=check)
 
     def init(self, params, clients, key):
         with _Log() as log:
@@ -151,6 +154,9 @@ class Recorded:
         return _WithSamples(state, tuple(log.passes))
 
     def round(self, state, clients, net, key):
+        if not self.log:  # samples drawn inside a loop over events cannot come out of it
+            new, info = self.alg.round(state.state, clients, net, key)
+            return state.replace(state=new), info._replace(aux=(info.aux, ()))
         with _Log() as log:
             new, info = self.alg.round(state.state, clients, net, key)
         return _WithSamples(new, state.init), info._replace(aux=(info.aux, tuple(log.passes)))
@@ -168,7 +174,8 @@ class _WithSamples:
 
 def play(alg, tape, *, clients=CLIENTS, params=X0, rounds=ROUNDS, key=KEY, **options) -> Run:
     """One recorded run; programs are shared by everything that differs in values only."""
-    return simulate(Recorded(alg), clients, tape, params, key, rounds=rounds, **options)
+    alg = Recorded(alg, log=not issubclass(tape.kind, Events))
+    return simulate(alg, clients, tape, params, key, rounds=rounds, **options)
 
 
 def oracle_record(run, tape, rounds=ROUNDS):

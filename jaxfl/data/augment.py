@@ -42,7 +42,7 @@ class CropAndFlip:
                 size = jnp.uint32(2 * self.pad + 1)
                 at = [(a % size).astype(jnp.int32) for a in (down, right)]
                 x = jax.lax.pad(x, zero, (pad, pad, (0, 0, 0)))
-                x = jax.lax.dynamic_slice(x, (*at, 0), (height, width, x.shape[2]))
+                x = jax.lax.dynamic_slice(x, (*at, jnp.int32(0)), (height, width, x.shape[2]))
             return jnp.where(mirror >> 31 == 1, x[:, ::-1], x) if self.flip else x
 
         return {**examples, "x": jax.vmap(one)(x, jax.random.split(key, len(x)))}

@@ -1,0 +1,1105 @@
+"""The main job: several algorithms on the same non-IID data, tuned alike, as a table and a figure.
+
+Every algorithm's learning rates x seeds are one compiled program. A seed fixes the partition, the
+initial model and all that is drawn during the run, and is the same for every algorithm, so that
+differences are paired.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfl import metrics
+from jaxfl.clients import Clients
+from jaxfl.networks import Links
+from jaxfl.simulate import check, grid, simulate
+from jaxfl.types import nearest
+
+if TYPE_CHECKING:
+    import xarray
+
+DEFAULT = (
+    "fedavg",
+    "fedprox",
+    "fedadam(server_lr=0.01)",
+    "scaffold",
+    "ditto",
+    "dsgd @ ring",
+    "dsgd @ exponential",
+    "gradienttracking @ ring",
+    "choco(compress=topk(0.1)) @ ring",
+)
+
+
+# Configuration ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared: data only, names and numbers, as in a TOML file.
+
+    Names take options in brackets: `data="synthetic(alpha=1)"`, `partition="shards(per_client=2)"`,
+    `model="mlp(hidden=[200, 200])"`, `adversary="alie(z=1.5)"`. An algorithm may name its graph, and
+    learning rates of its own: `"fedprox(mu=0.1)"`, `"dsgd(lr=[0.1, 0.3]) @ torus"`.
+
+    Args:
+        algorithms: names of `jaxfl.algorithms.ALGORITHMS`; differences are to the first.
+        data: a name of `jaxfl.data.DATASETS`, or an .npz file with arrays x, y and maybe client.
+        clients: number of clients (of natural partitions it follows from the data).
+        partition: iid, dirichlet, shards, labels_per_client, quantity or natural.
+        alpha: concentration of the dirichlet partition, > 0.
+        minimum: examples that every client has at least.
+        model: a name of `jaxfl.models.MODELS`.
+        graph: of decentralised algorithms that name none.
+        weights: rule for mixing weights, of `jaxfl.networks.WEIGHTS`.
+        rounds: of communication.
+        every: rounds between evaluations; divides `rounds`.
+        seeds: number of repetitions.
+        seed: the first one.
+        lr: learning rates tried, the best on validation data is taken.
+        cohort: clients per round of server methods (buffer size of buffered ones).
+        steps: local steps of server methods.
+        batch: examples per gradient.
+        precision: of local training: float32, tf32 or bfloat16.
+        byzantine: number of Byzantine clients, the first ones; scores are of the others.
+        adversary: what they send: signflip, gaussiannoise, alie, ipm or dissensus.
+        failures: probability that a link of a graph fails in a round, in [0, 1).
+        churn: probability that a node of a graph is absent in a round, in [0, 1).
+        compute: simulated seconds per gradient.
+        latency: simulated seconds per message.
+        up: bits per second that a client sends.
+        down: bits per second that a client receives.
+        target: score that costs are measured to; 0 takes 0.9 of the median final score.
+    """
+
+    algorithms: tuple[str, ...] = DEFAULT
+    data: str = "digits"
+    clients: int = 20
+    partition: str = "dirichlet"
+    alpha: float = 0.1
+    minimum: int = 10
+    model: str = "mlp(hidden=[32])"
+    graph: str = "ring"
+    weights: str = "metropolis"
+    rounds: int = 200
+    every: int = 20
+    seeds: int = 5
+    seed: int = 0
+    lr: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    cohort: int = 10
+    steps: int = 10
+    batch: int = 16
+    precision: str = "float32"
+    byzantine: int = 0
+    adversary: str = "signflip"
+    failures: float = 0.0
+    churn: float = 0.0
+    compute: float = 0.01
+    latency: float = 0.05
+    up: float = 10e6
+    down: float = 50e6
+    target: float = 0.0
+
+    def quick(self) -> "Config":
+        """A fifth of the rounds, two seeds, three learning rates: a look, not a result."""
+        middle = len(self.lr) // 2
+        every = max(1, self.every // 2)
+        rounds = max(every, self.rounds // 5 // every * every)
+        few = self.lr[max(0, middle - 1) : middle + 2]
+        return dataclasses.replace(
+            self, rounds=rounds, every=every, seeds=min(self.seeds, 2), lr=few
+        )
+
+    def to_toml(self) -> str:
+        """The text of a configuration file."""
+        import tomli_w
+
+        return tomli_w.dumps(dataclasses.asdict(self), multiline_strings=False)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Config":
+        """The configuration of a file; what it leaves out is as by default.
+
+        Raises:
+            ValueError: a file that cannot be read, an unknown key (with the nearest), a value of
+                the wrong type or out of range.
+        """
+        import tomllib
+
+        try:
+            with open(path, "rb") as file:
+                values = tomllib.load(file)
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"cannot read the configuration {str(path)!r}: {error}; write one: "
+                "`open(path, 'w').write(Config().to_toml())`"
+            ) from error
+        return cls.make(**values)
+
+    @classmethod
+    def make(cls, config: "Config | None" = None, **changes: Any) -> "Config":
+        """A checked configuration: `config`, or the default one, with changes.
+
+        Raises:
+            ValueError: an unknown name (with the nearest), a wrong type, a value out of range.
+        """
+        config = cls() if config is None else config
+        fields = {f.name: f.default for f in dataclasses.fields(cls)}
+        for name in changes:
+            if name not in fields:
+                raise ValueError(
+                    f"the configuration has no {name!r}{nearest(name, list(fields))}"
+                )
+        typed = {k: _typed(k, v, fields[k]) for k, v in changes.items()}
+        config = dataclasses.replace(config, **typed)
+        config._check()
+        return config
+
+    def _check(self):
+        def need(name, valid, expected, fix):
+            if not valid:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be {expected}, got {value!r}; for example `{fix}`")
+
+        for name in ("clients", "rounds", "every", "seeds", "cohort", "steps", "batch"):
+            need(name, getattr(self, name) >= 1, "at least 1", f"{name}={fields_default(name)}")
+        need("algorithms", self.algorithms, "one name or more", "algorithms=['fedavg']")
+        need("seed", self.seed >= 0, "0 or more", "seed=0")
+        need("minimum", self.minimum >= 1, "at least 1", "minimum=1")
+        need(
+            "every",
+            self.rounds % self.every == 0,
+            f"a divisor of rounds={self.rounds}",
+            f"every={max(d for d in range(1, self.every + 1) if self.rounds % d == 0)}",
+        )
+        lr = np.asarray(self.lr)
+        good = lr.size and (lr > 0).all() and np.isfinite(lr).all()
+        need("lr", good and (np.diff(lr) > 0).all(), "positive and rising", "lr=[0.01, 0.1, 1.0]")
+        need("alpha", self.alpha > 0, "above 0", "alpha=0.1")
+        need(
+            "cohort", self.cohort <= self.clients, f"at most clients={self.clients}",
+            f"cohort={self.clients}",
+        )  # fmt: skip
+        need(
+            "byzantine", 0 <= self.byzantine < self.clients, f"below clients={self.clients}",
+            "byzantine=2",
+        )  # fmt: skip
+        for name in ("failures", "churn"):
+            need(name, 0 <= getattr(self, name) < 1, "in [0, 1)", f"{name}=0.1")
+        for name in ("compute", "latency"):
+            need(name, 0 <= getattr(self, name) < np.inf, "0 or more", f"{name}=0.05")
+        for name in ("up", "down"):
+            need(name, 0 < getattr(self, name), "above 0", f"{name}=10e6")
+        need("target", np.isfinite(self.target), "finite", "target=0.9")
+
+
+def fields_default(name: str) -> Any:
+    """The default of a field of `Config`."""
+    return next(f.default for f in dataclasses.fields(Config) if f.name == name)
+
+
+def _typed(name, value, default):
+    """The value as the type of the default, or a ValueError."""
+    if isinstance(default, tuple):
+        one = default[0]
+        several = [value] if isinstance(value, str | int | float) else list(value)
+        return tuple(_typed(name, v, one) for v in several)
+    kind = type(default)
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind is float and number:
+        return float(value)
+    if kind is int and number and int(value) == value:
+        return int(value)
+    words = {str: "a string", float: "a number", int: "a whole number"}[kind]
+    raise ValueError(f"{name} must be {words}, got {value!r}; for example `{name}={default!r}`")
+
+
+# Names with options ----------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """A name with options, as in `"dsgd(steps=5) @ erdos_renyi(p=0.3)"`."""
+
+    name: str
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    on: "Call | None" = None
+
+    def build(self, registry: Mapping[str, Callable], what: str, *args: Any, **more: Any) -> Any:
+        """What the registry makes of it; options that it does not have are an error."""
+        if self.name not in registry:
+            raise ValueError(f"no {what} {self.name!r}{nearest(self.name, list(registry))}")
+        maker = registry[self.name]
+        options = more | {k: _build(v) for k, v in self.options.items()}
+        known = inspect.signature(maker).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            for option in options:
+                if option not in known:
+                    raise ValueError(f"{self.name} has no {option!r}{nearest(option, list(known))}")
+        return maker(*args, *map(_build, self.args), **options)
+
+
+def parse(text: str) -> Call:
+    """A name with options in brackets, and maybe `@ graph`; data, never code.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        return _call(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        reason = f": {error}" if isinstance(error, ValueError) else ""
+        raise ValueError(
+            f"cannot read {text!r}{reason}; write a name, with options in brackets: "
+            "'fedprox(mu=0.1)', 'dsgd @ ring', 'choco(compress=topk(0.1)) @ torus'"
+        ) from None
+
+
+def _call(node):
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        return _call(node.left)._replace(on=_call(node.right))
+    if isinstance(node, ast.Name):
+        return Call(node.id.lower(), (), {})
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        options = {str(k.arg): _value(k.value) for k in node.keywords}
+        return Call(node.func.id.lower(), tuple(map(_value, node.args)), options)
+    raise ValueError("not a name with options")
+
+
+def _value(node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.Name) and node.id == "inf":
+        return float("inf")
+    return _call(node)
+
+
+def _build(value):
+    return value.build(components(), "component") if isinstance(value, Call) else value
+
+
+def components() -> dict[str, Callable]:
+    """What options may name: solvers, compressors, robust rules, by lower-case name."""
+    from jaxfl import compress, local, robust
+
+    return {
+        name.lower(): thing
+        for module in (local, compress, robust)
+        for name, thing in vars(module).items()
+        if inspect.isclass(thing) and thing.__module__ == module.__name__ and name[0].isupper()
+    }
+
+
+def _partitions():
+    from jaxfl import data
+
+    names = ("iid", "dirichlet", "shards", "labels_per_client", "quantity")
+    return {name: getattr(data, name) for name in names}
+
+
+def adversaries() -> dict[str, Callable]:
+    """What Byzantine clients may send, by lower-case name."""
+    from jaxfl import networks
+
+    names = ("SignFlip", "GaussianNoise", "ALIE", "IPM", "Dissensus")
+    return {name.lower(): getattr(networks, name) for name in names}
+
+
+PARTITIONS = ("iid", "dirichlet", "shards", "labels_per_client", "quantity", "natural")
+
+
+# The experiment --------------------------------------------------------------------------------
+
+
+class _Problem(NamedTuple):
+    """What all algorithms share; leading axis S where a seed has its own."""
+
+    clients: Clients
+    axes: Any  # in_axes of clients
+    params: Any  # [S, ...]
+    keys: Any  # [S]
+    evaluate: Any
+    evaluate_axes: Any
+    model: Any
+    metric: str
+    one: tuple[Clients, Any]  # clients and params of the first seed, to check
+
+
+def partitions(config: Config, dataset: Any) -> list[Any]:
+    """The partition of the training examples for every seed."""
+    call, y = parse(config.partition), dataset.train["y"]
+    if call.name == "natural":
+        return [dataset.partition] * config.seeds
+    registry = _partitions()
+    if call.name not in registry:
+        raise ValueError(
+            f"no partition {call.name!r}{nearest(call.name, list(PARTITIONS))}"
+        )
+    if dataset.classes is None:  # tenths of the targets take the place of labels
+        flat = np.asarray(y, float).reshape(len(y), -1)[:, 0]
+        y = np.digitize(flat, np.quantile(flat, np.linspace(0, 1, 11)[1:-1]))
+    elif y.ndim > 1:
+        y = y[:, 0]
+    more: dict[str, Any] = {"minimum": config.minimum}
+    if call.name == "dirichlet":
+        more["alpha"] = config.alpha
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [call.build(registry, "partition", y, config.clients, seed=s, **more) for s in seeds]
+
+
+def dataset(name: str) -> Any:
+    """The data set of a name with options, or of an .npz file with x, y and maybe client."""
+    from jaxfl import data
+
+    if not name.endswith(".npz"):
+        call = parse(name)
+        return call.build(data.DATASETS, "data set", **_missing(data.DATASETS, call))
+    try:
+        with np.load(name) as arrays:
+            columns = {k: arrays[k] for k in arrays.files}
+        x, y = columns["x"], columns["y"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"cannot read data {name!r}: {error}; write it with "
+            "`numpy.savez(path, x=x, y=y, client=client)`"
+        ) from error
+    return data.from_arrays(x, y, columns.get("client"), name=Path(name).stem)
+
+
+def _missing(registry, call):
+    """Generated data sets hold nothing out unless asked to."""
+    known = inspect.signature(registry[call.name]).parameters if call.name in registry else {}
+    return {k: 0.15 for k in ("valid", "test") if k in known}
+
+
+def _standard(data):
+    """Targets of a regression in units of their deviation over the training examples."""
+    mean, deviation = data.train["y"].mean(0), data.train["y"].std(0)
+    scale = np.where(deviation > 0, deviation, 1)
+    parts = {
+        part: getattr(data, part) | {"y": ((getattr(data, part)["y"] - mean) / scale).astype("f4")}
+        for part in ("train", "valid", "test")
+    }
+    return dataclasses.replace(data, **parts)
+
+
+def _problem(config, data, model):
+    from jaxfl import models
+
+    for part in ("valid", "test"):
+        if not len(getattr(data, part)["y"]):
+            raise ValueError(
+                f"data {data.name!r} has no {part} examples; hold some out: "
+                f"`data='{data.name}({part}=0.2)'`"
+            )
+    split = partitions(config, data)
+    if data.classes is None:
+        data = _standard(data)
+    y = data.train["y"]
+    if model is None:
+        call = parse(config.model)
+        outputs = data.classes or int(np.prod(y.shape[1:]))
+        model = models.make(call.name, data.train, outputs, **call.options)
+    losses = {
+        True: models.cross_entropy if y.ndim == 1 else models.sequence_cross_entropy,
+        False: models.squared_error,
+    }
+    loss = losses[data.classes is not None](model)
+    options = {"batch": config.batch, "precision": config.precision}
+    each = [Clients.make(data.train, part, loss, **options) for part in split]
+    largest = max(c.largest for c in each)  # a shape: the same for all seeds, in one program
+    each = [c.replace(largest=largest) for c in each]
+    own = lambda f: jnp.stack([f(c) for c in each])
+    first = each[0]
+    clients = first.replace(
+        data=first.data._replace(order=own(lambda c: c.data.order)),
+        start=own(lambda c: c.start),
+        count=own(lambda c: c.count),
+    )
+    axes = clients.replace(
+        data=first.data._replace(arrays=None, order=0), start=0, count=0, id=None
+    )
+    seeds = range(config.seed, config.seed + config.seeds)
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(s) for s in seeds]))
+    params = jax.vmap(model.init)(keys[:, 0])
+    evaluate, evaluate_axes = _evaluate(config, data, split, model)
+    return _Problem(
+        clients,
+        axes,
+        params,
+        keys[:, 1],
+        evaluate,
+        evaluate_axes,
+        model,
+        "r2" if data.classes is None else "accuracy",
+        (first, jax.tree.map(lambda a: a[0], params)),
+    )
+
+
+def _evaluate(config, data, split, model):
+    """The evaluator of validation and test examples, and its in_axes over seeds."""
+    n = len(split[0].start)
+    share = jnp.asarray(np.arange(n) >= config.byzantine, jnp.result_type(float))
+    labelled = data.classes is not None and data.train["y"].ndim == 1
+    parts, axes = {}, {}
+    for part in ("valid", "test"):
+        held = {k: jnp.asarray(v) for k, v in getattr(data, part).items()}
+        weights = counts = None
+        if labelled:
+            own = [
+                metrics.label_weights(p, data.train["y"], held["y"], data.classes) for p in split
+            ]
+            weights = jnp.asarray(np.stack(own), jnp.result_type(float))
+            counts = jnp.asarray(np.stack([p.count for p in split]), jnp.result_type(float))
+        parts[part] = metrics.Evaluate(model, held, weights, share, counts)
+        per_seed = 0 if labelled else None
+        axes[part] = metrics.Evaluate(model, None, per_seed, None, per_seed)
+    return metrics.together(**parts), metrics.together(**axes)
+
+
+class _Job(NamedTuple):
+    """One algorithm, ready to compile."""
+
+    label: str
+    alg: Any  # leaves [L]
+    network: Any
+    per_seed: bool  # whether the network has a leading axis S
+    lr: np.ndarray
+
+
+def _job(text, config, problem):
+    from jaxfl.algorithms import ALGORITHMS
+
+    call = parse(text)
+    if call.name not in ALGORITHMS:
+        raise ValueError(f"no algorithm {call.name!r}{nearest(call.name, list(ALGORITHMS))}")
+    maker = ALGORITHMS[call.name]
+    options = {k: _build(v) for k, v in call.options.items()}
+    lr = np.atleast_1d(np.asarray(options.pop("lr", config.lr), float))
+    if call.args:
+        raise ValueError(f"options of {text!r} need names: '{call.name}(mu=0.1)'")
+    if not (lr > 0).all() or (np.diff(lr) <= 0).any() or not np.isfinite(lr).all():
+        raise ValueError(f"lr of {text!r} must be positive and rising; for example lr=[0.1, 1.0]")
+    try:
+        plain = maker(lr=0.1)
+    except TypeError as error:
+        raise ValueError(
+            f"{call.name} has no lr to choose, or needs more ({error}); run it alone: "
+            "`jaxfl.simulate(...)`"
+        ) from None
+    fields = {f.name for f in dataclasses.fields(plain)}
+    kind = plain.needs.net.__name__
+    for name, value in options.items():
+        if name not in fields:
+            raise ValueError(
+                f"{type(plain).__name__} has no field {name!r}{nearest(name, sorted(fields))}"
+            )
+        if isinstance(value, list):
+            raise ValueError(f"only lr takes several values, {name} of {text!r} takes one")
+    if "steps" in fields and kind in ("Cohort", "Arrivals"):
+        options.setdefault("steps", config.steps)
+    networks, per_seed, graph = _network(config, kind, call.on, problem)
+    alg = maker(lr=0.1, **options)
+    check(alg, problem.one[0], networks[0], problem.one[1], rounds=config.rounds)
+    network = jax.tree.map(lambda *a: jnp.stack(a), *networks) if per_seed else networks[0]
+    label = getattr(maker, "__name__", type(plain).__name__) + _options_text(text)
+    label += f" @ {graph}" if graph else ""
+    return _Job(label, grid(alg, lr=lr), network, per_seed, lr)
+
+
+def _options_text(text):
+    """The options of an algorithm as its user wrote them, without its learning rates."""
+    node = ast.parse(text.strip(), mode="eval").body
+    node = node.left if isinstance(node, ast.BinOp) else node
+    kept = [ast.unparse(k) for k in getattr(node, "keywords", []) if k.arg != "lr"]
+    return f"({', '.join(kept)})" if kept else ""
+
+
+def _network(config, kind, on, problem):
+    """Networks (one, or one per seed), whether per seed, and the graph's name."""
+    from jaxfl import networks
+
+    n = problem.one[0].n
+    links = Links(config.compute, config.latency, config.up, config.down)
+    seeds, graph = range(config.seed, config.seed + config.seeds), None
+    if on is not None and kind != "Graph":
+        raise ValueError(f"'@ {on.name}' names a graph, and this algorithm needs {kind} nets; drop it")
+    if kind == "Graph":
+        call = on or parse(config.graph)
+        graph = call.name + (f"({_arguments(call)})" if call.options else "")
+        made = networks.graph(call.name, n, weights=config.weights, links=links, **call.options)
+        made = networks.LinkFailures(made, config.failures) if config.failures else made
+        made = [networks.Churn(made, 1 - config.churn) if config.churn else made]
+    elif kind == "Arrivals":
+        made = [networks.arrivals(n, config.cohort, config.rounds, seed=s) for s in seeds]
+    elif kind == "Cohort":
+        made = [networks.Uniform(n, config.cohort, links)]
+    else:
+        raise ValueError(f"an algorithm on {kind} nets has no rounds to compare; `jaxfl.simulate`")
+    if config.byzantine:
+        adversary = parse(config.adversary).build(adversaries(), "adversary")
+        marked = networks.first(config.byzantine, n)
+        made = [networks.Attacked(m, marked, adversary) for m in made]
+    return made, kind == "Arrivals", graph
+
+
+def _arguments(call):
+    return ", ".join(f"{k}={v}" for k, v in call.options.items())
+
+
+def _program(problem, job, *, rounds, every):
+    """The compiled program of learning rates x seeds, and its arguments."""
+
+    def one(alg, clients, network, params, key, evaluate):
+        run = simulate(
+            alg, clients, network, params, key, rounds=rounds, every=every, evaluate=evaluate
+        )
+        return run.state, run.history._replace(aux=()), run.evaluations
+
+    rates = jax.vmap(one, in_axes=(0, None, None, None, None, None))
+    net = 0 if job.per_seed else None
+    seeds = jax.vmap(rates, in_axes=(None, problem.axes, net, 0, 0, problem.evaluate_axes))
+    values = (
+        job.alg, problem.clients, job.network, problem.params, problem.keys, problem.evaluate,
+    )  # fmt: skip
+    return jax.jit(seeds).lower(*values).compile(compiler_options=_compiler()), values
+
+
+def _compiler():
+    """On the CPU compilation takes longer than running, and its last passes gain nothing here."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if jax.default_backend() != "cpu" or "xla_backend_optimization_level" in given:
+        return {}
+    return {"xla_backend_optimization_level": 1}
+
+
+def compare(
+    config: Config | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: bool = False,
+    data: Any = None,
+    model: Any = None,
+    **changes: Any,
+) -> "Comparison":
+    """Algorithms side by side on one problem: `compare(rounds=100, algorithms=["fedavg", "scaffold"])`.
+
+    The learning rate with the best mean validation score at the end is chosen; everything reported
+    is of the test examples. Your own algorithm takes part under its name, once it is known:
+    `jaxfl.algorithms.ALGORITHMS["mine"] = Mine`.
+
+    Args:
+        config: what to compare, `Config()` by default.
+        out: folder to save results, figure, table and configuration in; nothing by default.
+        progress: show progress on the terminal.
+        data: a `jaxfl.data.Dataset`, in place of `config.data`.
+        model: a `jaxfl.models.Model`, in place of `config.model`.
+        changes: fields of `Config` to change; `data` and `model` may also be names.
+
+    Raises:
+        ValueError: bad input of any kind, before anything is computed.
+        OSError: a folder that cannot be written, likewise.
+    """
+    named = {k: v for k, v in (("data", data), ("model", model)) if isinstance(v, str)}
+    config = Config.make(config, **named, **changes)
+    if out is not None:
+        _writable(Path(out))
+    data = dataset(config.data) if data is None or isinstance(data, str) else data
+    problem = _problem(config, data, None if isinstance(model, str) else model)
+    jobs = [_job(text, config, problem) for text in config.algorithms]
+    labels = [job.label for job in jobs]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
+    problem.evaluate.parts["test"].check(problem.one[1])
+    with _progress(labels, progress) as report:
+        comparison = _compare(config, problem, jobs, report)
+    if out is not None:
+        comparison.save(out)
+    return comparison
+
+
+def train(name: str, config: Config | None = None, **options: Any) -> "Comparison":
+    """One algorithm, tuned and repeated as in `compare`: `train("fedavg", rounds=100)`.
+
+    Args:
+        name: of the algorithm, with options: `"fedprox(mu=0.1)"`, `"dsgd @ torus"`.
+        config: as for `compare`.
+        options: as for `compare`.
+    """
+    return compare(config, algorithms=(name,), **options)
+
+
+def _compare(config, problem, jobs, report):
+    """Runs the jobs in order, while the next ones compile in threads."""
+    results, states = [], {}
+    pool = ThreadPoolExecutor(max(1, min(2, len(jobs), os.cpu_count() or 1)))
+    try:
+        options = {"rounds": config.rounds, "every": config.every}
+        waiting = [pool.submit(_program, problem, job, **options) for job in jobs]
+        for job in jobs:
+            report(job.label, "compiling", None)
+            program, values = waiting.pop(0).result()
+            report(job.label, "running", None)
+            start = time.perf_counter()
+            state, history, evaluations = jax.block_until_ready(program(*values))
+            del program, values
+            result = _result(job, history, evaluations, problem.metric)
+            result["elapsed"] = time.perf_counter() - start
+            chosen = int(result["chosen"])
+            states[job.label] = jax.tree.map(lambda a: np.asarray(a[:, chosen]), state)  # noqa: B023
+            results.append(result)
+            report(job.label, "done", result)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return Comparison(config, _dataset(config, problem, jobs, results), states)
+
+
+def _result(job, history, evaluations, metric):
+    """Arrays `[L, S, ...]` of one algorithm, and the learning rate that validation chose."""
+    turn = lambda a: np.swapaxes(np.asarray(a), 0, 1)
+    scores = {part: {k: turn(v) for k, v in e.items()} for part, e in evaluations.items()}
+    headline = "personal" if "personal" in scores["test"] else metric
+    final = scores["valid"][headline][:, :, -1].astype(float).mean(1)  # NaN if a seed diverged
+    alive = np.isfinite(final)
+    chosen = int(np.where(alive, final, -np.inf).argmax()) if alive.any() else 0
+    result = {
+        "score": scores["test"][headline],
+        "valid_score": scores["valid"][headline],
+        "shared_score": scores["test"][metric],
+        "loss": scores["test"]["loss"],
+        "train_loss": turn(history.loss),
+        "personal": headline == "personal",
+        "chosen": chosen,
+        "edge": len(job.lr) > 1 and chosen in (0, len(job.lr) - 1),
+        "diverged": ~np.isfinite(scores["test"][headline][:, :, -1]),
+    }
+    for name in ("worst", "clients", "consensus"):
+        if name in scores["test"]:
+            result[name] = scores["test"][name]
+    totals = history.totals()
+    return result | {k: turn(totals[k]) for k in ("grads", "megabytes", "seconds")}
+
+
+# name: dimensions after (algorithm, lr), long name, unit
+_VARIABLES = MappingProxyType(
+    {
+        "score": (("seed", "evaluation"), "test score", "1"),
+        "valid_score": (("seed", "evaluation"), "validation score", "1"),
+        "shared_score": (("seed", "evaluation"), "test score of the shared model", "1"),
+        "loss": (("seed", "evaluation"), "test loss", "1"),
+        "worst": (("seed", "evaluation"), "test score of the worst tenth of the clients", "1"),
+        "clients": (
+            ("seed", "evaluation", "client"),
+            "test score with the test set re-weighted by the client's labels",
+            "1",
+        ),
+        "consensus": (("seed", "evaluation"), "mean squared distance to the mean model", "1"),
+        "train_loss": (("seed", "round"), "training loss of participating clients", "1"),
+        "grads": (("seed", "round"), "minibatch gradients so far, all clients", "1"),
+        "megabytes": (("seed", "round"), "sent and received so far, all clients", "MB"),
+        "seconds": (("seed", "round"), "simulated time so far", "s"),
+        "diverged": (("seed",), "whether the run ended without finite scores", "1"),
+    }
+)
+
+
+def _dataset(config, problem, jobs, results):
+    import xarray as xr
+
+    from jaxfl import __version__
+
+    many = max(len(job.lr) for job in jobs)
+    sizes = {"seed": config.seeds, "evaluation": config.rounds // config.every}
+    sizes |= {"round": config.rounds, "client": problem.one[0].n}
+    variables = {}
+    for name, (dims, words, unit) in _VARIABLES.items():
+        rows = [r.get(name) for r in results]
+        if all(row is None for row in rows):
+            continue
+        kind = np.result_type(*(row for row in rows if row is not None))
+        flag = kind == bool
+        shape = (len(jobs), many, *(sizes[d] for d in dims))
+        values = np.full(shape, 0 if flag else np.nan, np.int8 if flag else kind)
+        for i, row in enumerate(rows):
+            if row is not None:
+                values[i, : len(row)] = row
+        about = {"long_name": words, "units": unit}
+        variables[name] = (("algorithm", "lr", *dims), values, about)
+    rates = np.full((len(jobs), many), np.nan)
+    for i, job in enumerate(jobs):
+        rates[i, : len(job.lr)] = job.lr
+    about = {"long_name": "learning rate", "units": "1"}
+    variables["rate"] = (("algorithm", "lr"), rates, about)
+    for name, words, kind in (
+        ("chosen", "index of the learning rate that validation chose", np.int32),
+        ("edge", "whether that is at the edge of the grid", np.int8),
+        ("personal", "whether clients are scored by models of their own", np.int8),
+    ):
+        values = np.array([r[name] for r in results], kind)
+        variables[name] = (("algorithm",), values, {"long_name": words, "units": "1"})
+    every = np.arange(1, sizes["evaluation"] + 1) * config.every
+    coordinates = {
+        "algorithm": [job.label for job in jobs],
+        "lr": np.arange(many),
+        "seed": np.arange(config.seed, config.seed + config.seeds),
+        "evaluation": ("evaluation", every, {"long_name": "round of the evaluation"}),
+        "round": np.arange(1, config.rounds + 1),
+        "client": np.arange(sizes["client"]),
+    }
+    found = {
+        "metric": problem.metric,
+        "config": json.dumps(dataclasses.asdict(config)),
+        "versions": json.dumps({"jaxfl": __version__, "jax": jax.__version__}),
+        "device": jax.devices()[0].device_kind,
+    }
+    used = {d for dims, *_ in variables.values() for d in dims}
+    coordinates = {k: v for k, v in coordinates.items() if k in used}
+    return xr.Dataset(variables, coordinates, found)
+
+
+# What comes out --------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One algorithm in numbers; `_half` is half a 95% t interval over seeds."""
+
+    algorithm: str
+    lr: float
+    edge: bool
+    diverged: bool  # all learning rates, or the chosen one in some seed
+    personal: bool
+    score: float
+    score_half: float
+    difference: float  # to the first algorithm, seed by seed
+    difference_half: float
+    worst: float
+    worst_half: float
+    reached: int  # seeds that reached the target; what follows are means over those
+    rounds: float
+    grads: float
+    megabytes: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found."""
+
+    config: Config
+    results: "xarray.Dataset"  # every number, labelled
+    states: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # final, leaves [seeds, ...]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Every number: dimensions algorithm, lr, seed, evaluation or round, client."""
+        return self.results
+
+    def best(self) -> "xarray.Dataset":
+        """The results at the chosen learning rates."""
+        ds = self.results
+        return ds.isel(lr=ds["chosen"])
+
+    @property
+    def metric(self) -> str:
+        """"accuracy", or "r2" for regressions."""
+        return self.results.attrs["metric"]
+
+    @property
+    def target(self) -> float:
+        """The score that costs are measured to."""
+        if self.config.target:
+            return self.config.target
+        final = self.best()["score"].isel(evaluation=-1).mean("seed").values
+        final = final[np.isfinite(final)]
+        return float(0.9 * np.median(final)) if len(final) else float("nan")
+
+    def rows(self) -> list[Row]:
+        """The table in numbers."""
+        best, target = self.best(), self.target
+        final = best["score"].isel(evaluation=-1).values.astype(float)
+        has_worst = "worst" in best
+        rows = []
+        for i, label in enumerate(best["algorithm"].values):
+            one = best.isel(algorithm=i)
+            totals = {k: one[k].values for k in ("grads", "megabytes", "seconds")}
+            totals["rounds"] = np.broadcast_to(one["round"].values, totals["grads"].shape)
+            cost = metrics.to_target(one["score"].values, totals, target)
+            got = np.isfinite(cost["rounds"])
+            worst = one["worst"].isel(evaluation=-1).values if has_worst else [np.nan]
+            rows.append(
+                Row(
+                    str(label),
+                    float(one["rate"]),
+                    bool(one["edge"]),
+                    bool(one["diverged"].any()),
+                    bool(one["personal"]),
+                    *map(float, metrics.t_interval(final[i])),
+                    *map(float, metrics.paired(final[i], final[0])),
+                    *map(float, metrics.t_interval(worst)),
+                    int(got.sum()),
+                    *(
+                        float(cost[k][got].mean()) if got.any() else float("inf")
+                        for k in ("rounds", "grads", "megabytes", "seconds")
+                    ),
+                )
+            )
+        return rows
+
+    def notes(self) -> list[str]:
+        """What a reader of the table must know: flags, divergence, the target."""
+        rows, ds = self.rows(), self.results
+        percent = self.metric == "accuracy"
+        target = f"{100 * self.target:.1f}%" if percent else f"{self.target:.3f}"
+        words = "mean and half a 95% t interval over" if self.config.seeds > 1 else "of"
+        seeds = f"{self.config.seeds} seed{'s' if self.config.seeds > 1 else ''}"
+        lines = [f"Test scores: {words} {seeds}. Costs are to a test score of {target}."]
+        if any(r.personal for r in rows):
+            lines.append(
+                "† personal models: each on the test set re-weighted by its client's labels, the "
+                "mean by number of examples (of one shared model that is the plain accuracy)."
+            )
+        if edge := [r.algorithm for r in rows if r.edge]:
+            lines.append(
+                f"* best at the edge of the grid, a wider one may do better: {', '.join(edge)}."
+            )
+        for i, row in enumerate(rows):
+            bad = ds["diverged"].isel(algorithm=i).values
+            named = [
+                f"lr={r:g} ({int(b.sum())} of {len(b)} seeds)"
+                for r, b in zip(ds["rate"].isel(algorithm=i).values, bad, strict=True)
+                if b.any()
+            ]
+            if named:
+                lines.append(f"{row.algorithm} diverged at {', '.join(named)}.")
+        return lines
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """The table as text: headers and rows."""
+        percent = self.metric == "accuracy"
+        several = self.config.seeds > 1
+
+        def pair(mean, half, sign=""):
+            if not np.isfinite(mean):
+                return "NaN"
+            scale, digits = (100, 1) if percent else (1, 3)
+            text = f"{scale * mean:{sign}.{digits}f}"
+            return text + (f" ± {scale * half:.{digits}f}" if several else "")
+
+        def cost(value, row):
+            if not row.reached:
+                return "–"
+            return _short(value) + (f" ({row.reached}/{self.config.seeds})"
+                                    if row.reached < self.config.seeds else "")
+
+        unit = " [%]" if percent else ""
+        worst = "worst" in self.results
+        headers = ["algorithm", "lr", f"test {self.metric.replace('r2', 'R²')}{unit}",
+                   "difference", *(["worst tenth"] if worst else []),
+                   "rounds", "gradients", "MB", "seconds"]  # fmt: skip
+        rows = []
+        for i, r in enumerate(self.rows()):
+            rows.append([
+                r.algorithm,
+                f"{r.lr:g}" + ("*" if r.edge else ""),
+                pair(r.score, r.score_half) + ("†" if r.personal else ""),
+                pair(r.difference, r.difference_half, "+") if i else "",
+                *([pair(r.worst, r.worst_half)] if worst else []),
+                cost(r.rounds, r),
+                *(_short(v) if r.reached else "–" for v in (r.grads, r.megabytes, r.seconds)),
+            ])  # fmt: skip
+        return headers, rows
+
+    def table(self) -> Any:
+        """The table, for `rich` to print (a notebook shows it by itself)."""
+        from rich.table import Table
+
+        headers, rows = self.cells()
+        table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
+        for i, header in enumerate(headers):
+            table.add_column(header, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for row in rows:
+            table.add_row(*row)
+        table.caption = "\n".join(self.notes())
+        return table
+
+    def text(self, width: int = 120) -> str:
+        """The table and its notes as plain text."""
+        from rich.console import Console
+
+        file = io.StringIO()
+        Console(file=file, width=width, color_system=None, legacy_windows=False).print(self.table())
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+    def markdown(self) -> str:
+        """The table and its notes as markdown."""
+        headers, rows = self.cells()
+        lines = [headers, ["---", *["--:"] * (len(headers) - 1)], *rows]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return body + "\n\n" + "\n".join(self.notes()) + "\n"
+
+    def csv(self) -> str:
+        """The table in numbers, all digits."""
+        import csv
+
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(self.rows())
+        return file.getvalue()
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> Any:
+        """The scores against rounds, megabytes and simulated seconds; returns the axes.
+
+        Args:
+            path: where to save the figure; nowhere by default.
+            options: of `jaxfl.plots.learning_curves`.
+        """
+        from jaxfl import plots
+
+        axes = plots.learning_curves(self, **options)
+        if path is not None:
+            _atomic(Path(path), lambda p: axes[0].figure.savefig(p, dpi=300))
+        return axes
+
+    def save(self, folder: str | Path) -> None:
+        """Writes results.nc, comparison.png and .pdf, table.txt, .csv and .md, and config.toml.
+
+        Each file is written whole or not at all. `compare(Config.from_toml("config.toml"))` gives
+        the same numbers again, unless data or model were passed as objects.
+        """
+        folder = Path(folder)
+        _writable(folder)
+        _atomic(folder / "results.nc", lambda p: self.results.to_netcdf(p, engine="h5netcdf"))
+        texts = {"table.txt": self.text(), "table.csv": self.csv(), "table.md": self.markdown()}
+        for name, text in (texts | {"config.toml": self.config.to_toml()}).items():
+            _atomic(folder / name, lambda p, text=text: Path(p).write_text(text, encoding="utf-8"))
+        figure = self.plot()[0].figure
+        for kind in ("png", "pdf"):
+            path = folder / f"comparison.{kind}"
+            _atomic(path, lambda p: figure.savefig(p, dpi=300))
+        from matplotlib import pyplot
+
+        pyplot.close(figure)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """What `save` wrote, from its folder or its results.nc; without the final states."""
+        import xarray as xr
+
+        path = Path(path)
+        path = path / "results.nc" if path.is_dir() else path
+        try:
+            with xr.open_dataset(path, engine="h5netcdf") as file:
+                results = file.load()
+            config = Config.make(**json.loads(results.attrs["config"]))
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"cannot read a comparison from {str(path)!r}: {error}; write one: "
+                "`comparison.save(folder)`"
+            ) from error
+        return cls(config, results)
+
+
+def _short(value):
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 10 * scale or (scale > 1e3 and value >= scale):
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _writable(folder):
+    """The folder, made if need be; an OSError that says so where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output folder {str(folder)!r}: {error.strerror}; choose another: "
+            "`out='results'`"
+        ) from error
+
+
+def _atomic(path, write):
+    """Writes beside the path, then renames: a file is whole or not there."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(partial)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _progress(labels: Sequence[str], show: bool) -> Iterator[Callable[..., None]]:
+    """A reporter `(label, stage, result)`: a bar, and a line for each algorithm done."""
+    if not show:
+        yield lambda label, stage, result: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    wide = max(map(len, labels))
+    columns = (
+        SpinnerColumn(),
+        TextColumn(f"{{task.description:{wide + 10}}}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(labels))
+
+        def report(label, stage, result):
+            if result is None:
+                bar.update(task, description=f"{label} {stage}")
+                return
+            chosen = result["chosen"]
+            score = float(result["score"][chosen, :, -1].mean())
+            line = f"{label:{wide}}  test score {score:.3f}  ({result['elapsed']:.1f} s)"
+            bar.console.print(line, highlight=False, markup=False)
+            bar.advance(task)
+
+        yield report
