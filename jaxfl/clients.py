@@ -1,5 +1,6 @@
 """The stacked local problems: whose examples, which samples, how a function meets all clients."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -244,13 +246,13 @@ class Clients:
                 f"clients[idx] takes an array of clients [s], got shape {idx.shape}; for client i "
                 "use `clients[jnp.array([i])]`"
             )
-        if not isinstance(idx, jax.core.Tracer) and not ((idx >= 0) & (idx <= self.n)).all():
+        if not isinstance(idx, Tracer) and not ((idx >= 0) & (idx <= self.n)).all():
             raise IndexError(
                 f"idx must be in 0..{self.n - 1}, or {self.n} for an empty slot, got "
                 f"{idx.min()} to {idx.max()}"
             )
         start, count, ids = comm.pick((self.start, self.count, self.id), idx)
-        return self.replace(start=start, count=count, id=ids)
+        return dataclasses.replace(self, start=start, count=count, id=ids)
 
     def split(
         self, fraction: float, *, seed: int | np.random.Generator = 0
@@ -273,11 +275,12 @@ class Clients:
             held = min(max(1, round(fraction * count)), max(count - 1, 1))
             parts[0].append(own[held:] if count > 1 else own)
             parts[1].append(own[:held])
-        return self._over(parts[0]), self._over(parts[1]).replace(augment=_same)
+        return self._over(parts[0]), dataclasses.replace(self._over(parts[1]), augment=_same)
 
     def _over(self, lists):
         count = np.array([len(a) for a in lists], np.int32)
-        return self.replace(
+        return dataclasses.replace(
+            self,
             data=self.data._replace(order=jnp.asarray(np.concatenate(lists), jnp.int32)),
             start=jnp.asarray(np.cumsum(count) - count, jnp.int32),
             count=jnp.asarray(count),

@@ -165,7 +165,7 @@ def to_near(w: Weights) -> Near:
 def to_dense(w: Weights) -> Float[Array, "n n"]:
     """Any mixing weights as the full matrix `[n, n]`."""
     if isinstance(w, Dense):
-        return w.w
+        return jnp.asarray(w.w)
     near = to_near(w)
     n = near.idx.shape[0]
     return jnp.zeros((n, n), near.w.dtype).at[jnp.arange(n)[:, None], near.idx].add(near.w)

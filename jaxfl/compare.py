@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from jaxfl import metrics
 from jaxfl.clients import Clients
@@ -67,7 +68,7 @@ class Config:
         minimum: examples that every client has at least.
         model: a name of `jaxfl.models.MODELS`.
         graph: of decentralised algorithms that name none.
-        weights: rule for mixing weights, of `jaxfl.networks.WEIGHTS`.
+        weights: rule for mixing weights, of `jaxfl.networks.WEIGHTS`; by default the graph's own.
         rounds: of communication.
         every: rounds between evaluations; divides `rounds`.
         seeds: number of repetitions.
@@ -96,7 +97,7 @@ class Config:
     minimum: int = 10
     model: str = "mlp(hidden=[32])"
     graph: str = "ring"
-    weights: str = "metropolis"
+    weights: str = ""
     rounds: int = 200
     every: int = 20
     seeds: int = 5
@@ -431,7 +432,7 @@ def _problem(config, data, model):
     each = [Clients.make(data.train, part, loss, **options) for part in split]
     largest = max(c.largest for c in each)  # a shape: the same for all seeds, in one program
     each = [c.replace(largest=largest) for c in each]
-    own = lambda f: jnp.stack([f(c) for c in each])
+    own = lambda f: jnp.asarray(np.stack([np.asarray(f(c)) for c in each]))
     first = each[0]
     clients = first.replace(
         data=first.data._replace(order=own(lambda c: c.data.order)),
@@ -441,15 +442,13 @@ def _problem(config, data, model):
     axes = clients.replace(
         data=first.data._replace(arrays=None, order=0), start=0, count=0, id=None
     )
-    seeds = range(config.seed, config.seed + config.seeds)
-    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(s) for s in seeds]))
-    params = jax.vmap(model.init)(keys[:, 0])
+    params, keys = _start(model)(np.arange(config.seed, config.seed + config.seeds))
     evaluate, evaluate_axes = _evaluate(config, data, split, model)
     return _Problem(
         clients,
         axes,
         params,
-        keys[:, 1],
+        keys,
         evaluate,
         evaluate_axes,
         model,
@@ -458,12 +457,24 @@ def _problem(config, data, model):
     )
 
 
+def _start(model):
+    """The initial model and the key of the run, from the number of a seed."""
+
+    @jax.jit
+    @jax.vmap
+    def start(seed):
+        first, second = jax.random.split(jax.random.key(seed))
+        return model.init(first), second
+
+    return start
+
+
 def _evaluate(config, data, split, model):
     """The evaluator of validation and test examples, and its in_axes over seeds."""
     n = len(split[0].start)
     share = jnp.asarray(np.arange(n) >= config.byzantine, jnp.result_type(float))
     labelled = data.classes is not None and data.train["y"].ndim == 1
-    parts, axes = {}, {}
+    parts, axes = [], []
     for part in ("valid", "test"):
         held = {k: jnp.asarray(v) for k, v in getattr(data, part).items()}
         weights = counts = None
@@ -473,10 +484,30 @@ def _evaluate(config, data, split, model):
             ]
             weights = jnp.asarray(np.stack(own), jnp.result_type(float))
             counts = jnp.asarray(np.stack([p.count for p in split]), jnp.result_type(float))
-        parts[part] = metrics.Evaluate(model, held, weights, share, counts)
+        parts.append(metrics.Evaluate(model, held, weights, share, counts))
         per_seed = 0 if labelled else None
-        axes[part] = metrics.Evaluate(model, None, per_seed, None, per_seed)
-    return metrics.together(**parts), metrics.together(**axes)
+        axes.append(metrics.Evaluate(model, None, per_seed, None, per_seed))
+    metric = "r2" if data.classes is None else "accuracy"
+    return _Scores(*parts, metric), _Scores(*axes, metric)
+
+
+@struct.dataclass
+class _Scores:
+    """What is kept of an evaluation: what is dropped here is not even compiled."""
+
+    valid: Any
+    test: Any
+    metric: str = struct.field(pytree_node=False)
+
+    def __call__(self, state):
+        test, valid = self.test(state), self.valid(state)
+        headline = "personal" if "personal" in test else self.metric
+        kept = {k: test[k] for k in ("loss", "worst", "clients", "consensus") if k in test}
+        return kept | {
+            "score": test[headline],
+            "valid_score": valid[headline],
+            "shared_score": test[self.metric],
+        }
 
 
 class _Job(NamedTuple):
@@ -533,7 +564,11 @@ def _options_text(text):
     """The options of an algorithm as its user wrote them, without its learning rates."""
     node = ast.parse(text.strip(), mode="eval").body
     node = node.left if isinstance(node, ast.BinOp) else node
-    kept = [ast.unparse(k) for k in getattr(node, "keywords", []) if k.arg != "lr"]
+    kept = [
+        ast.unparse(k.value if isinstance(k.value, ast.Call) else k)
+        for k in getattr(node, "keywords", [])
+        if k.arg != "lr"
+    ]
     return f"({', '.join(kept)})" if kept else ""
 
 
@@ -632,7 +667,6 @@ def compare(
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
-    problem.evaluate.parts["test"].check(problem.one[1])
     with _progress(labels, progress) as report:
         comparison = _compare(config, problem, jobs, report)
     if out is not None:
@@ -665,7 +699,8 @@ def _compare(config, problem, jobs, report):
             start = time.perf_counter()
             state, history, evaluations = jax.block_until_ready(program(*values))
             del program, values
-            result = _result(job, history, evaluations, problem.metric)
+            result = _result(job, history, evaluations)
+            result["personal"] = hasattr(state, "personal")
             result["elapsed"] = time.perf_counter() - start
             chosen = int(result["chosen"])
             states[job.label] = jax.tree.map(lambda a: np.asarray(a[:, chosen]), state)  # noqa: B023
@@ -676,30 +711,21 @@ def _compare(config, problem, jobs, report):
     return Comparison(config, _dataset(config, problem, jobs, results), states)
 
 
-def _result(job, history, evaluations, metric):
+def _result(job, history, evaluations):
     """Arrays `[L, S, ...]` of one algorithm, and the learning rate that validation chose."""
     turn = lambda a: np.swapaxes(np.asarray(a), 0, 1)
-    scores = {part: {k: turn(v) for k, v in e.items()} for part, e in evaluations.items()}
-    headline = "personal" if "personal" in scores["test"] else metric
-    final = scores["valid"][headline][:, :, -1].astype(float).mean(1)  # NaN if a seed diverged
+    scores, totals = jax.tree.map(turn, (evaluations, history.totals()))
+    final = scores["valid_score"][:, :, -1].astype(float).mean(1)  # NaN if a seed diverged
     alive = np.isfinite(final)
     chosen = int(np.where(alive, final, -np.inf).argmax()) if alive.any() else 0
-    result = {
-        "score": scores["test"][headline],
-        "valid_score": scores["valid"][headline],
-        "shared_score": scores["test"][metric],
-        "loss": scores["test"]["loss"],
+    return {
+        **scores,
         "train_loss": turn(history.loss),
-        "personal": headline == "personal",
         "chosen": chosen,
         "edge": len(job.lr) > 1 and chosen in (0, len(job.lr) - 1),
-        "diverged": ~np.isfinite(scores["test"][headline][:, :, -1]),
+        "diverged": ~np.isfinite(scores["score"][:, :, -1]),
+        **{k: totals[k] for k in ("grads", "megabytes", "seconds")},
     }
-    for name in ("worst", "clients", "consensus"):
-        if name in scores["test"]:
-            result[name] = scores["test"][name]
-    totals = history.totals()
-    return result | {k: turn(totals[k]) for k in ("grads", "megabytes", "seconds")}
 
 
 # name: dimensions after (algorithm, lr), long name, unit

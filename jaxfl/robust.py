@@ -4,6 +4,7 @@ Each returns weights for `comm.mix`, so that it costs O(n^2 d) for the Gram matr
 shape [n, n, d] ever exists. A non-finite message has distance inf and weight 0.
 """
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,4 +34,4 @@ def nearest_neighbours(w: comm.Weights, message: Any, f: Scalar, own: Any = None
     rank = jnp.argsort(jnp.argsort(distance, axis=1, stable=True), axis=1)
     keep = (rank < received.sum(1, keepdims=True) - f) & jnp.isfinite(distance)
     keep = keep.at[:, 0].set(True).astype(near.w.dtype)
-    return near.replace(w=keep / keep.sum(1, keepdims=True))
+    return dataclasses.replace(near, w=keep / keep.sum(1, keepdims=True))

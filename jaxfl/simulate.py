@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 
 from jaxfl import comm
 from jaxfl.clients import Clients, LossShapeError
@@ -172,7 +173,7 @@ def _callable(f):
 
 
 def _concrete(a):
-    return not isinstance(a, jax.core.Tracer)
+    return not isinstance(a, Tracer)
 
 
 def _divisor(rounds, every):
@@ -190,7 +191,8 @@ def _rounds(alg, clients, network, key, start, state, evaluate, schedule, *, rou
         new, info = now.round(state, clients, net, key_t)
         new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)
         seconds = net.seconds(info)
-        record = History(*_float(info[:4]), info.aux, net.participants(), seconds)
+        loss, up, down, grads = _float(info[:4])
+        record = History(loss, up, down, grads, info.aux, net.participants(), seconds)
         return new, record
 
     def block(state, t):

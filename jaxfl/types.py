@@ -14,23 +14,14 @@ Axis order everywhere: sweep, time, client, ..., parameter.
 """
 
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    import jax
-    from jaxtyping import PyTree
-
-    Params = PyTree[jax.Array]
-    Stacked = PyTree[jax.Array]
-    Key = jax.Array
-    Scalar = jax.Array | float
-else:
-    # JAX rebuilds records with batched leaves, tracers and placeholders: a checked
-    # constructor would break `grid`, `vmap` and `tree.map`.
-    Params = Any  # one model: a pytree of arrays [...]
-    Stacked = Any  # one model per client: the same pytree with leaves [n, ...]
-    Key = Any  # a JAX random key
-    Scalar = Any  # a number, traced
+# Any, for type checkers too: JAX rebuilds records with batched leaves, tracers and placeholders,
+# and a hyperparameter may be a number or an array. Shapes are in the comments of the fields.
+Params: TypeAlias = Any  # one model: a pytree of arrays [...]
+Stacked: TypeAlias = Any  # one model per client: the same pytree with leaves [n, ...]
+Key: TypeAlias = Any  # a JAX random key
+Scalar: TypeAlias = Any  # a number, traced
 
 
 class Info(NamedTuple):

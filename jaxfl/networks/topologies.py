@@ -1,5 +1,6 @@
 """Networks of nodes: fixed and time-varying graphs, link failures, churn, and who is Byzantine."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -516,10 +517,11 @@ class Attacked:
         byzantine = byzantine.at[send.id].get(mode="clip") & send.live
         near = comm.to_near(net.w) if isinstance(net, Graph) and not self.adversary.local else None
         channel = send.channel if self.channel is None else self.channel
-        return net.replace(
+        return dataclasses.replace(
+            net,
             send=send.replace(
                 byzantine=byzantine, adversary=self.adversary, channel=channel, near=near
-            )
+            ),
         )
 
 

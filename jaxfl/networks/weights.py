@@ -227,7 +227,7 @@ def check(
     w = _square(w)
     if not np.isfinite(w).all():
         i, j = np.argwhere(~np.isfinite(w))[0]
-        raise ValueError(f"w must be finite, got w[{i}, {j}] = {w[i, j]}.")
+        raise ValueError(f"w must be finite, got w[{i}, {j}] = {w[i, j]}: use `metropolis(graph)`.")
     if not negative and w.min() < 0:
         i, j = np.unravel_index(w.argmin(), w.shape)
         raise ValueError(
@@ -339,7 +339,9 @@ def _joined(edges: Bool[np.ndarray, "n n"], what: str, fix: str = "add edges") -
 def _square(w: ArrayLike) -> Float[np.ndarray, "n n"]:
     array = np.asarray(w, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or not len(array):
-        raise ValueError(f"w must be a square matrix [n, n], got shape {array.shape}.")
+        raise ValueError(
+            f"w must be a square matrix [n, n], got shape {array.shape}: use `metropolis(graph)`."
+        )
     return array
 
 
