@@ -313,10 +313,11 @@ def components() -> dict[str, Callable]:
     }
 
 
-def _partitions():
+def partitioners() -> dict[str, Callable]:
+    """How data may be split among clients, by name."""
     from jaxfl import data
 
-    names = ("iid", "dirichlet", "shards", "labels_per_client", "quantity")
+    names = ("iid", "dirichlet", "shards", "labels_per_client", "quantity", "natural")
     return {name: getattr(data, name) for name in names}
 
 
@@ -326,9 +327,6 @@ def adversaries() -> dict[str, Callable]:
 
     names = ("SignFlip", "GaussianNoise", "ALIE", "IPM", "Dissensus")
     return {name.lower(): getattr(networks, name) for name in names}
-
-
-PARTITIONS = ("iid", "dirichlet", "shards", "labels_per_client", "quantity", "natural")
 
 
 # The experiment --------------------------------------------------------------------------------
@@ -353,11 +351,6 @@ def partitions(config: Config, dataset: Any) -> list[Any]:
     call, y = parse(config.partition), dataset.train["y"]
     if call.name == "natural":
         return [dataset.partition] * config.seeds
-    registry = _partitions()
-    if call.name not in registry:
-        raise ValueError(
-            f"no partition {call.name!r}{nearest(call.name, list(PARTITIONS))}"
-        )
     if dataset.classes is None:  # tenths of the targets take the place of labels
         flat = np.asarray(y, float).reshape(len(y), -1)[:, 0]
         y = np.digitize(flat, np.quantile(flat, np.linspace(0, 1, 11)[1:-1]))
@@ -367,7 +360,7 @@ def partitions(config: Config, dataset: Any) -> list[Any]:
     if call.name == "dirichlet":
         more["alpha"] = config.alpha
     seeds = range(config.seed, config.seed + config.seeds)
-    return [call.build(registry, "partition", y, config.clients, seed=s, **more) for s in seeds]
+    return [call.build(partitioners(), "partition", y, config.clients, seed=s, **more) for s in seeds]
 
 
 def dataset(name: str) -> Any:
@@ -428,16 +421,13 @@ def _problem(config, data, model):
         False: models.squared_error,
     }
     loss = losses[data.classes is not None](model)
-    options = {"batch": config.batch, "precision": config.precision}
-    each = [Clients.make(data.train, part, loss, **options) for part in split]
-    largest = max(c.largest for c in each)  # a shape: the same for all seeds, in one program
-    each = [c.replace(largest=largest) for c in each]
-    own = lambda f: jnp.asarray(np.stack([np.asarray(f(c)) for c in each]))
-    first = each[0]
+    first = Clients.make(
+        data.train, split[0], loss, batch=config.batch, precision=config.precision
+    )
+    first = first.replace(largest=max(int(p.count.max()) for p in split))  # a shape, for all seeds
+    own = lambda name: jnp.asarray(np.stack([getattr(p, name) for p in split]), jnp.int32)
     clients = first.replace(
-        data=first.data._replace(order=own(lambda c: c.data.order)),
-        start=own(lambda c: c.start),
-        count=own(lambda c: c.count),
+        data=first.data._replace(order=own("order")), start=own("start"), count=own("count")
     )
     axes = clients.replace(
         data=first.data._replace(arrays=None, order=0), start=0, count=0, id=None
@@ -453,20 +443,18 @@ def _problem(config, data, model):
         evaluate_axes,
         model,
         "r2" if data.classes is None else "accuracy",
-        (first, jax.tree.map(lambda a: a[0], params)),
+        (first, jax.tree.map(lambda a: np.asarray(a)[0], params)),
     )
 
 
 def _start(model):
     """The initial model and the key of the run, from the number of a seed."""
 
-    @jax.jit
-    @jax.vmap
     def start(seed):
         first, second = jax.random.split(jax.random.key(seed))
         return model.init(first), second
 
-    return start
+    return jax.jit(jax.vmap(start), compiler_options=_compiler())
 
 
 def _evaluate(config, data, split, model):

@@ -490,7 +490,7 @@ _EXAMPLES = {
     "Cohort": "`Uniform(n, size)`",
     "Graph": '`graph("ring", n)`',
     "Arrivals": "`arrivals(n, buffer, rounds)`",
-    "Events": "`poisson(graph, rounds=...)`",
+    "Events": "`poisson(graph, rounds)`",
 }
 
 

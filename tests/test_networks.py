@@ -98,13 +98,6 @@ def sent(send, message, key=KEY):
     return send(message, key)
 
 
-@jax.jit
-def look(network):
-    """The net of one round, and its weights as a matrix."""
-    net = network(0, KEY)
-    return net, matrix(net)
-
-
 def within(samples, mean):
     """The mean of the samples, entry by entry, to five standard errors of this very sample."""
     samples = np.asarray(samples, float)
@@ -295,6 +288,22 @@ def sums_of(w):
     return "row" if rows else "column"
 
 
+def full(w):
+    """A record as a matrix, entry by entry."""
+    if isinstance(w, comm.Dense):
+        return np.asarray(w.w)
+    n = w.n if isinstance(w, comm.Shifts) else len(w.idx)
+    out = np.zeros((n, n))
+    for i in range(n):
+        if isinstance(w, comm.Shifts):
+            slots = [((i + shift) % n, value) for shift, value in zip(w.shifts, np.asarray(w.w))]
+        else:
+            slots = zip(np.asarray(w.idx[i]), np.asarray(w.w[i]))
+        for j, value in slots:
+            out[i, j] += value
+    return out
+
+
 @pytest.mark.parametrize("name", networks.GRAPHS)
 def test_named_graphs(name):
     n = 8
@@ -307,8 +316,8 @@ def test_named_graphs(name):
         rule = weights.column_stochastic if drawn.is_directed() else weights.metropolis
         expected = rule(drawn)
         network = graph(name, n, seed=2)
-    net, w = look(network)
-    np.testing.assert_allclose(w, expected, **TIGHT)
+    net = network(0, KEY)
+    np.testing.assert_allclose(full(net.w), expected, **TIGHT)
     assert network.sums == sums_of(expected)
     assert network.column == (network.sums == "column")
     assert (network.n, network.kind, network.static, network.lossless) == (
@@ -323,12 +332,12 @@ def test_named_graphs(name):
 
 def test_weights_by_name():
     ring = weights.metropolis(graphs.ring(6))
-    w = np.asarray(look(graph("ring", 6, weights="lazy"))[1])
+    w = full(graph("ring", 6, weights="lazy").w)
     np.testing.assert_allclose(w, networks.lazy(ring), **TIGHT)
     np.testing.assert_allclose(networks.gap(w), networks.gap(ring) / 2, **TIGHT)
     assert networks.mixing_time(w) > networks.mixing_time(ring)
     assert networks.chi1(w) > networks.chi1(ring) and networks.chi2(w) > networks.chi2(ring)
-    w = np.asarray(look(graph("ring", 6, weights="constant", alpha=0.1))[1])
+    w = full(graph("ring", 6, weights="constant", alpha=0.1).w)
     np.testing.assert_allclose(np.diag(w), 0.8, **TIGHT)
     directed = graph("exponential", 6, weights="sinkhorn")
     assert directed.sums == "doubly"
@@ -444,22 +453,22 @@ def test_links_fail_in_both_directions(name):
     assert failing.sums == sums_of(ws) == "symmetric" and not failing.lossless
     if not network.static:
         return
-    full = np.asarray(look(network)[1])
-    edges = np.argwhere(np.triu(full, 1))
+    whole = full(network.w)
+    edges = np.argwhere(np.triu(whole, 1))
     kept = ws[:, edges[:, 0], edges[:, 1]] != 0
     within(kept, 1 - rate)
     pairs = np.stack([kept[:, a] & kept[:, b] for a, b in itertools.combinations(range(5), 2)], 1)
     within(pairs, (1 - rate) ** 2)  # independent
     np.testing.assert_allclose(
-        np.where(ws * (1 - np.eye(len(full))) != 0, ws - full, 0), 0, **TIGHT
+        np.where(ws * (1 - np.eye(len(whole))) != 0, ws - whole, 0), 0, **TIGHT
     )
-    within(ws, (1 - rate) * full + rate * np.eye(len(full)))
+    within(ws, (1 - rate) * whole + rate * np.eye(len(whole)))
 
 
 def test_no_failures_and_nothing_but_failures():
     ring = graph("ring", 8)
     none, all_ = (many(LinkFailures(ring, r)).w for r in (0.0, 1.0))
-    np.testing.assert_allclose(none, np.broadcast_to(look(ring)[1], none.shape), **TIGHT)
+    np.testing.assert_allclose(none, np.broadcast_to(full(ring.w), none.shape), **TIGHT)
     np.testing.assert_allclose(all_, np.broadcast_to(np.eye(8), all_.shape), **TIGHT)
 
 
@@ -497,8 +506,8 @@ def test_churn():
     np.testing.assert_array_equal(ws[away], eye[away])
     np.testing.assert_array_equal(ws.swapaxes(1, 2)[away], eye[away])
     both = (net.active[:, :, None] & net.active[:, None]) & ~np.eye(n, dtype=bool)
-    full = np.broadcast_to(look(graph("ring", n))[1], ws.shape)
-    np.testing.assert_allclose(ws[both], full[both], **TIGHT)
+    whole = np.broadcast_to(full(graph("ring", n).w), ws.shape)
+    np.testing.assert_allclose(ws[both], whole[both], **TIGHT)
     np.testing.assert_array_equal(count, net.active.sum(1))
     np.testing.assert_allclose(share, net.active / count[:, None], rtol=1e-6)
     assert (many(Churn(graph("ring", n), np.zeros(n))).share == 0).all()
@@ -716,7 +725,7 @@ def test_who_is_byzantine():
     net = np.asarray(jax.vmap(lambda net: net.send.honest())(many(network).net))
     assert (net[:, bad == 1] == 0).all() and 0 < net.mean() < 1
     network = Attacked(graph("ring", 6), channel=Noisy(0.1))  # a channel and no adversary
-    assert not look(network)[0].send.byzantine.any()
+    assert not network(0, KEY).send.byzantine.any()
     assert (network.kind, network.static, network.lossless) == (networks.Graph, True, True)
 
 

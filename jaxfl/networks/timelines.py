@@ -246,12 +246,17 @@ def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
         `rate` of an edge (events per second, for `poisson`), and `chi1`, `chi2` of the Laplacian
         with these rates (the first for `DADAO`).
 
+    Raises:
+        ValueError: a directed or disconnected graph.
+
     Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
     ICML 2023, arXiv 2208.00779; their code was read.
     """
     count = graph.number_of_edges()
     one = spectra.laplacian(graph, 1 / count)
     chi1, chi2 = spectra.chi1(one), spectra.chi2(one)
+    if not np.isfinite(chi1):
+        raise ValueError("graph must be connected: use `graphs.ring(n)`, or add edges")
     total = factor * np.sqrt(2 * chi1 * chi2)
     return {"rate": float(total / count), "chi1": float(chi1 / total), "chi2": float(chi2 / total)}
 

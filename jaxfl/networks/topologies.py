@@ -555,8 +555,9 @@ def check(network: Any, rounds: int) -> None:
         if isinstance(layer, Attacked):
             _aimed(layer)
         drawn = getattr(layer, "rounds", rounds)
-        if np.ndim(getattr(layer, "present", 0)) == 2:
-            drawn = layer.present.shape[0]
+        present = np.shape(getattr(layer, "present", 0.0))
+        if len(present) == 2:
+            drawn = present[0]
         if drawn < rounds:
             raise ValueError(
                 f"{name} is drawn for {drawn} rounds, asked for {rounds}; "

@@ -1,0 +1,394 @@
+"""The command line: it parses and prints; everything else is `jaxfl.compare` and `jaxfl.plots`."""
+
+import argparse
+import dataclasses
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from jaxfl.types import nearest
+
+HELP = """\
+usage: jaxfl COMMAND [options]
+
+jaxfl simulates federated and decentralised learning.
+
+  compare          compare algorithms on real, non-IID data: a table and a figure
+  run NAME         one algorithm, tuned and repeated as in compare
+  list [KIND]      what there is: algorithms, data, models, graphs, ...
+  show NAME        what the documentation says of any of these
+  graph NAME       draw a graph; its spectral gap and mixing time
+  partition        draw who holds what
+  info             devices, versions, precision
+
+jaxfl COMMAND --help lists the options of a command. Errors are one message and exit
+status 2; --debug shows where they come from.
+
+examples:
+  jaxfl compare --quick
+  jaxfl compare --algorithms fedavg scaffold "dsgd @ torus" --alpha 0.5 --rounds 100
+  jaxfl run "fedprox(mu=0.1)" --data wine --clients 10 --cohort 5 --minimum 1
+  jaxfl graph "erdos_renyi(p=0.3)" --n 16 --out graph.pdf
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0, or 2 for bad input.
+
+    Args:
+        argv: the words after `jaxfl`; those of the process by default.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    try:
+        if words[0] == "--version":
+            words[0] = "info"
+        if words[0] not in COMMANDS:
+            raise ValueError(f"no command {words[0]!r}{nearest(words[0], list(COMMANDS))}")
+        COMMANDS[words[0]](words[1:])
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"jaxfl: error: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:  # the parser's, after its own message
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("jaxfl: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+# Commands --------------------------------------------------------------------------------------
+
+
+def _compare(words: list[str]) -> None:
+    """Compare algorithms on real, non-IID data."""
+    extras = {"out": (str, "jaxfl-results", "folder for the table, the figure and the results")}
+    config, given = _configure("compare", words, extras)
+    _report(config, given["out"], figure=True)
+
+
+def _run(words: list[str]) -> None:
+    """One algorithm, tuned and repeated as in compare."""
+    extras = {
+        "name": (Positional, None, "the algorithm, with options: 'fedprox(mu=0.1)', 'dsgd @ ring'"),
+        "out": (str, "", "folder for the table, the figure and the results; none by default"),
+    }
+    config, given = _configure("run", words, extras, without=("algorithms",))
+    config = dataclasses.replace(config, algorithms=(given["name"],))
+    _report(config, given["out"], figure=bool(given["out"]))
+
+
+def _report(config: Any, out: str, figure: bool) -> None:
+    from jaxfl.compare import compare
+
+    cache()
+    comparison = compare(config, out=out or None, progress=True)
+    _console().print(comparison.table())
+    if figure:
+        print(f"\nsaved in {out}: comparison.png and .pdf, table.txt, .csv and .md, results.nc, ", end="")
+        print(f"and config.toml, which repeats this: jaxfl compare --config {out}/config.toml")
+
+
+def _list(words: list[str]) -> None:
+    """What there is."""
+    given = _parse("list", words, {"kind": (Positional, "", "algorithms, data, models, ...")})
+    kinds = registries()
+    if given["kind"] and given["kind"] not in kinds:
+        raise ValueError(f"nothing is called {given['kind']!r}{nearest(given['kind'], list(kinds))}")
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for kind, registry in kinds.items():
+        if given["kind"] in ("", kind):
+            table.add_row(f"[bold]{kind}[/bold]", "")
+            for name, thing in registry.items():
+                table.add_row(f"  {name}", _escape(_first(thing)))
+    _console().print(table)
+
+
+def _show(words: list[str]) -> None:
+    """The documentation of anything that has a name."""
+    given = _parse("show", words, {"name": (Positional, None, "of `jaxfl list`")})
+    known = {name: thing for registry in registries().values() for name, thing in registry.items()}
+    name = given["name"].lower()
+    if name not in known:
+        raise ValueError(f"nothing is called {given['name']!r}{nearest(name, list(known))}")
+    console, thing = _console(), known[name]
+    console.print(f"[bold]{_escape(thing.__name__)}[/bold]{_escape(_signature(thing))}\n")
+    for line in inspect.cleandoc(thing.__doc__ or "").splitlines():
+        label = re.match(r"([A-Z]\w+):(.*)", line)
+        argument = re.match(r"    (\w+):(.*)", line)
+        if label:
+            text = f"[bold]{label[1]}:[/bold]{_escape(label[2])}"
+        elif argument:
+            text = f"    [cyan]{argument[1]}[/cyan]:{_escape(argument[2])}"
+        else:
+            text = _escape(line)
+        console.print(text, soft_wrap=True)
+
+
+def _graph(words: list[str]) -> None:
+    """Draw a graph and say how fast it mixes."""
+    given = _parse(
+        "graph",
+        words,
+        {
+            "name": (Positional, None, "of `jaxfl list graphs`, with options: 'erdos_renyi(p=0.3)'"),
+            "n": (int, 16, "number of nodes"),
+            "weights": (str, "", "rule for mixing weights, of `jaxfl list weights`"),
+            "seed": (int, 0, "of random graphs"),
+            "out": (str, "", "picture to write; NAME.png by default"),
+        },
+    )
+    from jaxfl import plots
+    from jaxfl.compare import parse
+    from jaxfl.networks import graphs, weights
+
+    call = parse(given["name"])
+    g = graphs.make(call.name, given["n"], seed=given["seed"], **call.options)
+    w = None
+    if given["weights"]:
+        if call.name in graphs.SCHEDULES:
+            raise ValueError(f"{call.name} has weights of its own; leave --weights out")
+        w = weights.make(given["weights"], g)
+    _, _, facts = plots.describe(g, w)
+    path = _picture(given["out"] or f"{call.name}.png", lambda: plots.graph(g, w, title=call.name))
+    for fact, value in facts.items():
+        print(f"{fact.replace('_', ' '):12} {value:.6g}")
+    print(f"{'picture':12} {path}")
+
+
+def _partition(words: list[str]) -> None:
+    """Draw who holds what."""
+    only = ("data", "clients", "partition", "alpha", "minimum", "seed")
+    extras = {"out": (str, "partition.png", "picture to write")}
+    from jaxfl.compare import Config, dataset, partitions
+
+    without = tuple(f.name for f in dataclasses.fields(Config) if f.name not in only)
+    config, given = _configure("partition", words, extras, without=without, check=False)
+    from jaxfl import plots
+
+    data = dataset(config.data)
+    if data.classes is None or data.train["y"].ndim > 1:
+        raise ValueError(f"data {config.data!r} has no labels to draw; for example --data digits")
+    facts = partitions(config, data)[0].describe(data.train["y"])
+    sizes, effective = facts["sizes"], facts["effective"]
+    path = _picture(given["out"], lambda: plots.partition(facts["histogram"]))
+    print(f"clients      {facts['n']}")
+    print(f"examples     {sizes.min()} to {sizes.max()} per client, {sizes.sum()} in all")
+    print(f"variation    {facts['cv']:.3g} (deviation of the sizes over their mean)")
+    print(f"labels       {effective.min():.2g} to {effective.max():.2g} per client, effectively")
+    print(f"picture      {path}")
+
+
+def _info(words: list[str]) -> None:
+    """Devices, versions, precision."""
+    _parse("info", words, {})
+    import platform
+    from importlib.metadata import version
+
+    import jax
+
+    from jaxfl import __version__
+
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "xarray")
+    devices = ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices())
+    wide = "on" if jax.config.jax_enable_x64 else "off"
+    matmul = jax.config.jax_default_matmul_precision or "the backend's default"
+    print(f"jaxfl        {__version__}")
+    print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"versions     {', '.join(f'{n} {version(n)}' for n in names)}")
+    print(f"devices      {devices}; {os.cpu_count()} CPU cores")
+    print(f"precision    float32 (mixing exact), float64 {wide}, local matmuls {matmul}")
+    print(f"cache        {cache_dir()}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "compare": _compare,
+    "run": _run,
+    "list": _list,
+    "show": _show,
+    "graph": _graph,
+    "partition": _partition,
+    "info": _info,
+}
+
+
+def registries() -> dict[str, dict[str, Any]]:
+    """Everything that has a name on the command line, by kind."""
+    from jaxfl import data, models
+    from jaxfl.algorithms import ALGORITHMS
+    from jaxfl.compare import adversaries, components, partitioners
+    from jaxfl.networks import graphs, weights
+
+    return {
+        "algorithms": dict(ALGORITHMS),
+        "data": dict(data.DATASETS),
+        "partitions": partitioners(),
+        "models": dict(models.MODELS),
+        "graphs": {**graphs.GRAPHS, **graphs.SCHEDULES},
+        "weights": dict(weights.WEIGHTS),
+        "adversaries": adversaries(),
+        "components": components(),
+    }
+
+
+# Parsing ---------------------------------------------------------------------------------------
+
+
+class Positional(str):
+    """A word without a dash."""
+
+
+def _parse(command: str, words: list[str], fields: dict[str, tuple[Any, Any, str]]) -> dict:
+    """Options `{name: (type, default, help)}`; a default of None is required."""
+    import tyro
+
+    positional = [name for name, (kind, *_) in fields.items() if kind is Positional]
+    columns: list[Any] = []
+    for name, (kind, default, words_of_help) in fields.items():
+        if kind is Positional:
+            about = tyro.conf.arg(help=words_of_help, metavar=name.upper())
+            kind = Annotated[tyro.conf.Positional[str], about]
+        else:
+            about = tyro.conf.arg(help=words_of_help, help_behavior_hint=_hint(default))
+            kind = Annotated[kind, about]
+        columns.append((name, kind) if default is None else (name, kind, default))
+    columns.sort(key=lambda column: (len(column) > 2, column[0] not in positional))
+    options = dataclasses.make_dataclass("options", columns, frozen=True)
+    given = tyro.cli(
+        options,
+        prog=f"jaxfl {command}",
+        description=inspect.getdoc(COMMANDS[command]),
+        args=words,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+
+
+def _hint(default):
+    several = isinstance(default, tuple)
+    text = " ".join(map(str, default)) if several else str(default)
+    return f"(default: {text})" if text and not isinstance(default, bool) else ""
+
+
+def _configure(
+    command: str,
+    words: list[str],
+    extras: dict[str, tuple[Any, Any, str]],
+    without: tuple[str, ...] = (),
+    check: bool = True,
+) -> tuple[Any, dict]:
+    """A `Config` from options over a file over the defaults, and the other options."""
+    from jaxfl.compare import Config
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config", default="", nargs="?")
+    early.add_argument("--quick", action="store_true")
+    first, _ = early.parse_known_args(words)
+    base = Config.from_toml(first.config) if first.config else Config()
+    base = base.quick() if first.quick else base
+    about = dict(re.findall(r"^    (\w+): ((?:.|\n        )*)", inspect.cleandoc(Config.__doc__), re.M))
+    fields = dict(extras)
+    if check:
+        fields["config"] = (str, "", "TOML file of settings; options here win over it")
+        fields["quick"] = (bool, False, "fewer rounds, seeds and learning rates: a look")
+    names = [f.name for f in dataclasses.fields(Config) if f.name not in without]
+    types = {f.name: f.type for f in dataclasses.fields(Config)}
+    for name in names:
+        fields[name] = (types[name], getattr(base, name), " ".join(about[name].split()))
+    given = _parse(command, words, fields)
+    chosen = {name: given.pop(name) for name in names}
+    if not check:  # settings of other commands do not matter here
+        return dataclasses.replace(base, **chosen, seeds=1), given
+    return Config.make(base, **chosen), given
+
+
+# Printing --------------------------------------------------------------------------------------
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    return Console(highlight=False, width=width)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _first(thing: Any) -> str:
+    return inspect.cleandoc(thing.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _signature(thing: Any) -> str:
+    parameters = inspect.signature(thing).parameters.values()
+    parts = []
+    for p in parameters:
+        plain = p.default is p.empty or type(p.default) is object or p.kind is p.VAR_KEYWORD
+        star = "**" if p.kind is p.VAR_KEYWORD else ""
+        parts.append(f"{star}{p.name}" if plain else f"{p.name}={p.default!r}")
+    return f"({', '.join(parts)})"
+
+
+def _picture(path: str, draw: Callable[[], Any]) -> str:
+    """Draws and writes a picture, after making sure that it can be written."""
+    from matplotlib import pyplot
+
+    folder = Path(path).resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OSError(f"cannot write the picture {path!r}; choose a folder that exists: --out x.png")
+    figure = draw().figure
+    try:
+        figure.savefig(path, dpi=200)
+    finally:
+        pyplot.close(figure)
+    return path
+
+
+def cache_dir() -> Path:
+    """Where compiled programs are kept between runs of the command line."""
+    import jax
+
+    if given := jax.config.jax_compilation_cache_dir:
+        return Path(given)
+    home = Path.home()
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        root = home / "Library" / "Caches"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return root / "jaxfl" / "xla"
+
+
+def cache() -> None:
+    """Keeps compiled programs in `cache_dir()`, if it can be written."""
+    import jax
+
+    path = cache_dir()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(path, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
