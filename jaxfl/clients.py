@@ -166,6 +166,7 @@ class Clients:
     largest: int = struct.field(pytree_node=False, default=1)
     augment: Callable = struct.field(pytree_node=False, default=_same)
     precision: str = struct.field(pytree_node=False, default="float32")
+    devices: int = struct.field(pytree_node=False, default=1)  # that the clients are spread over
 
     @classmethod
     def make(
@@ -254,6 +255,39 @@ class Clients:
         start, count, ids = comm.pick((self.start, self.count, self.id), idx)
         return dataclasses.replace(self, start=start, count=count, id=ids)
 
+    def spread(self, mesh: jax.sharding.Mesh, axis: str = "clients") -> "Clients":
+        """These clients over the devices of a mesh, the data on each of them.
+
+        What a simulation computes per client then stays where the client is, states included;
+        XLA moves what `mix` needs.
+
+        Args:
+            mesh: `jax.make_mesh((8,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))`,
+                or one with further axes.
+            axis: the one for clients.
+
+        Raises:
+            ValueError: no such axis, axes that are not automatic, or n not a multiple of the
+                devices along it.
+        """
+        auto = jax.sharding.AxisType.Auto
+        if axis not in mesh.shape or set(mesh.axis_types) != {auto}:
+            raise ValueError(
+                f"mesh must have an axis {axis!r} and types Auto, got {dict(mesh.shape)} of types "
+                f"{mesh.axis_types}; use `jax.make_mesh(({mesh.size},), ({axis!r},), "
+                "axis_types=(jax.sharding.AxisType.Auto,))`"
+            )
+        devices = mesh.shape[axis]
+        if self.n % devices:
+            raise ValueError(
+                f"{self.n} clients do not spread evenly over {devices} devices; use a multiple, "
+                f"such as {self.n + -self.n % devices} clients"
+            )
+        over = jax.NamedSharding(mesh, jax.P(axis))
+        start, count, ids = jax.device_put((self.start, self.count, self.id), over)
+        data = jax.device_put(self.data, jax.NamedSharding(mesh, jax.P()))
+        return self.replace(data=data, start=start, count=count, id=ids, devices=devices)
+
     def split(
         self, fraction: float, *, seed: int | np.random.Generator = 0
     ) -> tuple["Clients", "Clients"]:
@@ -320,8 +354,8 @@ class Clients:
     def _each(self, one, rows, block):
         if block >= self.n:
             return jax.vmap(one)(*rows)
-        out = jax.lax.map(lambda r: jax.vmap(one)(*r), _blocks(rows, self.n, block))
-        return _unblock(out, self.n)
+        out = jax.lax.map(lambda r: jax.vmap(one)(*r), self._blocks(rows, block))
+        return self._unblock(out)
 
     def mean(
         self, f: Callable, *stacked: Stacked, weights: Float[Array, " n"], send: Any, key: Key
@@ -359,12 +393,12 @@ class Clients:
         shapes = _shapes(one, rows)[0]
         wide = lambda a: jnp.promote_types(a.dtype, jnp.float32)
         zero = jax.tree.map(lambda a: jnp.zeros(a.shape, wide(a)), shapes)
-        weights = jnp.pad(weights, (0, -self.n % block)).reshape(-1, block)
         who = (send.byzantine, send.id, send.live)  # what else `send` holds is for all senders
-        parts = (weights, *_blocks((who, rows), self.n, block))
+        w = self._blocks(weights, block, fill=jnp.zeros_like)
+        parts = (w, *self._blocks((who, rows), block))
         total, rest = jax.lax.scan(add, zero, parts)
         total = jax.tree.map(lambda a, s: a.astype(s.dtype), total, shapes)
-        return total, _unblock(rest, self.n)
+        return total, self._unblock(rest)
 
     def _one(self, f, key, start, count, id, *rows):
         client = Client(
@@ -380,37 +414,58 @@ class Clients:
         )
         return f(client, *rows, jax.random.fold_in(key, id))
 
+    def _groups(self):
+        """Over how many devices these clients are spread evenly; a cohort may not be."""
+        return self.devices if self.n % self.devices == 0 else 1
+
     def _block(self, one, rows):
         """Clients at once: all while what they return is small, else blocks of about equal size."""
-        block = self.block
-        if not block and self.n > 1:
+        groups = self._groups()
+        n, block = self.n // groups, self.block // groups if self.block < self.n else self.n
+        if self.block == 0 and n > 1:
             all_at_once, limit = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
             out = jax.tree.leaves(_shapes(one, rows))
             size = sum(math.prod(a.shape) * a.dtype.itemsize for a in out)
-            block = self.n if size * self.n <= all_at_once else max(1, limit // size)
-        blocks = -(-self.n // block) if block else 1
-        return -(-self.n // blocks)
+            block = n if size * n <= all_at_once else limit // size
+        blocks = -(-n // max(1, block))
+        return groups * -(-n // blocks)
+
+    def _blocks(self, tree, block, fill=lambda a: a):
+        """Leaves [n, ...] as [blocks, block, ...], filled up: a remainder would compile twice.
+
+        A block takes as many clients of every device, so that none has to move; the last client
+        of each fills up.
+        """
+        groups = self._groups()
+        each = block // groups
+
+        def one(a):
+            a = a.reshape(groups, self.n // groups, *a.shape[1:])
+            if extra := -a.shape[1] % each:
+                last = jnp.broadcast_to(fill(a[:, -1:]), (groups, extra, *a.shape[2:]))
+                a = jnp.concatenate([a, last], 1)
+            blocks = a.shape[1] // each
+            a = a.reshape(groups, blocks, each, *a.shape[2:])
+            return jnp.moveaxis(a, 1, 0).reshape(blocks, block, *a.shape[3:])
+
+        return jax.tree.map(one, tree)
+
+    def _unblock(self, tree):
+        groups = self._groups()
+
+        def one(a):
+            a = a.reshape(a.shape[0], groups, a.shape[1] // groups, *a.shape[2:])
+            a = jnp.moveaxis(a, 0, 1).reshape(groups, a.shape[0] * a.shape[2], *a.shape[3:])
+            a = a[:, : self.n // groups]
+            return a.reshape(self.n, *a.shape[2:])
+
+        return jax.tree.map(one, tree)
 
 
 def _shapes(one, rows):
     """What `one` returns for one client, without computing it."""
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), rows)
     return jax.eval_shape(one, *first)
-
-
-def _blocks(tree, n, block):
-    """Leaves [n, ...] as [blocks, block, ...]; filled up: a remainder would compile twice."""
-
-    def one(a):
-        if extra := -n % block:
-            a = jnp.concatenate([a, jnp.broadcast_to(a[-1:], (extra, *a.shape[1:]))])
-        return a.reshape(len(a) // block, block, *a.shape[1:])
-
-    return jax.tree.map(one, tree)
-
-
-def _unblock(tree, n):
-    return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])[:n], tree)
 
 
 def _check_static(**functions):

@@ -12,10 +12,12 @@ from jaxfl import metrics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which the colour-blind tell apart; yellow is too light for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-_MARKERS = "osD^vPX*<>"
+# Okabe and Ito's colours, which the colour-blind tell apart; their yellow is too light for lines.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#999999",
+)  # fmt: skip
+_MARKERS = "osD^vPX*<>p"
+_TICKS = (0, 20, 50, 80, 90, 95, 98, 99, 99.5, 99.8)
 _STYLE = {
     "font.size": 7.5,
     "axes.labelsize": 7.5,
@@ -43,15 +45,20 @@ def learning_curves(
     comparison: Any,
     against: Sequence[str] = ("rounds", "megabytes", "seconds"),
     *,
+    scale: str = "error",
     width: float = 5.5,
     axes: Any = None,
 ) -> "list[Axes]":
     """Test scores against costs, at the chosen learning rates: means and 95% t bands over seeds.
 
+    Accuracies are drawn on a logarithmic scale of the error, which keeps the best ones apart. Lines
+    of server methods are solid, of decentralised ones dashed.
+
     Args:
         comparison: of `jaxfl.compare`.
         against: any of "rounds", "megabytes", "seconds", "grads"; a panel each, all but rounds
             logarithmic.
+        scale: of accuracies: "error" or "linear".
         width: of the figure in inches; below 4.5, one column of a two-column page, panels are
             stacked.
         axes: matplotlib axes to draw on, one per panel; a new figure by default.
@@ -60,12 +67,14 @@ def learning_curves(
     from matplotlib import pyplot
 
     best, metric = comparison.best(), comparison.metric
-    scale = 100 if metric == "accuracy" else 1
+    factor = 100 if metric == "accuracy" else 1
+    if scale not in ("error", "linear"):
+        raise ValueError(f'scale must be "error" or "linear", got {scale!r}')
     with mpl.rc_context(_STYLE):
         if axes is None:
             tall = width < 4.5
             shape = (len(against), 1) if tall else (1, len(against))
-            height = 1.7 * len(against) if tall else 2.1
+            height = 1.75 * len(against) + 0.5 if tall else 2.45
             figure, axes = pyplot.subplots(
                 *shape, figsize=(width, height), sharey=True, squeeze=False, layout="constrained"
             )
@@ -73,10 +82,11 @@ def learning_curves(
         labels = [str(a) for a in best["algorithm"].values]
         for i, label in enumerate(labels):
             one = best.isel(algorithm=i)
-            mean, half = metrics.t_interval(scale * one["score"].values.T.astype(float))
+            mean, half = metrics.t_interval(factor * one["score"].values.T.astype(float))
             half = np.nan_to_num(half)
             at = one["evaluation"].values.astype(int)
-            style = _style(i)
+            style = _style(i, "@" in label)
+            label += "†" if one["personal"] else ""
             for ax, name in zip(axes, against, strict=True):
                 x = at if name == "rounds" else one[name].values.mean(0)[at - 1]
                 ax.plot(x, mean, label=label, **style)
@@ -85,13 +95,13 @@ def learning_curves(
                 )
         for ax, name in zip(axes, against, strict=True):
             ax.set_xlabel(_AGAINST.get(name, "gradient evaluations"))
-            if name != "rounds":
-                ax.set_xscale("log")
-            else:
+            if name == "rounds":
                 ax.set_xlim(left=0)
+            else:
+                _logarithmic(ax)
             ax.grid(True, color="0.9", linewidth=0.5)
             ax.set_axisbelow(True)
-            _limits(ax, best["score"].values * scale, metric)
+            _vertical(ax, factor * best["score"].values, metric == "accuracy" and scale == "error")
         words = "test accuracy (%)" if metric == "accuracy" else "test R²"
         rows = {ax.get_subplotspec().rowspan.start for ax in axes if ax.get_subplotspec()}
         for ax in axes if len(rows) > 1 else axes[:1]:
@@ -110,27 +120,51 @@ def learning_curves(
     return axes
 
 
-def _style(i):
+def _style(i, dashed):
     return {
         "color": COLOURS[i % len(COLOURS)],
-        "linestyle": _DASHES[(i + i // len(COLOURS)) % len(_DASHES)],
+        "linestyle": (0, (3.5, 1.2)) if dashed else "-",
         "marker": _MARKERS[i % len(_MARKERS)],
-        "markersize": 2.8,
+        "markersize": 3.2,
         "markeredgewidth": 0,
-        "linewidth": 1.1,
+        "linewidth": 1.0,
     }
 
 
 def _columns(names, width):
     """As many columns of the legend as fit."""
-    return max(1, min(len(names), int(width / (0.55 + 0.058 * max(map(len, names))))))
+    return max(1, min(len(names), int(width / (0.46 + 0.05 * max(map(len, names))))))
 
 
-def _limits(ax, scores, metric):
-    """Negative R² of a run that goes wrong must not hide the others."""
+def _logarithmic(ax):
+    """A logarithmic axis with plain numbers, some in every decade if there are few decades."""
+    from matplotlib import ticker
+
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    decades = np.log10(high / low)
+    some = (1, 2, 5) if decades < 1.4 else (1, 3) if decades < 2.6 else (1,)
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=some))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _vertical(ax, scores, error):
     finite = scores[np.isfinite(scores)]
-    if metric != "accuracy" and len(finite):
-        ax.set_ylim(max(-0.5, finite.min() - 0.05), min(1.02, finite.max() + 0.05))
+    if not len(finite):
+        return
+    low, high = finite.min(), finite.max()
+    if error:
+        top = min(99.9, 100 - 0.6 * max(100 - high, 0.1))  # 100% would be infinitely high
+        bottom = max(0.0, 100 - 1.08 * (100 - low))
+        forward = lambda a: -np.log10(np.maximum(100 - a, 1e-3))
+        ax.set_yscale("function", functions=(forward, lambda b: 100 - 10.0**-b))
+        ticks = [t for t in _TICKS if bottom <= t <= top]
+        ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        ax.set_yticks([], minor=True)
+        ax.set_ylim(bottom, top)
+    elif high <= 1.01:  # R2: one run that goes wrong must not hide the others
+        ax.set_ylim(max(-0.5, low - 0.05), min(1.02, high + 0.05))
 
 
 def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = "") -> "Axes":

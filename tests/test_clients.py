@@ -321,6 +321,43 @@ def test_blocks_are_even_and_chosen_by_size(monkeypatch):
     assert block(clients) == 1
 
 
+def test_clients_over_devices():
+    """Spread over four devices, in blocks: nothing moves but the sum, and nothing changes."""
+    n = 16
+    partition = (np.arange(2 * n) % SIZE, np.arange(n) * 2, np.full(n, 2))
+    clients = make(partition=partition)
+    mesh = jax.make_mesh((4,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
+    send = Send(np.zeros(n, bool), np.arange(n), np.ones(n, bool))
+    weights = RNG.random(n)
+
+    def program(clients, x, weights):
+        one = lambda client, x, key: (x + jax.random.normal(key, (3,)), client.id)
+        a, _ = clients.each(one, x, key=KEY)
+        return a, clients.mean(one, x, weights=weights, send=send, key=KEY)
+
+    x = RNG.normal(size=(n, 3))
+    plain = run(program, clients, x, weights)
+    np.testing.assert_allclose(plain[1][0], weights @ plain[0], rtol=1e-13)
+    spread = clients.spread(mesh)
+    place = jax.device_put(x, jax.NamedSharding(mesh, jax.P("clients")))
+    for block in (8, 12):  # two clients of every device at once; three, so that one fills up
+        compiled = jax.jit(program).lower(spread.replace(block=block), place, weights).compile()
+        a, (mean, ids) = compiled(spread.replace(block=block), place, weights)
+        text = compiled.as_text()
+        assert a.sharding.spec == ids.sharding.spec == jax.P("clients")
+        assert "all-reduce" in text and "all-gather" not in text and "permute" not in text
+        np.testing.assert_array_equal(a, plain[0])
+        np.testing.assert_array_equal(ids, np.arange(n))
+        np.testing.assert_allclose(mean, plain[1][0], rtol=1e-13)
+    assert spread[jnp.arange(6)]._groups() == 1  # a cohort that does not spread evenly
+    with pytest.raises(ValueError, match="6 clients do not spread evenly over 4.*such as 8"):
+        make().spread(mesh)
+    with pytest.raises(ValueError, match="axis 'nodes'.*make_mesh"):
+        clients.spread(mesh, "nodes")
+    with pytest.raises(ValueError, match="types Auto"):
+        clients.spread(jax.make_mesh((4,), ("clients",), (jax.sharding.AxisType.Explicit,)))
+
+
 def test_cohorts_with_empty_slots():
     """An empty slot computes something, and its weight 0 keeps it out."""
     clients, idx = make(), np.array([4, N, 0, N])
