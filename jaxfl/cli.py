@@ -95,7 +95,10 @@ def _report(config: Any, out: str, figure: bool) -> None:
     comparison = compare(config, out=out or None, progress=True)
     _console().print(comparison.table())
     if figure:
-        print(f"\nsaved in {out}: comparison.png and .pdf, table.txt, .csv and .md, results.nc, ", end="")
+        print(
+            f"\nsaved in {out}: comparison.png and .pdf, table.txt, .csv and .md, results.nc, ",
+            end="",
+        )
         print(f"and config.toml, which repeats this: jaxfl compare --config {out}/config.toml")
 
 
@@ -104,7 +107,9 @@ def _list(words: list[str]) -> None:
     given = _parse("list", words, {"kind": (Positional, "", "algorithms, data, models, ...")})
     kinds = registries()
     if given["kind"] and given["kind"] not in kinds:
-        raise ValueError(f"nothing is called {given['kind']!r}{nearest(given['kind'], list(kinds))}")
+        raise ValueError(
+            f"nothing is called {given['kind']!r}{nearest(given['kind'], list(kinds))}"
+        )
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -145,7 +150,11 @@ def _graph(words: list[str]) -> None:
         "graph",
         words,
         {
-            "name": (Positional, None, "of `jaxfl list graphs`, with options: 'erdos_renyi(p=0.3)'"),
+            "name": (
+                Positional,
+                None,
+                "of `jaxfl list graphs`, with options: 'erdos_renyi(p=0.3)'",
+            ),
             "n": (int, 16, "number of nodes"),
             "weights": (str, "", "rule for mixing weights, of `jaxfl list weights`"),
             "seed": (int, 0, "of random graphs"),
@@ -300,7 +309,9 @@ def _configure(
     first, _ = early.parse_known_args(words)
     base = Config.from_toml(first.config) if first.config else Config()
     base = base.quick() if first.quick else base
-    about = dict(re.findall(r"^    (\w+): ((?:.|\n        )*)", inspect.cleandoc(Config.__doc__), re.M))
+    about = dict(
+        re.findall(r"^    (\w+): ((?:.|\n        )*)", inspect.cleandoc(Config.__doc__), re.M)
+    )
     fields = dict(extras)
     if check:
         fields["config"] = (str, "", "TOML file of settings; options here win over it")
@@ -352,7 +363,9 @@ def _picture(path: str, draw: Callable[[], Any]) -> str:
 
     folder = Path(path).resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OSError(f"cannot write the picture {path!r}; choose a folder that exists: --out x.png")
+        raise OSError(
+            f"cannot write the picture {path!r}; choose a folder that exists: --out x.png"
+        )
     figure = draw().figure
     try:
         figure.savefig(path, dpi=200)

@@ -140,6 +140,11 @@ class Client:
                 "examples to the engine: `return jnp.square(pred - y)` instead of "
                 "`jnp.square(pred - y).mean()`"
             )
+        if not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise LossShapeError(
+                f"loss must return floating numbers, got {losses.dtype}, whose gradient is 0; for "
+                "example `jnp.square(pred - y)` instead of `pred != y`"
+            )
         # sums in bfloat16 stop growing at 256
         return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
 
@@ -212,9 +217,15 @@ class Clients:
                 "`iid(len(data['y']), n)`"
             )
         if (start < 0).any() or (start + count > len(order)).any():
-            raise ValueError(f"partition.start and count must stay within its order [{len(order)}]")
+            raise ValueError(
+                f"partition.start and count must stay within its order [{len(order)}]; let a "
+                "partitioner make them: `iid(len(labels), n)`"
+            )
         if batch < 1 or block < 0:
-            raise ValueError(f"batch must be >= 1 and block >= 0, got {batch} and {block}")
+            raise ValueError(
+                f"batch must be >= 1 and block >= 0, got {batch} and {block}; "
+                "for example `batch=32`"
+            )
         if precision not in _PRECISIONS:
             raise ValueError(f"precision must be one of {[*_PRECISIONS]}, got {precision!r}")
         _check_static(loss=loss, augment=augment)
@@ -286,7 +297,9 @@ class Clients:
         over = jax.NamedSharding(mesh, jax.P(axis))
         start, count, ids = jax.device_put((self.start, self.count, self.id), over)
         data = jax.device_put(self.data, jax.NamedSharding(mesh, jax.P()))
-        return self.replace(data=data, start=start, count=count, id=ids, devices=devices)
+        return dataclasses.replace(
+            self, data=data, start=start, count=count, id=ids, devices=devices
+        )
 
     def split(
         self, fraction: float, *, seed: int | np.random.Generator = 0
@@ -498,7 +511,10 @@ def _check_data(arrays):
         raise ValueError('data holds no array; pass `{"x": features, "y": labels}`')
     sizes = {jax.tree_util.keystr(path): a.shape[:1] for path, a in leaves}
     if len(set(sizes.values())) > 1 or () in sizes.values():
-        raise ValueError(f"all arrays of data must have the same number of rows, got {sizes}")
+        raise ValueError(
+            f"all arrays of data must have the same number of rows, got {sizes}; cut them to the "
+            "same examples: `{name: a[rows] for name, a in data.items()}`"
+        )
     for path, a in leaves:
         name = jax.tree_util.keystr(path)
         if not (jnp.issubdtype(a.dtype, jnp.number) or a.dtype == bool):

@@ -28,306 +28,13 @@ from flax import struct
 
 from jaxfl import metrics
 from jaxfl.clients import Clients
+from jaxfl.config import Config, adversaries, build, options_text, parse, partitioners
 from jaxfl.networks import Links
 from jaxfl.simulate import check, grid, simulate
 from jaxfl.types import nearest
 
 if TYPE_CHECKING:
     import xarray
-
-DEFAULT = (
-    "fedavg",
-    "fedprox",
-    "fedadam(server_lr=0.01)",
-    "scaffold",
-    "ditto",
-    "dsgd @ ring",
-    "dsgd @ exponential",
-    "gradienttracking @ ring",
-    "choco(compress=topk(0.1)) @ ring",
-)
-
-
-# Configuration ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Config:
-    """What is compared: data only, names and numbers, as in a TOML file.
-
-    Names take options in brackets: `data="synthetic(alpha=1)"`, `partition="shards(per_client=2)"`,
-    `model="mlp(hidden=[200, 200])"`, `adversary="alie(z=1.5)"`. An algorithm may name its graph, and
-    learning rates of its own: `"fedprox(mu=0.1)"`, `"dsgd(lr=[0.1, 0.3]) @ torus"`.
-
-    Args:
-        algorithms: names of `jaxfl.algorithms.ALGORITHMS`; differences are to the first.
-        data: a name of `jaxfl.data.DATASETS`, or an .npz file with arrays x, y and maybe client.
-        clients: number of clients (of natural partitions it follows from the data).
-        partition: iid, dirichlet, shards, labels_per_client, quantity or natural.
-        alpha: concentration of the dirichlet partition, > 0.
-        minimum: examples that every client has at least.
-        model: a name of `jaxfl.models.MODELS`.
-        graph: of decentralised algorithms that name none.
-        weights: rule for mixing weights, of `jaxfl.networks.WEIGHTS`; by default the graph's own.
-        rounds: of communication.
-        every: rounds between evaluations; divides `rounds`.
-        seeds: number of repetitions.
-        seed: the first one.
-        lr: learning rates tried, the best on validation data is taken.
-        cohort: clients per round of server methods (buffer size of buffered ones).
-        steps: local steps of server methods.
-        batch: examples per gradient.
-        precision: of local training: float32, tf32 or bfloat16.
-        byzantine: number of Byzantine clients, the first ones; scores are of the others.
-        adversary: what they send: signflip, gaussiannoise, alie, ipm or dissensus.
-        failures: probability that a link of a graph fails in a round, in [0, 1).
-        churn: probability that a node of a graph is absent in a round, in [0, 1).
-        compute: simulated seconds per gradient.
-        latency: simulated seconds per message.
-        up: bits per second that a client sends.
-        down: bits per second that a client receives.
-        target: score that costs are measured to; 0 takes 0.9 of the median final score.
-    """
-
-    algorithms: tuple[str, ...] = DEFAULT
-    data: str = "digits"
-    clients: int = 20
-    partition: str = "dirichlet"
-    alpha: float = 0.1
-    minimum: int = 10
-    model: str = "mlp(hidden=[32])"
-    graph: str = "ring"
-    weights: str = ""
-    rounds: int = 200
-    every: int = 20
-    seeds: int = 5
-    seed: int = 0
-    lr: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    cohort: int = 10
-    steps: int = 10
-    batch: int = 16
-    precision: str = "float32"
-    byzantine: int = 0
-    adversary: str = "signflip"
-    failures: float = 0.0
-    churn: float = 0.0
-    compute: float = 0.01
-    latency: float = 0.05
-    up: float = 10e6
-    down: float = 50e6
-    target: float = 0.0
-
-    def quick(self) -> "Config":
-        """A fifth of the rounds, two seeds, three learning rates: a look, not a result."""
-        middle = len(self.lr) // 2
-        every = max(1, self.every // 2)
-        rounds = max(every, self.rounds // 5 // every * every)
-        few = self.lr[max(0, middle - 1) : middle + 2]
-        return dataclasses.replace(
-            self, rounds=rounds, every=every, seeds=min(self.seeds, 2), lr=few
-        )
-
-    def to_toml(self) -> str:
-        """The text of a configuration file."""
-        import tomli_w
-
-        return tomli_w.dumps(dataclasses.asdict(self), multiline_strings=False)
-
-    @classmethod
-    def from_toml(cls, path: str | Path) -> "Config":
-        """The configuration of a file; what it leaves out is as by default.
-
-        Raises:
-            ValueError: a file that cannot be read, an unknown key (with the nearest), a value of
-                the wrong type or out of range.
-        """
-        import tomllib
-
-        try:
-            with open(path, "rb") as file:
-                values = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"cannot read the configuration {str(path)!r}: {error}; write one: "
-                "`open(path, 'w').write(Config().to_toml())`"
-            ) from error
-        return cls.make(**values)
-
-    @classmethod
-    def make(cls, config: "Config | None" = None, **changes: Any) -> "Config":
-        """A checked configuration: `config`, or the default one, with changes.
-
-        Raises:
-            ValueError: an unknown name (with the nearest), a wrong type, a value out of range.
-        """
-        config = cls() if config is None else config
-        fields = {f.name: f.default for f in dataclasses.fields(cls)}
-        for name in changes:
-            if name not in fields:
-                raise ValueError(
-                    f"the configuration has no {name!r}{nearest(name, list(fields))}"
-                )
-        typed = {k: _typed(k, v, fields[k]) for k, v in changes.items()}
-        config = dataclasses.replace(config, **typed)
-        config._check()
-        return config
-
-    def _check(self):
-        def need(name, valid, expected, fix):
-            if not valid:
-                value = getattr(self, name)
-                raise ValueError(f"{name} must be {expected}, got {value!r}; for example `{fix}`")
-
-        for name in ("clients", "rounds", "every", "seeds", "cohort", "steps", "batch"):
-            need(name, getattr(self, name) >= 1, "at least 1", f"{name}={fields_default(name)}")
-        need("algorithms", self.algorithms, "one name or more", "algorithms=['fedavg']")
-        need("seed", self.seed >= 0, "0 or more", "seed=0")
-        need("minimum", self.minimum >= 1, "at least 1", "minimum=1")
-        need(
-            "every",
-            self.rounds % self.every == 0,
-            f"a divisor of rounds={self.rounds}",
-            f"every={max(d for d in range(1, self.every + 1) if self.rounds % d == 0)}",
-        )
-        lr = np.asarray(self.lr)
-        good = lr.size and (lr > 0).all() and np.isfinite(lr).all()
-        need("lr", good and (np.diff(lr) > 0).all(), "positive and rising", "lr=[0.01, 0.1, 1.0]")
-        need("alpha", self.alpha > 0, "above 0", "alpha=0.1")
-        need(
-            "cohort", self.cohort <= self.clients, f"at most clients={self.clients}",
-            f"cohort={self.clients}",
-        )  # fmt: skip
-        need(
-            "byzantine", 0 <= self.byzantine < self.clients, f"below clients={self.clients}",
-            "byzantine=2",
-        )  # fmt: skip
-        for name in ("failures", "churn"):
-            need(name, 0 <= getattr(self, name) < 1, "in [0, 1)", f"{name}=0.1")
-        for name in ("compute", "latency"):
-            need(name, 0 <= getattr(self, name) < np.inf, "0 or more", f"{name}=0.05")
-        for name in ("up", "down"):
-            need(name, 0 < getattr(self, name), "above 0", f"{name}=10e6")
-        need("target", np.isfinite(self.target), "finite", "target=0.9")
-
-
-def fields_default(name: str) -> Any:
-    """The default of a field of `Config`."""
-    return next(f.default for f in dataclasses.fields(Config) if f.name == name)
-
-
-def _typed(name, value, default):
-    """The value as the type of the default, or a ValueError."""
-    if isinstance(default, tuple):
-        one = default[0]
-        several = [value] if isinstance(value, str | int | float) else list(value)
-        return tuple(_typed(name, v, one) for v in several)
-    kind = type(default)
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if kind is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
-    if kind is float and number:
-        return float(value)
-    if kind is int and number and int(value) == value:
-        return int(value)
-    words = {str: "a string", float: "a number", int: "a whole number"}[kind]
-    raise ValueError(f"{name} must be {words}, got {value!r}; for example `{name}={default!r}`")
-
-
-# Names with options ----------------------------------------------------------------------------
-
-
-class Call(NamedTuple):
-    """A name with options, as in `"dsgd(steps=5) @ erdos_renyi(p=0.3)"`."""
-
-    name: str
-    args: tuple[Any, ...]
-    options: dict[str, Any]
-    on: "Call | None" = None
-
-    def build(self, registry: Mapping[str, Callable], what: str, *args: Any, **more: Any) -> Any:
-        """What the registry makes of it; options that it does not have are an error."""
-        if self.name not in registry:
-            raise ValueError(f"no {what} {self.name!r}{nearest(self.name, list(registry))}")
-        maker = registry[self.name]
-        options = more | {k: _build(v) for k, v in self.options.items()}
-        known = inspect.signature(maker).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            for option in options:
-                if option not in known:
-                    raise ValueError(f"{self.name} has no {option!r}{nearest(option, list(known))}")
-        return maker(*args, *map(_build, self.args), **options)
-
-
-def parse(text: str) -> Call:
-    """A name with options in brackets, and maybe `@ graph`; data, never code.
-
-    Raises:
-        ValueError: anything else.
-    """
-    try:
-        return _call(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        reason = f": {error}" if isinstance(error, ValueError) else ""
-        raise ValueError(
-            f"cannot read {text!r}{reason}; write a name, with options in brackets: "
-            "'fedprox(mu=0.1)', 'dsgd @ ring', 'choco(compress=topk(0.1)) @ torus'"
-        ) from None
-
-
-def _call(node):
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-        return _call(node.left)._replace(on=_call(node.right))
-    if isinstance(node, ast.Name):
-        return Call(node.id.lower(), (), {})
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        options = {str(k.arg): _value(k.value) for k in node.keywords}
-        return Call(node.func.id.lower(), tuple(map(_value, node.args)), options)
-    raise ValueError("not a name with options")
-
-
-def _value(node):
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand)
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(item) for item in node.elts]
-    if isinstance(node, ast.Name) and node.id == "inf":
-        return float("inf")
-    return _call(node)
-
-
-def _build(value):
-    return value.build(components(), "component") if isinstance(value, Call) else value
-
-
-def components() -> dict[str, Callable]:
-    """What options may name: solvers, compressors, robust rules, by lower-case name."""
-    from jaxfl import compress, local, robust
-
-    return {
-        name.lower(): thing
-        for module in (local, compress, robust)
-        for name, thing in vars(module).items()
-        if inspect.isclass(thing) and thing.__module__ == module.__name__ and name[0].isupper()
-    }
-
-
-def partitioners() -> dict[str, Callable]:
-    """How data may be split among clients, by name."""
-    from jaxfl import data
-
-    names = ("iid", "dirichlet", "shards", "labels_per_client", "quantity", "natural")
-    return {name: getattr(data, name) for name in names}
-
-
-def adversaries() -> dict[str, Callable]:
-    """What Byzantine clients may send, by lower-case name."""
-    from jaxfl import networks
-
-    names = ("SignFlip", "GaussianNoise", "ALIE", "IPM", "Dissensus")
-    return {name.lower(): getattr(networks, name) for name in names}
-
 
 # The experiment --------------------------------------------------------------------------------
 
@@ -360,7 +67,9 @@ def partitions(config: Config, dataset: Any) -> list[Any]:
     if call.name == "dirichlet":
         more["alpha"] = config.alpha
     seeds = range(config.seed, config.seed + config.seeds)
-    return [call.build(partitioners(), "partition", y, config.clients, seed=s, **more) for s in seeds]
+    return [
+        call.build(partitioners(), "partition", y, config.clients, seed=s, **more) for s in seeds
+    ]
 
 
 def dataset(name: str) -> Any:
@@ -421,9 +130,7 @@ def _problem(config, data, model):
         False: models.squared_error,
     }
     loss = losses[data.classes is not None](model)
-    first = Clients.make(
-        data.train, split[0], loss, batch=config.batch, precision=config.precision
-    )
+    first = Clients.make(data.train, split[0], loss, batch=config.batch, precision=config.precision)
     first = first.replace(largest=max(int(p.count.max()) for p in split))  # a shape, for all seeds
     own = lambda name: jnp.asarray(np.stack([getattr(p, name) for p in split]), jnp.int32)
     clients = first.replace(
@@ -569,7 +276,9 @@ def _network(config, kind, on, problem):
     links = Links(config.compute, config.latency, config.up, config.down)
     seeds, graph = range(config.seed, config.seed + config.seeds), None
     if on is not None and kind != "Graph":
-        raise ValueError(f"'@ {on.name}' names a graph, and this algorithm needs {kind} nets; drop it")
+        raise ValueError(
+            f"'@ {on.name}' names a graph, and this algorithm needs {kind} nets; drop it"
+        )
     if kind == "Graph":
         call = on or parse(config.graph)
         graph = call.name + (f"({_arguments(call)})" if call.options else "")
@@ -829,7 +538,9 @@ class Comparison:
 
     config: Config
     results: "xarray.Dataset"  # every number, labelled
-    states: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # final, leaves [seeds, ...]
+    states: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # final, leaves [seeds, ...]
 
     def to_xarray(self) -> "xarray.Dataset":
         """Every number: dimensions algorithm, lr, seed, evaluation or round, client."""
@@ -842,7 +553,7 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """"accuracy", or "r2" for regressions."""
+        """ "accuracy", or "r2" for regressions."""
         return self.results.attrs["metric"]
 
     @property
@@ -929,8 +640,9 @@ class Comparison:
         def cost(value, row):
             if not row.reached:
                 return "–"
-            return _short(value) + (f" ({row.reached}/{self.config.seeds})"
-                                    if row.reached < self.config.seeds else "")
+            return _short(value) + (
+                f" ({row.reached}/{self.config.seeds})" if row.reached < self.config.seeds else ""
+            )
 
         unit = " [%]" if percent else ""
         worst = "worst" in self.results

@@ -61,7 +61,7 @@ class Evaluate:
     def __call__(self, state: Any) -> dict[str, Scalar]:
         """The scores of a state."""
         if not self.data["y"].shape[0]:
-            raise ValueError('data holds no examples to evaluate on; `load(name, test=0.2)`')
+            raise ValueError("data holds no examples to evaluate on; `load(name, test=0.2)`")
         params, personal = state.params, getattr(state, "personal", None)
         stacked = is_stacked(params, self.model)
         scores = self._of(params, stacked)
@@ -216,9 +216,7 @@ def together(**evaluators: Any) -> Together:
     Plain functions `f(state)` are welcome too.
     """
     plain = {k: jax.tree_util.treedef_is_leaf(jax.tree.structure(v)) for k, v in evaluators.items()}
-    return Together(
-        {k: jax.tree_util.Partial(v) if plain[k] else v for k, v in evaluators.items()}
-    )
+    return Together({k: jax.tree_util.Partial(v) if plain[k] else v for k, v in evaluators.items()})
 
 
 def is_stacked(params: Any, model: Any) -> bool:
@@ -234,9 +232,7 @@ def is_stacked(params: Any, model: Any) -> bool:
     return extra == {1}
 
 
-def consensus(
-    stacked: Stacked, share: Float[Array, " n"] | None = None
-) -> Float[Array, ""]:
+def consensus(stacked: Stacked, share: Float[Array, " n"] | None = None) -> Float[Array, ""]:
     """Xi = (1/n) sum_i |x_i - mean|^2, over all leaves.
 
     Args:
@@ -251,9 +247,7 @@ def consensus(
     return jnp.where(w != 0, w.astype(squared.dtype) * squared, 0).sum()
 
 
-def worst(
-    values: Float[Array, " n"], fraction: float = 0.1, share: Any = None
-) -> Float[Array, ""]:
+def worst(values: Float[Array, " n"], fraction: float = 0.1, share: Any = None) -> Float[Array, ""]:
     """Mean of the worst tenth of the clients, rounded, at least one.
 
     Args:
@@ -326,8 +320,12 @@ def label_weights(
         ValueError: all of a client's labels are missing among the held-out examples.
     """
     labels, held = np.asarray(labels), np.asarray(held)
-    own = np.stack([np.bincount(labels[_rows(partition, i)], minlength=classes)
-                    for i in range(len(partition.start))])
+    own = np.stack(
+        [
+            np.bincount(labels[_rows(partition, i)], minlength=classes)
+            for i in range(len(partition.start))
+        ]
+    )
     total = np.bincount(held, minlength=classes)
     weights = own * (total > 0) / np.maximum(total, 1)
     if not weights.any(1).all():
@@ -387,6 +385,8 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.n
     return mean, stdtrit(n - 1, (1 + level) / 2) * values.std(-1, ddof=1) / math.sqrt(n)
 
 
-def paired(values: ArrayLike, reference: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def paired(
+    values: ArrayLike, reference: ArrayLike, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of `values - reference`, seed by seed over the last axis, and its t interval."""
     return t_interval(np.asarray(values, float) - np.asarray(reference, float), level)

@@ -201,9 +201,7 @@ def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = ""
         )
         nodes.set_zorder(3)
         if n <= 40:
-            text = nx.draw_networkx_labels(
-                g, positions, font_size=6, font_color="white", ax=ax
-            )
+            text = nx.draw_networkx_labels(g, positions, font_size=6, font_color="white", ax=ax)
             for label in text.values():
                 label.set_zorder(4)
         time = facts["mixing_time"]
@@ -261,7 +259,8 @@ def _positions(g):
     edges = g.number_of_edges()
     if not g.is_directed() and n > 4:
         if edges == n - 1 and degrees == {1, 2}:
-            return {i: (i, 0.0) for i in g}
+            bend = np.pi * (np.arange(n) / (n - 1) - 0.5)
+            return {i: (np.sin(bend[i]), 0.5 * np.cos(bend[i])) for i in g}
         if edges == n - 1 and max(degrees) == n - 1:
             hub = max(g.degree, key=lambda pair: pair[1])[0]
             rest = nx.circular_layout([i for i in g if i != hub])

@@ -14,6 +14,8 @@ from jax.core import Tracer
 
 from jaxfl import comm
 from jaxfl.clients import Clients, LossShapeError
+from jaxfl.networks.topologies import check as check_network
+from jaxfl.networks.topologies import layers
 from jaxfl.types import Info, Key, Params, Scalar, fork, nearest
 
 
@@ -41,6 +43,7 @@ class Needs:
         rows: rows of the mixing matrix must sum to 1.
         columns: columns of the mixing matrix must sum to 1.
         local: adversaries must be row-local.
+        broadcast: all receivers must get the same message.
         check: `check(alg, network)` raises ValueError; called when the network is concrete.
     """
 
@@ -50,6 +53,7 @@ class Needs:
     rows: bool = False
     columns: bool = False
     local: bool = False
+    broadcast: bool = False
     check: Callable[[Any, Any], None] | None = None
 
 
@@ -146,8 +150,8 @@ def simulate(
         ValueError: a network that does not fit the algorithm, values out of range, sizes that
             disagree, `every` that does not divide `rounds`.
     """
-    alg = strong(alg, params)
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
+    alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
     if state is None:
         state = _init(alg, clients, params, key)
@@ -244,8 +248,8 @@ def run(
     Returns:
         `Run(state, history, evaluations)` of all rounds done, history on the host.
     """
-    alg = strong(alg, params)
     check(alg, clients, network, params, rounds=start + rounds)
+    alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
     every_ = every or rounds
     if chunk % (every or 1) or chunk < 0:
@@ -344,6 +348,11 @@ def grid(alg: Any, **values: Any) -> Any:
         ValueError: an unknown field (with the nearest), a list for a static field, values out of
             range.
     """
+    if not dataclasses.is_dataclass(alg):
+        raise ValueError(
+            f"alg must be an algorithm or its class, got {alg!r}; for example "
+            "`grid(FedAdam(lr=0.1), lr=[0.1, 0.2])`"
+        )
     fields = {f.name: f for f in dataclasses.fields(alg)}
     for name in values:
         if name not in fields:
@@ -356,10 +365,17 @@ def grid(alg: Any, **values: Any) -> Any:
                 f"one grid for each: `for {name} in {list(value)}: ...`"
             )
     lists = {k: np.atleast_1d(np.asarray(v)) for k, v in values.items() if k not in static}
+    for name, value in lists.items():
+        if value.size == 0 or not np.issubdtype(value.dtype, np.number):
+            raise ValueError(
+                f"{name} must be a number or a list of them, got {values[name]!r}; for example "
+                f"`{name}=[0.1, 0.2]`"
+            )
     product = list(itertools.product(*lists.values()))
     columns = dict(zip(lists, zip(*product, strict=True), strict=True)) if lists else {}
     stacked = {k: jnp.asarray(v, jnp.result_type(float)) for k, v in columns.items()}
-    alg = alg(**static, **stacked) if isinstance(alg, type) else alg.replace(**static, **stacked)
+    new = {**static, **stacked}
+    alg = alg(**new) if isinstance(alg, type) else dataclasses.replace(alg, **new)
     check_ranges(alg)
     size = len(product)
     return jax.tree.map(
@@ -394,7 +410,7 @@ def _traced(field):
 
 
 def _component(value):
-    return dataclasses.is_dataclass(value)
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _name(alg):
@@ -415,18 +431,32 @@ def count(default: int, *, low: int = 1) -> Any:
     return struct.field(pytree_node=False, default=default, metadata={"low": low})
 
 
+def choice(*names: str) -> Any:
+    """A static name, the first by default: one program per value."""
+    return struct.field(pytree_node=False, default=names[0], metadata={"names": names})
+
+
 def check_ranges(alg: Any) -> None:
     """Raises ValueError for a hyperparameter out of its range, of components too; tracers pass."""
     for field in dataclasses.fields(alg):
         value = getattr(alg, field.name)
-        if dataclasses.is_dataclass(value):
+        if _component(value):
             check_ranges(value)
             continue
+        names = field.metadata.get("names")
+        if names and value not in names:
+            raise ValueError(
+                f"{_name(alg)}.{field.name} must be one of {names}, got {value!r}; for example "
+                f"`{_name(alg)}({field.name}={names[0]!r})`"
+            )
         if "low" not in field.metadata or not _concrete(value):
             continue
         low, high = field.metadata["low"], field.metadata.get("high", np.inf)
         if not _traced(field) and not isinstance(value, int | np.integer):
-            raise ValueError(f"{_name(alg)}.{field.name} must be an integer, got {value!r}")
+            raise ValueError(
+                f"{_name(alg)}.{field.name} must be an integer, got {value!r}; for example "
+                f"`{_name(alg)}({field.name}={max(low, 1)})`"
+            )
         array = np.asarray(value, float)
         if not ((array >= low) & (array <= high)).all():
             bad = array[~((array >= low) & (array <= high))].ravel()[0]
@@ -440,9 +470,10 @@ def check_ranges(alg: Any) -> None:
 def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: int) -> None:
     """Raises ValueError where algorithm, network, clients and model do not fit together.
 
-    What depends on values (spectra, schedules) is checked when they are concrete; under `jit` and
-    `vmap` of the network there is nothing to look at.
+    What depends on values (ranges, spectra, schedules) is checked when they are concrete; under
+    `jit` and `vmap` of the network there is nothing to look at.
     """
+    _check_forms(alg, network)
     check_ranges(alg)
     needs, name = alg.needs, _name(alg)
     if network.kind is not needs.net:
@@ -455,35 +486,62 @@ def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: i
             f"network is for {network.n} clients, clients holds {clients.n}; build it with "
             f"n={clients.n}"
         )
-    if needs.static and not network.static:
+    check_network(network, rounds)
+    if dataclasses.is_dataclass(network):
+        check_ranges(network)
+    _check_needs(needs, name, network)
+    if all(_concrete(a) for a in jax.tree.leaves(network)) and needs.check is not None:
+        with jax.ensure_compile_time_eval():  # also while the caller is being traced
+            needs.check(alg, network)
+    _check_model(clients, params)
+
+
+def _check_forms(alg, network):
+    if isinstance(alg, type) or not hasattr(alg, "needs"):
         raise ValueError(
-            f"{name} assumes a graph that never changes, got {_name(network)}; use a fixed one: "
-            f'`graph("ring", {clients.n})`'
+            f"alg must be an algorithm with its hyperparameters, got {alg!r}; for example "
+            "`FedAvg(lr=0.1)`"
         )
+    if not hasattr(network, "kind"):
+        raise ValueError(
+            f"network must be a network, got {type(network).__name__}; use "
+            f"{_EXAMPLES[alg.needs.net.__name__]}"
+        )
+
+
+def _check_needs(needs, name, network):
     if needs.lossless and not network.lossless:
         raise ValueError(
             f"{name} does not survive lost links or absent nodes, got {_name(network)}; use the "
             f"network inside it: `{_name(network)}(...).network`"
+        )
+    if needs.static and not network.static:
+        raise ValueError(
+            f"{name} assumes a graph that never changes, got {_name(network)}; use a fixed one: "
+            f'`graph("ring", {network.n})`'
         )
     if needs.rows and getattr(network, "column", 0):
         raise ValueError(
             f"{name} needs mixing weights whose rows sum to 1; for column-stochastic ones use "
             "push-sum: `SGP(lr=...)`"
         )
-    adversary = getattr(network, "adversary", None)
-    if needs.local and adversary is not None and not adversary.local:
+    if needs.columns and getattr(network, "sums", "") == "row":
         raise ValueError(
-            f"{_name(adversary)} must see all messages of a round at once, and {name} has no "
-            "common round; use a row-local adversary such as `SignFlip()`"
+            f"{name} needs mixing weights whose columns sum to 1 (the mean must be kept), and of "
+            f'{_name(network)} only rows do; use `weights="metropolis"`, or for lost one-way links '
+            '`LinkFailures(network, rate, keep="column")`'
         )
-    limit = getattr(network, "rounds", rounds)
-    if limit < rounds:
-        raise ValueError(f"{_name(network)} is drawn for {limit} rounds, asked for {rounds}")
-    leaves = jax.tree.leaves(network)
-    if all(_concrete(a) for a in leaves):
-        with jax.ensure_compile_time_eval():  # also while the caller is being traced
-            _check_values(alg, network, needs, name)
-    _check_model(clients, params)
+    adversaries = [a.adversary for a in layers(network) if hasattr(a, "adversary")]
+    if needs.broadcast and any(getattr(a, "held", False) for a in adversaries):
+        raise ValueError(
+            f"{name} keeps public copies, equal at all receivers; use an adversary that sends all "
+            "the same, such as `SignFlip()`"
+        )
+    if needs.local and not all(a.local for a in adversaries):
+        raise ValueError(
+            f"{name} has no common round in which an adversary could see all messages; use a "
+            "row-local one such as `SignFlip()`"
+        )
 
 
 _EXAMPLES = {
@@ -494,18 +552,6 @@ _EXAMPLES = {
 }
 
 
-def _check_values(alg, network, needs, name):
-    w = matrix(network) if needs.columns else None
-    if w is not None and not np.allclose(w.sum(0), 1, atol=1e-6):
-        raise ValueError(
-            f"{name} needs mixing weights whose columns sum to 1 (the mean must be kept), got "
-            f"column sums from {w.sum(0).min():.4g} to {w.sum(0).max():.4g}; use "
-            '`weights="metropolis"`'
-        )
-    if needs.check is not None:
-        needs.check(alg, network)
-
-
 def matrix(network: Any) -> np.ndarray | None:
     """The mixing matrix `[n, n]` of a fixed graph, however it is wrapped; None for any other."""
     if not getattr(network, "static", False) or network.kind.__name__ != "Graph":
@@ -514,7 +560,8 @@ def matrix(network: Any) -> np.ndarray | None:
         if not hasattr(network, "network"):
             return None
         network = network.network
-    return np.asarray(comm.to_dense(network.w), float)
+    with jax.ensure_compile_time_eval():  # its values, also while something else is traced
+        return np.asarray(comm.to_dense(network.w), float)
 
 
 def _check_model(clients, params):

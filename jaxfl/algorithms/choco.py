@@ -9,7 +9,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.compress import TopK
 from jaxfl.networks import Graph
-from jaxfl.simulate import Needs, hyper
+from jaxfl.simulate import Needs, choice, hyper
 from jaxfl.types import Info, Scalar, Stacked, fork
 
 
@@ -43,8 +43,10 @@ class Choco:
     lr: Scalar = hyper()
     gamma: Scalar = hyper(0.4, high=1.0)
     compress: Any = TopK(0.1)
-    order: str = struct.field(pytree_node=False, default="icml")
-    needs: ClassVar[Needs] = Needs(Graph, static=True, lossless=True, rows=True, columns=True)
+    order: str = choice("icml", "code")
+    needs: ClassVar[Needs] = Needs(
+        Graph, static=True, lossless=True, rows=True, columns=True, broadcast=True
+    )
 
     class State(NamedTuple):
         params: Stacked  # x      [n, ...]

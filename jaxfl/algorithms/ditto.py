@@ -8,7 +8,7 @@ from jaxfl import comm
 from jaxfl.algorithms.fedavg import FedAvg
 from jaxfl.local import SGD, live_steps, proximal, train
 from jaxfl.networks import Cohort
-from jaxfl.simulate import Needs, count, hyper
+from jaxfl.simulate import Needs, choice, count, hyper
 from jaxfl.types import Info, Params, Scalar, Stacked, fork
 
 
@@ -43,7 +43,7 @@ class Ditto:
     server_lr: Scalar = hyper(1.0)
     steps: int = count(10)
     epochs: int = count(0, low=0)
-    weighting: str = struct.field(pytree_node=False, default="uniform")
+    weighting: str = choice("uniform", "count")
     solver: Any = SGD()
     needs: ClassVar[Needs] = Needs(Cohort)
 

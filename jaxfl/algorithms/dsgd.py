@@ -8,7 +8,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Graph
-from jaxfl.simulate import Needs, count, hyper
+from jaxfl.simulate import Needs, choice, count, hyper
 from jaxfl.types import Info, Scalar, Stacked, fork
 
 
@@ -43,7 +43,7 @@ class DSGD:
     lr: Scalar = hyper()
     steps: int = count(1)
     epochs: int = count(0, low=0)
-    order: str = struct.field(pytree_node=False, default="atc")
+    order: str = choice("atc", "cta")
     solver: Any = SGD()
     needs: ClassVar[Needs] = Needs(Graph, rows=True)
 

@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 
 from jaxfl import comm
 from jaxfl.networks import Graph
@@ -14,7 +15,7 @@ from jaxfl.types import Info, Scalar, Stacked, fork
 
 def _spectrum(alg, network):
     w = matrix(network)
-    if w is None:
+    if w is None or isinstance(alg.lazy, Tracer):
         return
     least = np.linalg.eigvalsh((w + w.T) / 2).min()
     got = np.min((1 - np.asarray(alg.lazy, float)) * least + np.asarray(alg.lazy, float))

@@ -8,7 +8,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Cohort
-from jaxfl.simulate import Needs, count, hyper
+from jaxfl.simulate import Needs, choice, count, hyper
 from jaxfl.types import Info, Params, Scalar
 
 
@@ -41,7 +41,7 @@ class FedAvg:
     server_lr: Scalar = hyper(1.0)
     steps: int = count(10)
     epochs: int = count(0, low=0)
-    weighting: str = struct.field(pytree_node=False, default="uniform")
+    weighting: str = choice("uniform", "count")
     solver: Any = SGD()
     needs: ClassVar[Needs] = Needs(Cohort)
 

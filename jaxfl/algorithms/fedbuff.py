@@ -10,7 +10,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Arrivals
-from jaxfl.simulate import Needs, count, hyper
+from jaxfl.simulate import Needs, choice, count, hyper
 from jaxfl.types import Info, Params, Scalar, Stacked
 
 
@@ -67,7 +67,7 @@ class FedBuff:
     max_age: int = count(16, low=0)
     steps: int = count(10)
     epochs: int = count(0, low=0)
-    weighting: str = struct.field(pytree_node=False, default="uniform")
+    weighting: str = choice("uniform", "count")
     solver: Any = SGD()
     needs: ClassVar[Needs] = Needs(Arrivals, check=_fits)
 

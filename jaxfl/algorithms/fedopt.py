@@ -9,7 +9,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Cohort
-from jaxfl.simulate import Needs, count, hyper
+from jaxfl.simulate import Needs, choice, count, hyper
 from jaxfl.types import Info, Params, Scalar
 
 _SECOND_MOMENTS = {
@@ -56,10 +56,10 @@ class FedOpt:
     beta1: Scalar = hyper(0.9, high=1.0)
     beta2: Scalar = hyper(0.99, high=1.0)
     tau: Scalar = hyper(1e-3)
-    kind: str = struct.field(pytree_node=False, default="adam")
+    kind: str = choice("adam", "adagrad", "yogi")
     steps: int = count(10)
     epochs: int = count(0, low=0)
-    weighting: str = struct.field(pytree_node=False, default="uniform")
+    weighting: str = choice("uniform", "count")
     solver: Any = SGD()
     needs: ClassVar[Needs] = Needs(Cohort)
 

@@ -7,7 +7,7 @@ from flax import struct
 
 from jaxfl import comm
 from jaxfl.networks import Graph
-from jaxfl.simulate import Needs, hyper
+from jaxfl.simulate import Needs, choice, hyper
 from jaxfl.types import Info, Scalar, Stacked, fork
 
 
@@ -38,7 +38,7 @@ class GradientTracking:
     """
 
     lr: Scalar = hyper()
-    order: str = struct.field(pytree_node=False, default="atc")
+    order: str = choice("atc", "diging")
     needs: ClassVar[Needs] = Needs(Graph, rows=True, columns=True)
 
     class State(NamedTuple):

@@ -9,7 +9,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.local import SGD, live_steps, shifted, train
 from jaxfl.networks import Cohort
-from jaxfl.simulate import Needs, count, hyper
+from jaxfl.simulate import Needs, choice, count, hyper
 from jaxfl.types import Info, Params, Scalar, Stacked
 
 
@@ -44,7 +44,7 @@ class Scaffold:
     server_lr: Scalar = hyper(1.0)
     steps: int = count(10)
     epochs: int = count(0, low=0)
-    weighting: str = struct.field(pytree_node=False, default="uniform")
+    weighting: str = choice("uniform", "count")
     needs: ClassVar[Needs] = Needs(Cohort)
 
     class State(NamedTuple):
