@@ -95,11 +95,8 @@ def _report(config: Any, out: str, figure: bool) -> None:
     comparison = compare(config, out=out or None, progress=True)
     _console().print(comparison.table())
     if figure:
-        print(
-            f"\nsaved in {out}: comparison.png and .pdf, table.txt, .csv and .md, results.nc, ",
-            end="",
-        )
-        print(f"and config.toml, which repeats this: jaxfl compare --config {out}/config.toml")
+        print(f"\nin {out}: comparison.png, .pdf, table.txt, .csv, .md, results.nc, config.toml")
+        print(f"to repeat it: jaxfl compare --config {Path(out, 'config.toml')}")
 
 
 def _list(words: list[str]) -> None:
@@ -107,9 +104,7 @@ def _list(words: list[str]) -> None:
     given = _parse("list", words, {"kind": (Positional, "", "algorithms, data, models, ...")})
     kinds = registries()
     if given["kind"] and given["kind"] not in kinds:
-        raise ValueError(
-            f"nothing is called {given['kind']!r}{nearest(given['kind'], list(kinds))}"
-        )
+        raise ValueError(f"no kind {given['kind']!r}{nearest(given['kind'], list(kinds))}")
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -162,7 +157,7 @@ def _graph(words: list[str]) -> None:
         },
     )
     from jaxfl import plots
-    from jaxfl.compare import parse
+    from jaxfl.config import parse
     from jaxfl.networks import graphs, weights
 
     call = parse(given["name"])
@@ -183,7 +178,8 @@ def _partition(words: list[str]) -> None:
     """Draw who holds what."""
     only = ("data", "clients", "partition", "alpha", "minimum", "seed")
     extras = {"out": (str, "partition.png", "picture to write")}
-    from jaxfl.compare import Config, dataset, partitions
+    from jaxfl.compare import dataset, partitions
+    from jaxfl.config import Config
 
     without = tuple(f.name for f in dataclasses.fields(Config) if f.name not in only)
     config, given = _configure("partition", words, extras, without=without, check=False)
@@ -214,8 +210,9 @@ def _info(words: list[str]) -> None:
 
     names = ("jax", "jaxlib", "flax", "optax", "numpy", "xarray")
     devices = ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices())
-    wide = "on" if jax.config.jax_enable_x64 else "off"
-    matmul = jax.config.jax_default_matmul_precision or "the backend's default"
+    settings: Any = jax.config
+    wide = "on" if settings.jax_enable_x64 else "off"
+    matmul = settings.jax_default_matmul_precision or "the backend's default"
     print(f"jaxfl        {__version__}")
     print(f"python       {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(f"versions     {', '.join(f'{n} {version(n)}' for n in names)}")
@@ -239,7 +236,7 @@ def registries() -> dict[str, dict[str, Any]]:
     """Everything that has a name on the command line, by kind."""
     from jaxfl import data, models
     from jaxfl.algorithms import ALGORITHMS
-    from jaxfl.compare import adversaries, components, partitioners
+    from jaxfl.config import adversaries, components, partitioners
     from jaxfl.networks import graphs, weights
 
     return {
@@ -301,7 +298,7 @@ def _configure(
     check: bool = True,
 ) -> tuple[Any, dict]:
     """A `Config` from options over a file over the defaults, and the other options."""
-    from jaxfl.compare import Config
+    from jaxfl.config import Config
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config", default="", nargs="?")
@@ -309,9 +306,7 @@ def _configure(
     first, _ = early.parse_known_args(words)
     base = Config.from_toml(first.config) if first.config else Config()
     base = base.quick() if first.quick else base
-    about = dict(
-        re.findall(r"^    (\w+): ((?:.|\n        )*)", inspect.cleandoc(Config.__doc__), re.M)
-    )
+    about = dict(re.findall(r"^    (\w+): ((?:.|\n        )*)", inspect.getdoc(Config) or "", re.M))
     fields = dict(extras)
     if check:
         fields["config"] = (str, "", "TOML file of settings; options here win over it")
@@ -378,7 +373,8 @@ def cache_dir() -> Path:
     """Where compiled programs are kept between runs of the command line."""
     import jax
 
-    if given := jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config
+    if given := settings.jax_compilation_cache_dir:
         return Path(given)
     home = Path.home()
     if sys.platform == "win32":

@@ -114,7 +114,7 @@ class Client:
 
     def value(self, x: Params, xi: Sample) -> Scalar:
         """The weighted mean loss over a sample; 0 if every weight is 0."""
-        losses = self._losses(x, xi)
+        losses = self.losses(x, xi)
         losses = losses.reshape(losses.shape[0], -1).mean(1)  # several tasks: their mean
         weight = xi.weight.astype(losses.dtype)
         total = weight.sum()
@@ -126,7 +126,8 @@ class Client:
         """Loss and gradient at x on a sample, the gradient in x's dtypes."""
         return jax.value_and_grad(self.value)(x, xi)
 
-    def _losses(self, x, xi):
+    def losses(self, x: Params, xi: Sample) -> Any:
+        """The loss of every example of a sample: `[B]`, or `[B, tasks]`."""
         examples = self.get(xi)
         if self.precision == "bfloat16":
             x, examples = jax.tree.map(_to_bfloat16, (x, examples))
@@ -337,7 +338,8 @@ class Clients:
     def weights(self, net: Any, weighting: str) -> Float[Array, " s"]:
         """The net's weights over its slots, times example counts if asked, normalised to sum 1.
 
-        All zero if nobody takes part, so that a weighted mean of changes is then 0.
+        All zero if nobody takes part, so that a weighted mean of changes is then 0. Normalising makes
+        a ratio of weights 1 / (n p_i): bounded and consistent, but unbiased only in the limit.
         """
         w = net.weight
         if weighting == "count":

@@ -5,7 +5,6 @@ initial model and all that is drawn during the run, and is the same for every al
 differences are paired.
 """
 
-import ast
 import contextlib
 import dataclasses
 import inspect
@@ -28,7 +27,7 @@ from flax import struct
 
 from jaxfl import metrics
 from jaxfl.clients import Clients
-from jaxfl.config import Config, adversaries, build, options_text, parse, partitioners
+from jaxfl.config import Config, adversaries, parse, partitioners
 from jaxfl.networks import Links
 from jaxfl.simulate import check, grid, simulate
 from jaxfl.types import nearest
@@ -48,9 +47,7 @@ class _Problem(NamedTuple):
     keys: Any  # [S]
     evaluate: Any
     evaluate_axes: Any
-    model: Any
-    metric: str
-    one: tuple[Clients, Any]  # clients and params of the first seed, to check
+    first: tuple[Clients, Any]  # clients and params of the first seed, to check
 
 
 def partitions(config: Config, dataset: Any) -> list[Any]:
@@ -130,7 +127,9 @@ def _problem(config, data, model):
         False: models.squared_error,
     }
     loss = losses[data.classes is not None](model)
-    first = Clients.make(data.train, split[0], loss, batch=config.batch, precision=config.precision)
+    first: Any = Clients.make(
+        data.train, split[0], loss, batch=config.batch, precision=config.precision
+    )
     first = first.replace(largest=max(int(p.count.max()) for p in split))  # a shape, for all seeds
     own = lambda name: jnp.asarray(np.stack([getattr(p, name) for p in split]), jnp.int32)
     clients = first.replace(
@@ -141,17 +140,8 @@ def _problem(config, data, model):
     )
     params, keys = _start(config, model)
     evaluate, evaluate_axes = _evaluate(config, data, split, model)
-    return _Problem(
-        clients,
-        axes,
-        params,
-        keys,
-        evaluate,
-        evaluate_axes,
-        model,
-        "r2" if data.classes is None else "accuracy",
-        (first, jax.tree.map(lambda a: np.asarray(a)[0], params)),
-    )
+    one = jax.tree.map(lambda a: np.asarray(a)[0], params)
+    return _Problem(clients, axes, params, keys, evaluate, evaluate_axes, (first, one))
 
 
 def _start(config, model):
@@ -169,22 +159,20 @@ def _evaluate(config, data, split, model):
     """The evaluator of validation and test examples, and its in_axes over seeds."""
     n = len(split[0].start)
     share = jnp.asarray(np.arange(n) >= config.byzantine, jnp.result_type(float))
-    labelled = data.classes is not None and data.train["y"].ndim == 1
+    classes = data.classes if data.train["y"].ndim == 1 else None
     parts, axes = [], []
     for part in ("valid", "test"):
         held = {k: jnp.asarray(v) for k, v in getattr(data, part).items()}
         weights = counts = None
-        if labelled:
-            own = [
-                metrics.label_weights(p, data.train["y"], held["y"], data.classes) for p in split
-            ]
+        if classes is not None:
+            own = [metrics.label_weights(p, data.train["y"], held["y"], classes) for p in split]
             weights = jnp.asarray(np.stack(own), jnp.result_type(float))
             counts = jnp.asarray(np.stack([p.count for p in split]), jnp.result_type(float))
         parts.append(metrics.Evaluate(model, held, weights, share, counts))
-        per_seed = 0 if labelled else None
+        per_seed = None if classes is None else 0
         axes.append(metrics.Evaluate(model, None, per_seed, None, per_seed))
     metric = "r2" if data.classes is None else "accuracy"
-    return _Scores(*parts, metric), _Scores(*axes, metric)
+    return tuple(_Scores(valid, test, metric) for valid, test in (parts, axes))
 
 
 @struct.dataclass
@@ -222,84 +210,61 @@ def _job(text, config, problem):
     call = parse(text)
     if call.name not in ALGORITHMS:
         raise ValueError(f"no algorithm {call.name!r}{nearest(call.name, list(ALGORITHMS))}")
-    maker = ALGORITHMS[call.name]
-    options = {k: _build(v) for k, v in call.options.items()}
-    lr = np.atleast_1d(np.asarray(options.pop("lr", config.lr), float))
     if call.args:
-        raise ValueError(f"options of {text!r} need names: '{call.name}(mu=0.1)'")
-    if not (lr > 0).all() or (np.diff(lr) <= 0).any() or not np.isfinite(lr).all():
-        raise ValueError(f"lr of {text!r} must be positive and rising; for example lr=[0.1, 1.0]")
+        raise ValueError(f"options of {text!r} need names, as in '{call.name}(steps=5)'")
+    maker: Any = ALGORITHMS[call.name]
+    options = call.built()
+    lr = Config.make(lr=options.pop("lr", config.lr)).lr
     try:
         plain = maker(lr=0.1)
     except TypeError as error:
         raise ValueError(
-            f"{call.name} has no lr to choose, or needs more ({error}); run it alone: "
-            "`jaxfl.simulate(...)`"
+            f"{call.name} cannot be compared by its lr alone: {error}; run it by itself: "
+            "`jaxfl.simulate(alg, ...)`"
         ) from None
-    fields = {f.name for f in dataclasses.fields(plain)}
-    kind = plain.needs.net.__name__
+    fields, kind = [f.name for f in dataclasses.fields(plain)], plain.needs.net.__name__
     for name, value in options.items():
         if name not in fields:
-            raise ValueError(
-                f"{type(plain).__name__} has no field {name!r}{nearest(name, sorted(fields))}"
-            )
+            raise ValueError(f"{type(plain).__name__} has no field {name!r}{nearest(name, fields)}")
         if isinstance(value, list):
-            raise ValueError(f"only lr takes several values, {name} of {text!r} takes one")
+            raise ValueError(f"only lr takes several values; {name} of {text!r} takes one")
     if "steps" in fields and kind in ("Cohort", "Arrivals"):
         options.setdefault("steps", config.steps)
-    networks, per_seed, graph = _network(config, kind, call.on, problem)
+    networks, graph = _networks(config, kind, call.on, problem)
     alg = maker(lr=0.1, **options)
-    check(alg, problem.one[0], networks[0], problem.one[1], rounds=config.rounds)
+    check(alg, problem.first[0], networks[0], problem.first[1], rounds=config.rounds)
+    per_seed = len(networks) > 1
     network = jax.tree.map(lambda *a: jnp.stack(a), *networks) if per_seed else networks[0]
-    label = getattr(maker, "__name__", type(plain).__name__) + _options_text(text)
-    label += f" @ {graph}" if graph else ""
-    return _Job(label, grid(alg, lr=lr), network, per_seed, lr)
+    label = getattr(maker, "__name__", type(plain).__name__) + call.text + graph
+    return _Job(label, grid(alg, lr=lr), network, per_seed, np.array(lr))
 
 
-def _options_text(text):
-    """The options of an algorithm as its user wrote them, without its learning rates."""
-    node = ast.parse(text.strip(), mode="eval").body
-    node = node.left if isinstance(node, ast.BinOp) else node
-    kept = [
-        ast.unparse(k.value if isinstance(k.value, ast.Call) else k)
-        for k in getattr(node, "keywords", [])
-        if k.arg != "lr"
-    ]
-    return f"({', '.join(kept)})" if kept else ""
-
-
-def _network(config, kind, on, problem):
-    """Networks (one, or one per seed), whether per seed, and the graph's name."""
+def _networks(config, kind, on, problem):
+    """The network, or one per seed where a schedule is drawn; and the graph for the label."""
     from jaxfl import networks
 
-    n = problem.one[0].n
+    n, graph = problem.first[0].n, ""
     links = Links(config.compute, config.latency, config.up, config.down)
-    seeds, graph = range(config.seed, config.seed + config.seeds), None
     if on is not None and kind != "Graph":
-        raise ValueError(
-            f"'@ {on.name}' names a graph, and this algorithm needs {kind} nets; drop it"
-        )
+        raise ValueError(f"'@ {on.name}' names a graph, but this algorithm needs {kind} nets")
     if kind == "Graph":
         call = on or parse(config.graph)
-        graph = call.name + (f"({_arguments(call)})" if call.options else "")
+        graph = f" @ {call.name}{call.text}"
         made = networks.graph(call.name, n, weights=config.weights, links=links, **call.options)
         made = networks.LinkFailures(made, config.failures) if config.failures else made
         made = [networks.Churn(made, 1 - config.churn) if config.churn else made]
     elif kind == "Arrivals":
+        seeds = range(config.seed, config.seed + config.seeds)
         made = [networks.arrivals(n, config.cohort, config.rounds, seed=s) for s in seeds]
     elif kind == "Cohort":
         made = [networks.Uniform(n, config.cohort, links)]
     else:
-        raise ValueError(f"an algorithm on {kind} nets has no rounds to compare; `jaxfl.simulate`")
+        raise ValueError(f"{kind} nets have no common rounds to compare; use `jaxfl.simulate`")
     if config.byzantine:
         adversary = parse(config.adversary).build(adversaries(), "adversary")
         marked = networks.first(config.byzantine, n)
         made = [networks.Attacked(m, marked, adversary) for m in made]
-    return made, kind == "Arrivals", graph
-
-
-def _arguments(call):
-    return ", ".join(f"{k}={v}" for k, v in call.options.items())
+    return made, graph
 
 
 def _program(problem, job, *, rounds, every):
@@ -314,14 +279,13 @@ def _program(problem, job, *, rounds, every):
     rates = jax.vmap(one, in_axes=(0, None, None, None, None, None))
     net = 0 if job.per_seed else None
     seeds = jax.vmap(rates, in_axes=(None, problem.axes, net, 0, 0, problem.evaluate_axes))
-    values = (
-        job.alg, problem.clients, job.network, problem.params, problem.keys, problem.evaluate,
-    )  # fmt: skip
+    shared = problem.clients, job.network, problem.params, problem.keys, problem.evaluate
+    values = job.alg, *shared
     return _compile(jax.jit(seeds).lower(*values)), values
 
 
 def _compile(lowered):
-    """Compiled for the CPU without what takes long and gains nothing for programs like these."""
+    """Compiled, on the CPU without passes that take long and gain nothing for such programs."""
     given = os.environ.get("XLA_FLAGS", "")
     if jax.default_backend() == "cpu" and "xla_backend_optimization_level" not in given:
         fast = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
@@ -342,7 +306,7 @@ def compare(
     model: Any = None,
     **changes: Any,
 ) -> "Comparison":
-    """Algorithms side by side on one problem: `compare(rounds=100, algorithms=["fedavg", "scaffold"])`.
+    """Algorithms side by side: `compare(rounds=100, algorithms=["fedavg", "scaffold"])`.
 
     The learning rate with the best mean validation score at the end is chosen; everything reported
     is of the test examples. Your own algorithm takes part under its name, once it is known:
@@ -360,16 +324,24 @@ def compare(
         ValueError: bad input of any kind, before anything is computed.
         OSError: a folder that cannot be written, likewise.
     """
-    named = {k: v for k, v in (("data", data), ("model", model)) if isinstance(v, str)}
+    from jaxfl.data import Dataset
+    from jaxfl.models import Model
+
+    named = {}
+    for name, value, kind in (("data", data, Dataset), ("model", model, Model)):
+        if isinstance(value, str):
+            named[name] = value
+        elif value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
     config = Config.make(config, **named, **changes)
-    if out is not None:
-        _writable(Path(out))
-    data = dataset(config.data) if data is None or isinstance(data, str) else data
-    problem = _problem(config, data, None if isinstance(model, str) else model)
+    data = data if isinstance(data, Dataset) else dataset(config.data)
+    problem = _problem(config, data, model if isinstance(model, Model) else None)
     jobs = [_job(text, config, problem) for text in config.algorithms]
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
+    if out is not None:
+        _writable(Path(out))  # last, so that bad input leaves no folder behind
     with _progress(labels, progress) as report:
         comparison = _compare(config, problem, jobs, report)
     if out is not None:
@@ -425,7 +397,7 @@ def _result(job, history, evaluations):
         **scores,
         "train_loss": turn(history.loss),
         "chosen": chosen,
-        "edge": len(job.lr) > 1 and chosen in (0, len(job.lr) - 1),
+        "edge": len(job.lr) > 1 and chosen in (0, len(job.lr) - 1) and bool(alive.any()),
         "diverged": ~np.isfinite(scores["score"][:, :, -1]),
         **{k: totals[k] for k in ("grads", "megabytes", "seconds")},
     }
@@ -461,14 +433,14 @@ def _dataset(config, problem, jobs, results):
 
     many = max(len(job.lr) for job in jobs)
     sizes = {"seed": config.seeds, "evaluation": config.rounds // config.every}
-    sizes |= {"round": config.rounds, "client": problem.one[0].n}
+    sizes |= {"round": config.rounds, "client": problem.first[0].n}
     variables = {}
     for name, (dims, words, unit) in _VARIABLES.items():
         rows = [r.get(name) for r in results]
         if all(row is None for row in rows):
             continue
         kind = np.result_type(*(row for row in rows if row is not None))
-        flag = kind == bool
+        flag = kind.kind == "b"
         shape = (len(jobs), many, *(sizes[d] for d in dims))
         values = np.full(shape, 0 if flag else np.nan, np.int8 if flag else kind)
         for i, row in enumerate(rows):
@@ -498,7 +470,7 @@ def _dataset(config, problem, jobs, results):
         "client": np.arange(sizes["client"]),
     }
     found = {
-        "metric": problem.metric,
+        "metric": problem.evaluate.metric,
         "config": json.dumps(dataclasses.asdict(config)),
         "versions": json.dumps({"jaxfl": __version__, "jax": jax.__version__}),
         "device": jax.devices()[0].device_kind,
@@ -515,10 +487,10 @@ class Row(NamedTuple):
     """One algorithm in numbers; `_half` is half a 95% t interval over seeds."""
 
     algorithm: str
-    lr: float
-    edge: bool
-    diverged: bool  # all learning rates, or the chosen one in some seed
-    personal: bool
+    lr: float  # the chosen learning rate
+    edge: bool  # it is the least or the largest of the grid
+    diverged: bool  # in some seed, at that
+    personal: bool  # scored by personal models
     score: float
     score_half: float
     difference: float  # to the first algorithm, seed by seed
@@ -578,23 +550,20 @@ class Comparison:
             cost = metrics.to_target(one["score"].values, totals, target)
             got = np.isfinite(cost["rounds"])
             worst = one["worst"].isel(evaluation=-1).values if has_worst else [np.nan]
-            rows.append(
-                Row(
-                    str(label),
-                    float(one["rate"]),
-                    bool(one["edge"]),
-                    bool(one["diverged"].any()),
-                    bool(one["personal"]),
-                    *map(float, metrics.t_interval(final[i])),
-                    *map(float, metrics.paired(final[i], final[0])),
-                    *map(float, metrics.t_interval(worst)),
-                    int(got.sum()),
-                    *(
-                        float(cost[k][got].mean()) if got.any() else float("inf")
-                        for k in ("rounds", "grads", "megabytes", "seconds")
-                    ),
-                )
-            )
+            values = [
+                str(label),
+                float(one["rate"]),
+                *(bool(one[k].any()) for k in ("edge", "diverged", "personal")),
+                *map(float, metrics.t_interval(final[i])),
+                *map(float, metrics.paired(final[i], final[0])),
+                *map(float, metrics.t_interval(worst)),
+                int(got.sum()),
+                *(
+                    float(cost[k][got].mean()) if got.any() else float("inf")
+                    for k in ("rounds", "grads", "megabytes", "seconds")
+                ),
+            ]
+            rows.append(Row._make(values))
         return rows
 
     def notes(self) -> list[str]:
@@ -604,7 +573,14 @@ class Comparison:
         target = f"{100 * self.target:.1f}%" if percent else f"{self.target:.3f}"
         words = "mean and half a 95% t interval over" if self.config.seeds > 1 else "of"
         seeds = f"{self.config.seeds} seed{'s' if self.config.seeds > 1 else ''}"
-        lines = [f"Test scores: {words} {seeds}. Costs are to a test score of {target}."]
+        lines = [
+            f"Test scores: {words} {seeds}. Differences are to the first algorithm, seed by seed.",
+            f"Costs are those of all clients until a test score of {target}.",
+        ]
+        if "worst" in ds:
+            lines.append(
+                "Worst tenth: of the clients, each on the test set re-weighted by its labels."
+            )
         if any(r.personal for r in rows):
             lines.append(
                 "† personal models: each on the test set re-weighted by its client's labels, the "
@@ -709,7 +685,7 @@ class Comparison:
         """
         from jaxfl import plots
 
-        axes = plots.learning_curves(self, **options)
+        axes: Any = plots.learning_curves(self, **options)
         if path is not None:
             _atomic(Path(path), lambda p: axes[0].figure.savefig(p, dpi=300))
         return axes

@@ -154,8 +154,10 @@ class Config:
         )
         for name, low in least.items():
             need(name, getattr(self, name) >= low, f"at least {low}", _DEFAULTS[name])
-        for name, high in {"cohort": self.clients, "byzantine": self.clients - 1}.items():
-            need(name, 0 <= getattr(self, name) <= high, f"at most {high} of the clients", high)
+        if not self.partition.startswith("natural"):  # then clients follow from the data
+            n = self.clients
+            need("cohort", self.cohort <= n, f"at most clients={n}", n)
+            need("byzantine", 0 <= self.byzantine < n, f"below clients={n}", n // 4)
         whole = max(d for d in range(1, self.every + 1) if self.rounds % d == 0)
         need("every", self.rounds % self.every == 0, f"a divisor of rounds={self.rounds}", whole)
         need("algorithms", self.algorithms, "one name or more", ("fedavg",))
@@ -258,7 +260,7 @@ def _call(node):
     return Call(node.func.id.lower(), tuple(map(_value, node.args)), options, None, text)
 
 
-def _value(node):
+def _value(node) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from jaxfl import comm
@@ -71,7 +71,7 @@ class Evaluate:
         if stacked:
             first = next(iter(scores))
             each, share = scores[first], _normal(self.share, scores[first])
-            scores = {name: share @ value for name, value in scores.items()} | {"each": each}
+            scores = comm.mix(share, scores) | {"each": each}
             mean = comm.mix(share, params)
             scores["average"] = self._of(mean, False)[first]
             scores["consensus"] = consensus(params, share)
@@ -79,7 +79,7 @@ class Evaluate:
             own = self._clients(by_class)
             scores |= {"clients": own, "worst": worst(own, share=self.share)}
             if personal is not None:
-                scores["personal"] = _product(self.share, self.counts, own) @ own
+                scores["personal"] = comm.mix(_product(self.share, self.counts, own), own)
         return scores
 
     def _of(self, params, stacked):
@@ -94,22 +94,21 @@ class Evaluate:
 
     def _one(self, params):
         x, y = self.data["x"], self.data["y"]
-        hit, loss = self._examples(params, x, y)
-        finite = jnp.isfinite(loss).all()
+        hit, loss, kept = self._examples(params, x, y)
+        mean, total = loss.sum() / kept.sum(), hit.sum() / kept.sum()
         if not _labels(y):
-            mse, spread = loss.mean(), jnp.square(y - y.mean(0)[None]).mean()
-            scores = {"r2": 1 - mse / spread, "mse": mse, "mae": hit.mean()}
-            return scores | {"loss": mse, "by_class": None}
-        accuracy = jnp.where(finite, hit.mean(), jnp.nan)
+            r2 = 1 - mean / jnp.square(y - y.mean(0)[None]).mean()
+            return {"r2": r2, "mse": mean, "mae": total, "loss": mean, "by_class": None}
+        finite = jnp.isfinite(loss).all()
         by_class = None
         if self.label_weights is not None:
             mine = jax.nn.one_hot(y, self.label_weights.shape[-1], dtype=hit.dtype)
-            counts = jnp.stack([hit @ mine, mine.sum(0)])
-            by_class = jnp.where(finite, counts, jnp.nan)
-        return {"accuracy": accuracy, "loss": loss.mean(), "by_class": by_class}
+            by_class = jnp.where(finite, jnp.stack([hit @ mine, mine.sum(0)]), jnp.nan)
+        accuracy = jnp.where(finite, total, jnp.nan)
+        return {"accuracy": accuracy, "loss": mean, "by_class": by_class}
 
     def _examples(self, params, x, y):
-        """Per example: hit or absolute error, and loss; in blocks of examples."""
+        """What `_score` says of every example, in blocks of examples."""
         size, total = max(1, math.prod(x.shape[1:])), len(x)
         block = min(self.block or max(1, _NUMBERS // size), total)
         if block == total:
@@ -133,8 +132,8 @@ class HeldOut:
     """Accuracy (or r2) and loss of every client on its own held-out examples.
 
     Client i is scored by its own model: personal, decentralised, or the server's. `accuracy` and
-    `loss` are means by number of examples, `clients [n]` and `losses [n]` those of each, `worst` the
-    mean of the worst tenth.
+    `loss` are means by number of examples, `clients [n]` and `losses [n]` those of each client,
+    `worst` is the mean of the worst tenth.
 
     Args:
         model: `jaxfl.models.Model`, static.
@@ -155,15 +154,14 @@ class HeldOut:
             xi = client.all(key)
             examples = client.get(xi)
             y = examples["y"]
-            hit, loss = _score(self.model.apply(params, examples["x"]), y)
+            hit, loss, kept = _score(self.model.apply(params, examples["x"]), y)
             w = xi.weight.astype(loss.dtype)
-            w = w / w.sum()
-            mean = w @ loss
+            mean, total = (w @ loss) / (w @ kept), (w @ hit) / (w @ kept)
             if _labels(y):
-                return jnp.where(jnp.isfinite(mean), w @ hit, jnp.nan), mean
+                return jnp.where(jnp.isfinite(mean), total, jnp.nan), mean
             y = y.reshape(len(y), -1)
-            centred = jnp.square(y - (w @ y)[None]).mean(1)
-            return 1 - mean / (w @ centred), mean
+            w = w / w.sum()
+            return 1 - mean / (w @ jnp.square(y - (w @ y)[None]).mean(1)), mean
 
         score, loss = self.clients.each(one, params, key=jax.random.key(0))
         w = self.clients.count / self.clients.count.sum()
@@ -222,14 +220,13 @@ def together(**evaluators: Any) -> Together:
 def is_stacked(params: Any, model: Any) -> bool:
     """Whether these are models of all clients (leaves `[n, ...]`) and not one model (`[...]`)."""
     one = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
-    given = jax.tree.leaves(params)
-    extra = {jnp.ndim(a) - b.ndim for a, b in zip(given, one, strict=True)}
-    if extra not in ({0}, {1}):
+    shapes, given = [a.shape for a in one], [jnp.shape(a) for a in jax.tree.leaves(params)]
+    if given != shapes and [s[1:] for s in given] != shapes:
         raise ValueError(
-            f"params do not have the shapes of {model.name}, nor one leading client axis more: "
-            f"got {[jnp.shape(a) for a in given]}, expected {[b.shape for b in one]}"
+            f"params must have the shapes of {model.name}, {shapes}, or one leading client axis "
+            f"more, got {given}; evaluate with the model that made them: `model.init(key)`"
         )
-    return extra == {1}
+    return given != shapes
 
 
 def consensus(stacked: Stacked, share: Float[Array, " n"] | None = None) -> Float[Array, ""]:
@@ -270,16 +267,19 @@ def spread(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
 
 
 def _score(outputs, y):
-    """Per example: 1 where the label is right and cross-entropy; or absolute and squared error."""
+    """Sums over the labels of every example: hits, cross-entropy, and their number.
+
+    Of float targets: absolute and squared error. Labels below 0 are padding.
+    """
     if _labels(y):
+        kept = (y >= 0).astype(outputs.dtype)
         logp = jax.nn.log_softmax(outputs, axis=-1)
-        loss = -jnp.take_along_axis(logp, y[..., None], axis=-1)[..., 0]
-        hit = (outputs.argmax(-1) == y).astype(loss.dtype)
+        picked = jnp.take_along_axis(logp, jnp.maximum(y, 0)[..., None], axis=-1)[..., 0]
+        hit, loss = kept * (outputs.argmax(-1) == y), -kept * picked
     else:
         error = outputs.reshape(y.shape) - y
-        hit, loss = jnp.abs(error), jnp.square(error)
-    flat = (len(y), -1)
-    return hit.reshape(flat).mean(1), loss.reshape(flat).mean(1)
+        hit, loss, kept = jnp.abs(error), jnp.square(error), jnp.ones_like(error)
+    return tuple(a.reshape(len(y), -1).sum(1) for a in (hit, loss, kept))
 
 
 def _labels(y):
@@ -369,7 +369,7 @@ def to_target(
     return {k: np.where(reached.any(-1), v, np.inf) for k, v in cost.items()}
 
 
-def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
     """Mean over the last axis and the half width of its Student t interval.
 
     Returns:
@@ -385,8 +385,6 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.n
     return mean, stdtrit(n - 1, (1 + level) / 2) * values.std(-1, ddof=1) / math.sqrt(n)
 
 
-def paired(
-    values: ArrayLike, reference: ArrayLike, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
+def paired(values: ArrayLike, reference: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
     """Mean of `values - reference`, seed by seed over the last axis, and its t interval."""
     return t_interval(np.asarray(values, float) - np.asarray(reference, float), level)

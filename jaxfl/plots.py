@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which the colour-blind tell apart; their yellow is too light for lines.
 COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#999999",
-)  # fmt: skip
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#8C6D31", "#999999"),
+)
 _MARKERS = "osD^vPX*<>p"
 _TICKS = (0, 20, 50, 80, 90, 95, 98, 99, 99.5, 99.8)
-_STYLE = {
+_STYLE: Any = {
     "font.size": 7.5,
     "axes.labelsize": 7.5,
     "xtick.labelsize": 7,
@@ -182,15 +183,15 @@ def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = ""
     import networkx as nx
     from matplotlib import pyplot
 
-    g, w, facts = describe(g, w)
+    g, mixing, facts = describe(g, w)
     with mpl.rc_context(_STYLE):
         if ax is None:
             _, ax = pyplot.subplots(figsize=(3.3, 3.4), layout="constrained")
         n = len(g)
-        positions = nx.get_node_attributes(g, "pos") or _positions(g)
-        heaviest = max((w[j, i] for i, j in g.edges if i != j), default=1.0) or 1.0
+        positions: Any = nx.get_node_attributes(g, "pos") or _positions(g)
+        heaviest = max((mixing[j, i] for i, j in g.edges if i != j), default=1.0) or 1.0
         edges = [(i, j) for i, j in g.edges if i != j]
-        widths = [0.4 + 1.2 * float(w[j, i] / heaviest) for i, j in edges]
+        widths = [0.4 + 1.2 * float(mixing[j, i] / heaviest) for i, j in edges]
         size = float(np.clip(2600 / n, 14, 170))
         arrows = {"arrowsize": 6, "connectionstyle": "arc3,rad=0.08"} if g.is_directed() else {}
         nx.draw_networkx_edges(
@@ -244,7 +245,7 @@ def describe(g: Any, w: ArrayLike | None = None) -> tuple[Any, Any, dict[str, fl
         w = np.asarray(w, float)
         facts = {"gap": spectra.gap(w), "mixing_time": spectra.mixing_time(w)}
     edges = sum(i != j for i, j in g.edges)
-    return g, w, {"nodes": len(g), "edges": edges} | facts
+    return g, w, {"nodes": float(len(g)), "edges": float(edges), **facts}
 
 
 def _rounds(rate):
@@ -253,8 +254,6 @@ def _rounds(rate):
 
 def _positions(g):
     """Lattices and trees as such, everything else on a circle."""
-    import networkx as nx
-
     n, degrees = len(g), {d for _, d in g.degree()}
     edges = g.number_of_edges()
     if not g.is_directed() and n > 4:
@@ -263,14 +262,18 @@ def _positions(g):
             return {i: (np.sin(bend[i]), 0.5 * np.cos(bend[i])) for i in g}
         if edges == n - 1 and max(degrees) == n - 1:
             hub = max(g.degree, key=lambda pair: pair[1])[0]
-            rest = nx.circular_layout([i for i in g if i != hub])
-            return {**rest, hub: np.zeros(2)}
+            return {**_circle([i for i in g if i != hub]), hub: (0.0, 0.0)}
         if edges == n - 1:
             return _tree(n)
         if cols := _lattice(g):
             return {i: (i % cols, -(i // cols)) for i in g}
-    angle = np.pi / 2 - 2 * np.pi * np.arange(n) / n
-    return {i: (np.cos(angle[i]), np.sin(angle[i])) for i in range(n)}
+    return _circle(range(n))
+
+
+def _circle(nodes):
+    """Clockwise from the top."""
+    angles = np.pi / 2 - 2 * np.pi * np.arange(len(nodes)) / len(nodes)
+    return {i: (np.cos(a), np.sin(a)) for i, a in zip(nodes, angles, strict=True)}
 
 
 def _tree(n):

@@ -569,8 +569,7 @@ def _check_model(clients, params):
 
     def one(client, key):
         xi = client.draw(key)
-        loss, g = client.grad(params, xi)
-        return loss, g
+        return *client.grad(params, xi), client.losses(params, xi)
 
     for path, leaf in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -578,8 +577,17 @@ def _check_model(clients, params):
                 f"params{jax.tree_util.keystr(path)} must be floating, got "
                 f"{jnp.result_type(leaf)}; cast it: `x.astype(jnp.float32)`"
             )
+    def shapes(batch):
+        few = dataclasses.replace(clients[jnp.zeros(1, jnp.int32)], batch=batch)
+        return jax.eval_shape(lambda: few.each(one, key=jax.random.key(0)))
+
     try:
-        jax.eval_shape(lambda: clients[jnp.zeros(1, jnp.int32)].each(one, key=jax.random.key(0)))
+        tasks = {shapes(batch)[2].shape[2:] for batch in (2, 3)}
+        if len(tasks) > 1:
+            raise LossShapeError(
+                "loss must return one number per example, shape (B,), not (B, B): somewhere [B, 1] "
+                "meets [B]; drop the axis of size 1: `pred[:, 0] - y`"
+            )
     except LossShapeError:
         raise
     except Exception as error:  # whatever the user's loss raises

@@ -1,5 +1,6 @@
 """Data: who owns which example, real and generated data sets, shifts between clients."""
 
+from jaxfl.data.augment import crop_and_flip as crop_and_flip
 from jaxfl.data.generators import mixture as mixture
 from jaxfl.data.generators import planted_regression as planted_regression
 from jaxfl.data.generators import synthetic as synthetic

@@ -1,0 +1,376 @@
+"""The main job in small: what it chooses, what it reports, what it writes, what it refuses."""
+
+import atexit
+import csv
+import functools
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+
+import jaxfl
+from jaxfl import data, metrics, models, networks, plots
+from jaxfl.algorithms import FedAvg
+from jaxfl.compare import Comparison, dataset, partitions
+from jaxfl.config import DEFAULT, Config, parse
+from jaxfl.networks import graphs
+
+HUGE = 1e200  # diverges in the second step
+SMALL = {
+    "data": "iris",
+    "clients": 4,
+    "minimum": 3,
+    "alpha": 1.0,
+    "model": "mlp(hidden=[4])",
+    "rounds": 4,
+    "every": 2,
+    "seeds": 2,
+    "lr": (0.1, 1.0, HUGE),
+    "cohort": 2,
+    "steps": 3,
+    "batch": 5,
+}
+
+
+@functools.cache
+def small():
+    """One comparison for all tests of this file and of the command line, saved."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    algorithms = ("fedavg", "dsgd @ ring", f"fedprox(lr=[{HUGE}])")
+    return jaxfl.compare(algorithms=algorithms, out=folder, **SMALL), folder
+
+
+def test_results_are_labelled():
+    found, _ = small()
+    ds = found.to_xarray()
+    assert list(ds["algorithm"].values) == ["FedAvg", "DSGD @ ring", "FedProx"]
+    assert dict(ds.sizes) == {
+        "algorithm": 3, "lr": 3, "seed": 2, "evaluation": 2, "client": 4, "round": 4,
+    }  # fmt: skip
+    np.testing.assert_array_equal(ds["evaluation"], [2, 4])
+    np.testing.assert_array_equal(ds["rate"][2], [HUGE, np.nan, np.nan])
+    assert all("long_name" in v.attrs and "units" in v.attrs for v in ds.data_vars.values())
+    assert {ds[k].dtype for k in ("diverged", "edge", "personal")} == {np.dtype("int8")}
+    assert Config.make(**json.loads(ds.attrs["config"])) == found.config
+    assert jax.tree.leaves(found.states["DSGD @ ring"].params)[0].shape[:2] == (2, 4)
+
+
+def test_validation_chooses():
+    ds = small()[0].results
+    valid = ds["valid_score"].isel(evaluation=-1).values.mean(-1)[:2]
+    np.testing.assert_array_equal(ds["chosen"][:2], np.where(valid == valid, valid, -1).argmax(1))
+
+
+@pytest.mark.parametrize("best", range(3))
+def test_test_data_do_not_choose(best):
+    """Planted: test scores rank the learning rates the other way round."""
+    result = sys.modules["jaxfl.compare"]._result
+    valid = np.full((2, 3, 1), 0.5)  # seed, lr, evaluation
+    valid[:, best] = 0.6
+    scores = {"valid_score": valid, "score": 1 - valid}
+    totals = dict.fromkeys(("grads", "megabytes", "seconds"), np.zeros((2, 3, 1)))
+    history = SimpleNamespace(loss=np.zeros((2, 3, 1)), totals=lambda: totals)
+    found = result(SimpleNamespace(lr=np.ones(3)), history, scores)
+    assert found["chosen"] == best
+    assert found["edge"] == (best != 1)
+    valid[0, best] = np.nan  # one diverged seed: the mean over seeds is not finite
+    assert result(SimpleNamespace(lr=np.ones(3)), history, scores)["chosen"] != best
+    valid[:] = np.nan
+    found = result(SimpleNamespace(lr=np.ones(3)), history, scores)
+    assert found["chosen"] == 0 and not found["edge"]
+
+
+def test_edge_is_flagged():
+    found, _ = small()
+    rows = found.rows()
+    edges = found.results["chosen"].values[:2] == 0  # of three learning rates the last diverges
+    assert [r.edge for r in rows] == [*edges, False]
+    flagged = "edge of the grid" in found.text()
+    assert flagged == edges.any() and ("*" in found.cells()[1][0][1]) == edges[0]
+
+
+def test_diverged_runs_are_named_beside_the_others():
+    found, _ = small()
+    fedavg, dsgd, fedprox = found.rows()
+    assert np.isfinite([fedavg.score, dsgd.score, fedavg.worst, dsgd.difference]).all()
+    assert np.isnan(fedprox.score) and fedprox.diverged and not fedprox.reached
+    assert found.cells()[1][2][2] == "NaN"
+    for name in ("FedAvg", "DSGD @ ring", "FedProx"):
+        assert f"{name} diverged at lr=1e+200 (2 of 2 seeds)." in found.notes()
+
+
+def test_table_by_hand():
+    found, _ = small()
+    best = found.best()
+    final = best["score"].isel(evaluation=-1).values.astype(float)
+    rows = found.rows()
+    t = 12.706204736174698  # t(.975, 1)
+    np.testing.assert_allclose(rows[0].score, final[0].mean())
+    np.testing.assert_allclose(rows[0].score_half, t * final[0].std(ddof=1) / np.sqrt(2))
+    gap = final[1] - final[0]
+    np.testing.assert_allclose(rows[1].difference, gap.mean())
+    np.testing.assert_allclose(rows[1].difference_half, t * gap.std(ddof=1) / np.sqrt(2))
+    assert found.target == 0.9 * np.median(final[:2].mean(1))
+    model = models.make("mlp", {"x": np.zeros((1, 4))}, 3, hidden=[4])
+    sent = 2 * 2 * model.size * 64 / 8e6  # cohort of 2, both ways, float64
+    ds = found.results.sel(algorithm="FedAvg").isel(lr=0, seed=0)
+    np.testing.assert_allclose(ds["megabytes"], sent * np.arange(1, 5), rtol=1e-6)
+    np.testing.assert_allclose(ds["grads"], 2 * 3 * np.arange(1, 5))
+    reached = best["score"].values[0] >= found.target
+    rounds = np.where(reached[:, 0], 2, np.where(reached[:, 1], 4, np.nan))
+    np.testing.assert_allclose(rows[0].rounds, np.nanmean(rounds))
+
+
+def test_equals_simulate():
+    """One run of the program is `simulate` with that learning rate, partition and key."""
+    found, _ = small()
+    config, iris = found.config, dataset("iris")
+    model = models.make("mlp", iris.train, 3, hidden=[4])
+    split = partitions(config, iris)[1]
+    clients = jaxfl.Clients.make(iris.train, split, models.cross_entropy(model), batch=5)
+    first, key = jax.random.split(jax.random.key(1))
+    weights = metrics.label_weights(split, iris.train["y"], iris.test["y"], 3)
+    run = jaxfl.simulate(
+        FedAvg(lr=0.1, steps=3),
+        clients,
+        networks.Uniform(4, 2),
+        model.init(first),
+        key,
+        rounds=4,
+        every=2,
+        evaluate=metrics.Evaluate(model, iris.test, weights),
+    )
+    ours = found.results.isel(algorithm=0, lr=0, seed=1)
+    np.testing.assert_allclose(ours["train_loss"], run.history.loss, rtol=1e-10)
+    np.testing.assert_allclose(ours["score"], run.evaluations["accuracy"], atol=1e-12)
+    np.testing.assert_allclose(ours["clients"], run.evaluations["clients"], atol=1e-12)
+    np.testing.assert_allclose(ours["seconds"], run.history.totals()["seconds"], rtol=1e-6)
+
+
+def test_files():
+    found, folder = small()
+    names = {"results.nc", "config.toml", *(f"table.{k}" for k in ("txt", "csv", "md"))}
+    assert {p.name for p in folder.iterdir()} == names | {"comparison.png", "comparison.pdf"}
+    assert Config.from_toml(folder / "config.toml") == found.config
+    again = Comparison.load(folder)
+    assert again.config == found.config
+    assert again.results.identical(found.results)
+    np.testing.assert_equal(again.rows(), found.rows())  # NaN equals NaN here
+    assert again.text() == (folder / "table.txt").read_text(encoding="utf-8")
+    written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert [float(r["score"]) for r in written[:2]] == [r.score for r in found.rows()[:2]]
+    assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 4
+    assert "FedAvg" in str(found.table().columns[0]._cells)
+
+
+def test_pictures():
+    from matplotlib import pyplot
+
+    found, folder = small()
+    before = dict(matplotlib.rcParams)
+    axes = found.plot()
+    assert [ax.get_xlabel() for ax in axes] == [
+        "communication rounds", "sent and received (MB)", "simulated time (s)",
+    ]  # fmt: skip
+    assert [len(ax.lines) for ax in axes] == [3, 3, 3]
+    best = found.best()["score"].values[0].mean(0)
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), 100 * best)
+    styles = {(line.get_color(), line.get_marker()) for line in axes[0].lines}
+    assert len(styles) == 3
+    (one,) = found.plot(folder / "one.png", against=("grads",), scale="linear", width=3.4)
+    assert (folder / "one.png").stat().st_size > 10_000
+    (folder / "one.png").unlink()
+    with pytest.raises(ValueError, match="scale"):
+        found.plot(scale="log")
+    for name, n in (("ring", 5), ("exponential", 6), ("star", 5), ("path", 5), ("grid", 6)):
+        ax = plots.graph(graphs.make(name, n), title=name)
+        assert ax.get_title().startswith(f"{name}\ngap ")
+    ax = plots.graph(graphs.make("one_peer_exponential", 8))
+    assert ax.get_title() == "gap 1, mixing time 3 rounds"  # one period averages exactly
+    ax = plots.partition(np.array([[3, 0], [0, 5], [1, 1]]), title="who")
+    assert len(ax.collections[0].get_offsets()) == 4
+    assert dict(matplotlib.rcParams) == before
+    pyplot.close("all")
+
+
+def test_describe_of_graphs():
+    _, w, facts = plots.describe(graphs.make("complete", 4))
+    np.testing.assert_allclose(w, 0.25)
+    assert facts == {"nodes": 4, "edges": 6, "gap": pytest.approx(1), "mixing_time": 1}
+    _, _, facts = plots.describe(graphs.make("one_peer_ring", 6))
+    assert 0 < facts["gap"] < 1 and np.isfinite(facts["mixing_time"])
+
+
+def test_personal_models_byzantine_clients_and_schedules():
+    """Ditto is scored by its personal models, FedBuff has a schedule for each seed."""
+    changes = {**SMALL, "algorithms": ("ditto", "fedbuff"), "lr": (0.1,), "byzantine": 1}
+    found = jaxfl.compare(**changes)
+    ds = found.results.isel(lr=0, evaluation=-1)
+    np.testing.assert_array_equal(ds["personal"], [1, 0])
+    assert "†" in found.cells()[1][0][2] and "†" in found.text()
+    assert (ds["score"][0] != ds["shared_score"][0]).any()
+    counts = [p.count for p in partitions(found.config, dataset("iris"))]
+    for seed, count in enumerate(counts):
+        clients = ds["clients"].values[0, seed]
+        mean = np.dot(count[1:], clients[1:]) / count[1:].sum()  # the first is Byzantine
+        np.testing.assert_allclose(ds["score"][0, seed], mean)
+    np.testing.assert_allclose(ds["worst"], ds["clients"].values[..., 1:].min(-1))
+    seconds = found.results["seconds"].isel(algorithm=1, lr=0)
+    assert (seconds[0] != seconds[1]).any()
+
+
+def test_regression_and_objects():
+    table = data.load("diabetes")
+    found = jaxfl.train(
+        "fedavg", **SMALL | {"data": table, "model": models.logistic(10, 1), "lr": 0.1}
+    )
+    assert found.metric == "r2" and "R²" in found.text() and "worst" not in found.results
+    assert found.results["score"].isel(evaluation=-1).max() > 0
+    assert len(found.rows()) == 1 and not found.rows()[0].edge
+    found.plot()
+    matplotlib.pyplot.close("all")
+
+
+# Configuration -------------------------------------------------------------------------------
+
+
+def test_default_is_the_main_job():
+    config = Config.make()
+    assert len(DEFAULT) == 9 and len(config.lr) == 5
+    assert (config.data, config.clients, config.alpha) == ("digits", 20, 0.1)
+    assert (config.rounds, config.every, config.seeds) == (200, 20, 5)
+    assert (config.cohort, config.steps) == (10, 10)
+
+
+def test_configuration_file(tmp_path):
+    config = Config.make(
+        algorithms=["fedavg(lr=[0.1, 1])", "choco(compress=topk(0.2)) @ torus"],
+        alpha=1,
+        lr=(0.1, 1 / 3),
+        target=0.1 + 0.2,
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert Config.from_toml(path) == config
+    path.write_text("rounds = 40\n", encoding="utf-8")
+    assert Config.from_toml(path) == Config(rounds=40)
+    quick = Config().quick()
+    assert quick.seeds == 2 and len(quick.lr) == 3 and quick.rounds % quick.every == 0
+    assert Config.make(quick, rounds=80).rounds == 80
+
+
+def test_names_with_options():
+    call = parse("Choco(gamma=-.5, compress=TopK(0.1), lr=[1, inf]) @ Torus(rows=2)")
+    assert call.name == "choco" and call.options["gamma"] == -0.5
+    assert call.options["compress"].name == "topk" and call.options["compress"].args == (0.1,)
+    assert call.options["lr"] == [1, float("inf")]
+    assert call.on is not None and call.on.name == "torus" and call.on.options == {"rows": 2}
+    assert call.text == "(gamma=-0.5, TopK(0.1))"
+    for text in ("", "a b", "a.b", "a()()", "lambda: 1", "__import__('os').system('x')", "[1]"):
+        with pytest.raises(ValueError, match="cannot read"):
+            parse(text)
+    with pytest.raises(ValueError, match="no component 'print'"):
+        parse("fedavg(solver=print(1))").built()
+
+
+REFUSED = [
+    ({"rouns": 3}, "did you mean 'rounds'"),
+    ({"rounds": "many"}, "rounds must be a whole number"),
+    ({"rounds": 2.5}, "rounds must be a whole number"),
+    ({"alpha": "x"}, "alpha must be a number"),
+    ({"data": 3}, "data must be a name or a Dataset"),
+    ({"partition": 3}, "partition must be a string"),
+    ({"seeds": 0}, "seeds must be at least 1"),
+    ({"steps": 0}, "steps must be at least 1"),
+    ({"rounds": 30}, "every must be a divisor of rounds=30"),
+    ({"lr": (0.1, -1.0)}, "lr must be positive and rising"),
+    ({"lr": ()}, "lr must be positive and rising"),
+    ({"lr": (0.1, float("nan"))}, "lr must be positive and rising"),
+    ({"alpha": 0.0}, "alpha must be above 0"),
+    ({"cohort": 21}, "cohort must be at most clients=20"),
+    ({"byzantine": 20}, "byzantine must be below clients=20"),
+    ({"failures": 1.0}, r"failures must be in \[0, 1\)"),
+    ({"up": -1.0}, "up must be above 0"),
+    ({"algorithms": ()}, "algorithms must be one name or more"),
+    ({"algorithms": "fedavgg"}, "did you mean 'fedavg'"),
+    ({"algorithms": "fedavg(mu=1)"}, "FedAvg has no field 'mu'"),
+    ({"algorithms": "fedavg(steps=0)"}, "FedAvg.steps must be"),
+    ({"algorithms": "fedprox(mu=-1)"}, r"FedProx.mu must be in \[0"),
+    ({"algorithms": "fedprox(mu=[0, 1])"}, "only lr takes several values"),
+    ({"algorithms": "fedavg(lr=[1, 0.1])"}, "lr must be positive and rising"),
+    ({"algorithms": "fedavg(3)"}, "need names"),
+    ({"algorithms": ("fedavg", "fedavg(lr=1)")}, "'FedAvg' is there twice"),
+    ({"algorithms": "fedavg @ ring"}, "needs Cohort nets"),
+    ({"algorithms": "dadao"}, "cannot be compared by its lr alone"),
+    ({"algorithms": "dsgd @ rong"}, "did you mean 'ring'"),
+    ({"algorithms": "exactdiffusion", "failures": 0.5}, "ExactDiffusion"),
+    ({"algorithms": "choco(compress=topq(0.1))"}, "did you mean 'topk'"),
+    ({"algorithms": "choco(compress=topk(ratio=0.1))"}, "topk has no 'ratio'"),
+    ({"data": "digit"}, "did you mean 'digits'"),
+    ({"data": "digits(colour=1)"}, "digits has no 'colour'"),
+    ({"data": "nowhere.npz"}, "cannot read data 'nowhere.npz'"),
+    ({"partition": "dirichlett"}, "did you mean 'dirichlet'"),
+    ({"partition": "natural"}, "no natural clients"),
+    ({"partition": "shards(k=2)"}, "shards has no 'k'"),
+    ({"minimum": 1000}, "minimum=1000"),
+    ({"model": "mpl"}, "mlp"),
+    ({"model": "mlp(width=3)"}, "width"),
+    ({"precision": "float16"}, "precision must be one of"),
+    ({"byzantine": 1, "adversary": "signflop"}, "did you mean 'signflip'"),
+]
+
+
+@pytest.mark.parametrize("changes, message", REFUSED, ids=lambda v: str(v)[:40])
+def test_bad_input(changes, message, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxfl.compare"], "_compare", None)  # nothing may be computed
+    few = {"algorithms": ("fedavg",), "model": "logistic", "seeds": 1}
+    with pytest.raises(ValueError, match=message):
+        jaxfl.compare(**few | changes)
+
+
+def test_bad_files(tmp_path):
+    path = tmp_path / "config.toml"
+    for text in ("rounds = ", "rounds = 'a'", "rouns = 3", "\0"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="configuration|rounds"):
+            Config.from_toml(path)
+    with pytest.raises(ValueError, match="cannot read the configuration"):
+        Config.from_toml(tmp_path)
+    with pytest.raises(ValueError, match="cannot read a comparison"):
+        Comparison.load(tmp_path)
+    np.savez(tmp_path / "bad.npz", x=np.ones(3))
+    with pytest.raises(ValueError, match="y is not a file in the archive|'y'"):
+        dataset(str(tmp_path / "bad.npz"))
+    np.savez(tmp_path / "good.npz", x=np.ones((9, 2)), y=np.arange(9) % 3, client=[*"aaabbbccc"])
+    assert dataset(str(tmp_path / "good.npz")).partition.n == 3
+
+
+def test_unwritable_folder_is_refused_before_computing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxfl.compare"], "_compare", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write to the output folder"):
+        jaxfl.compare(out=tmp_path / "file", **SMALL)
+    with pytest.raises(OSError, match="cannot write to the output folder"):
+        jaxfl.compare(out=tmp_path / "file" / "below", **SMALL)
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    atomic = sys.modules["jaxfl.compare"]._atomic
+
+    def fails(path):
+        Path(path).write_text("half")
+        raise RuntimeError
+
+    (tmp_path / "table.txt").write_text("old")
+    with pytest.raises(RuntimeError):
+        atomic(tmp_path / "table.txt", fails)
+    assert [p.name for p in tmp_path.iterdir()] == ["table.txt"]
+    assert (tmp_path / "table.txt").read_text() == "old"
