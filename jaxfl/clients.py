@@ -338,8 +338,8 @@ class Clients:
     def weights(self, net: Any, weighting: str) -> Float[Array, " s"]:
         """The net's weights over its slots, times example counts if asked, normalised to sum 1.
 
-        All zero if nobody takes part, so that a weighted mean of changes is then 0. Normalising makes
-        a ratio of weights 1 / (n p_i): bounded and consistent, but unbiased only in the limit.
+        All zero if nobody takes part, so that a weighted mean of changes is then 0. Of weights
+        1 / (n p_i) this makes a ratio: bounded and consistent, but unbiased only in the limit.
         """
         w = net.weight
         if weighting == "count":

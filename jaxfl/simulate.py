@@ -577,6 +577,7 @@ def _check_model(clients, params):
                 f"params{jax.tree_util.keystr(path)} must be floating, got "
                 f"{jnp.result_type(leaf)}; cast it: `x.astype(jnp.float32)`"
             )
+
     def shapes(batch):
         few = dataclasses.replace(clients[jnp.zeros(1, jnp.int32)], batch=batch)
         return jax.eval_shape(lambda: few.each(one, key=jax.random.key(0)))

@@ -235,12 +235,12 @@ class _NnxApply:
         graph, weights, draws, _ = _parts(self.build)
         if train and key is None and jax.tree.leaves(draws):
             raise ValueError(DRAWS.format(name="the nnx module"))
-        key = jax.random.key(0) if key is None else key
+        stream: Any = jax.random.key(0) if key is None else key
         weights, draws = jax.tree.map(lambda leaf: leaf, (weights, draws))  # copies: set below
         nnx.replace_by_pure_dict(weights, params)
         for i, (_, leaf) in enumerate(nnx.to_flat_state(draws)):  # one key per stream, counts at 0
             if isinstance(leaf, nnx.RngKey):
-                leaf.set_value(jax.random.split(jax.random.fold_in(key, i), leaf.shape))
+                leaf.set_value(jax.random.split(jax.random.fold_in(stream, i), leaf.shape))
             else:
                 leaf.set_value(jnp.zeros(leaf.shape, leaf.dtype))
         module = nnx.merge(graph, weights, draws)
