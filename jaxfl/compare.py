@@ -230,8 +230,8 @@ def _job(text, config, problem):
             raise ValueError(f"only lr takes several values; {name} of {text!r} takes one")
     if "steps" in fields and kind in ("Cohort", "Arrivals"):
         options.setdefault("steps", config.steps)
-    networks, graph = _networks(config, kind, call.on, problem)
     alg = maker(lr=0.1, **options)
+    networks, graph = _networks(config, alg.needs, call.on, problem)
     check(alg, problem.first[0], networks[0], problem.first[1], rounds=config.rounds)
     per_seed = len(networks) > 1
     network = jax.tree.map(lambda *a: jnp.stack(a), *networks) if per_seed else networks[0]
@@ -239,11 +239,12 @@ def _job(text, config, problem):
     return _Job(label, grid(alg, lr=lr), network, per_seed, np.array(lr))
 
 
-def _networks(config, kind, on, problem):
+def _networks(config, needs, on, problem):
     """The network, or one per seed where a schedule is drawn; and the graph for the label."""
     from jaxfl import networks
 
-    n, graph = problem.first[0].n, ""
+    kind, n, graph = needs.net.__name__, problem.first[0].n, ""
+    keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
     links = Links(config.compute, config.latency, config.up, config.down)
     if on is not None and kind != "Graph":
         raise ValueError(f"'@ {on.name}' names a graph, but this algorithm needs {kind} nets")
@@ -251,8 +252,8 @@ def _networks(config, kind, on, problem):
         call = on or parse(config.graph)
         graph = f" @ {call.name}{call.text}"
         made = networks.graph(call.name, n, weights=config.weights, links=links, **call.options)
-        made = networks.LinkFailures(made, config.failures) if config.failures else made
-        made = [networks.Churn(made, 1 - config.churn) if config.churn else made]
+        made = networks.LinkFailures(made, config.failures, keep) if config.failures else made
+        made = [networks.Churn(made, 1 - config.churn, keep) if config.churn else made]
     elif kind == "Arrivals":
         seeds = range(config.seed, config.seed + config.seeds)
         made = [networks.arrivals(n, config.cohort, config.rounds, seed=s) for s in seeds]
