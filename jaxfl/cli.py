@@ -93,7 +93,7 @@ def _report(config: Any, out: str, figure: bool) -> None:
 
     cache()
     comparison = compare(config, out=out or None, progress=True)
-    _console().print(comparison.table())
+    _console().print(comparison)
     if figure:
         print(f"\nin {out}: comparison.png, .pdf, table.txt, .csv, .md, results.nc, config.toml")
         print(f"to repeat it: jaxfl compare --config {Path(out, 'config.toml')}")

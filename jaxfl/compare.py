@@ -7,6 +7,7 @@ differences are paired.
 
 import contextlib
 import dataclasses
+import html
 import inspect
 import io
 import json
@@ -575,8 +576,8 @@ class Comparison:
         words = "mean and half a 95% t interval over" if self.config.seeds > 1 else "of"
         seeds = f"{self.config.seeds} seed{'s' if self.config.seeds > 1 else ''}"
         lines = [
-            f"Test scores: {words} {seeds}. Differences are to the first algorithm, seed by seed.",
-            f"Costs are those of all clients until a test score of {target}.",
+            f"Test scores: {words} {seeds}; differences to the first algorithm, seed by seed.",
+            f"Costs: of all clients, until a test score of {target}.",
         ]
         if "worst" in ds:
             lines.append(
@@ -591,6 +592,8 @@ class Comparison:
             lines.append(
                 f"* best at the edge of the grid, a wider one may do better: {', '.join(edge)}."
             )
+        if any(0 < r.reached < self.config.seeds for r in rows):
+            lines.append("(k/n): only k of n seeds got there, and costs are means over those.")
         for i, row in enumerate(rows):
             bad = ds["diverged"].isel(algorithm=i).values
             named = [
@@ -639,26 +642,52 @@ class Comparison:
             ])  # fmt: skip
         return headers, rows
 
-    def table(self) -> Any:
-        """The table, for `rich` to print (a notebook shows it by itself)."""
+    def table(self, columns: slice = slice(None)) -> Any:
+        """The table, for `rich` to print (a notebook shows it by itself).
+
+        Args:
+            columns: which, after the algorithm.
+        """
         from rich.table import Table
 
         headers, rows = self.cells()
-        table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
-        for i, header in enumerate(headers):
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for i, header in enumerate([headers[0], *headers[1:][columns]]):
             table.add_column(header, justify="left" if i == 0 else "right", no_wrap=i > 0)
         for row in rows:
-            table.add_row(*row)
-        table.caption = "\n".join(self.notes())
+            table.add_row(row[0], *row[1:][columns])
         return table
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        """The table and its notes; scores above costs where the terminal is narrow."""
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        table = self.table()
+        wide = Measurement.get(console, options.update(width=10_000), table).maximum
+        if wide <= options.max_width:
+            yield table
+        else:
+            costs = self.cells()[0].index("rounds") - 1
+            yield self.table(slice(costs))
+            yield ""
+            yield self.table(slice(costs, None))
+        yield ""
+        for note in self.notes():
+            yield Text(note)
 
     def text(self, width: int = 120) -> str:
         """The table and its notes as plain text."""
         from rich.console import Console
 
         file = io.StringIO()
-        Console(file=file, width=width, color_system=None, legacy_windows=False).print(self.table())
+        Console(file=file, width=width, color_system=None, legacy_windows=False).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+    __str__ = text
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.text())}</pre>"
 
     def markdown(self) -> str:
         """The table and its notes as markdown."""

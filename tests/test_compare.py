@@ -168,7 +168,16 @@ def test_files():
     written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [float(r["score"]) for r in written[:2]] == [r.score for r in found.rows()[:2]]
     assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 4
-    assert "FedAvg" in str(found.table().columns[0]._cells)
+    assert str(found) == found.text() and found.text(200).splitlines()[0] in found._repr_html_()
+
+
+def test_table_fits_a_narrow_terminal():
+    found, _ = small()
+    wide, narrow = found.text(120), found.text(80)
+    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines()))
+    for words in map(str.split, wide.splitlines()[1:4]):
+        assert all(word in narrow.split() for word in words)
+    assert "…" not in narrow
 
 
 def test_pictures():
