@@ -106,7 +106,7 @@ def _standard(data):
     return dataclasses.replace(data, **parts)
 
 
-def _problem(config, data, model):
+def _problem(config, data, split, model):
     from jaxfl import models
 
     for part in ("valid", "test"):
@@ -115,7 +115,6 @@ def _problem(config, data, model):
                 f"data {data.name!r} has no {part} examples; hold some out: "
                 f"`data='{data.name}({part}=0.2)'`"
             )
-    split = partitions(config, data)
     if data.classes is None:
         data = _standard(data)
     y = data.train["y"]
@@ -199,13 +198,12 @@ class _Job(NamedTuple):
     """One algorithm, ready to compile."""
 
     label: str
-    alg: Any  # leaves [L]
-    network: Any
-    per_seed: bool  # whether the network has a leading axis S
-    lr: np.ndarray
+    alg: Any
+    lr: tuple[float, ...]
+    networks: list[Any]  # one, or one for each seed
 
 
-def _job(text, config, problem):
+def _job(text, config, n):
     from jaxfl.algorithms import ALGORITHMS
 
     call = parse(text)
@@ -232,19 +230,16 @@ def _job(text, config, problem):
     if "steps" in fields and kind in ("Cohort", "Arrivals"):
         options.setdefault("steps", config.steps)
     alg = maker(lr=0.1, **options)
-    networks, graph = _networks(config, alg.needs, call.on, problem)
-    check(alg, problem.first[0], networks[0], problem.first[1], rounds=config.rounds)
-    per_seed = len(networks) > 1
-    network = jax.tree.map(lambda *a: jnp.stack(a), *networks) if per_seed else networks[0]
+    networks, graph = _networks(config, alg.needs, call.on, n)
     label = getattr(maker, "__name__", type(plain).__name__) + call.text + graph
-    return _Job(label, grid(alg, lr=lr), network, per_seed, np.array(lr))
+    return _Job(label, alg, lr, networks)
 
 
-def _networks(config, needs, on, problem):
+def _networks(config, needs, on, n):
     """The network, or one per seed where a schedule is drawn; and the graph for the label."""
     from jaxfl import networks
 
-    kind, n, graph = needs.net.__name__, problem.first[0].n, ""
+    kind, graph = needs.net.__name__, ""
     keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
     links = Links(config.compute, config.latency, config.up, config.down)
     if on is not None and kind != "Graph":
@@ -278,11 +273,13 @@ def _program(problem, job, *, rounds, every):
         )
         return run.state, run.history._replace(aux=()), run.evaluations
 
+    per_seed = len(job.networks) > 1
+    network = jax.tree.map(lambda *a: jnp.stack(a), *job.networks) if per_seed else job.networks[0]
     rates = jax.vmap(one, in_axes=(0, None, None, None, None, None))
-    net = 0 if job.per_seed else None
-    seeds = jax.vmap(rates, in_axes=(None, problem.axes, net, 0, 0, problem.evaluate_axes))
-    shared = problem.clients, job.network, problem.params, problem.keys, problem.evaluate
-    values = job.alg, *shared
+    axes = None, problem.axes, 0 if per_seed else None, 0, 0, problem.evaluate_axes
+    seeds = jax.vmap(rates, in_axes=axes)
+    alg = grid(job.alg, lr=list(job.lr))
+    values = alg, problem.clients, network, problem.params, problem.keys, problem.evaluate
     return _compile(jax.jit(seeds).lower(*values)), values
 
 
@@ -336,14 +333,19 @@ def compare(
         elif value is not None and not isinstance(value, kind):
             raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
     config = Config.make(config, **named, **changes)
+    if out is not None:
+        _possible(Path(out))
     data = data if isinstance(data, Dataset) else dataset(config.data)
-    problem = _problem(config, data, model if isinstance(model, Model) else None)
-    jobs = [_job(text, config, problem) for text in config.algorithms]
+    split = partitions(config, data)
+    jobs = [_job(text, config, split[0].n) for text in config.algorithms]
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
+    problem = _problem(config, data, split, model if isinstance(model, Model) else None)
+    for job in jobs:
+        check(job.alg, problem.first[0], job.networks[0], problem.first[1], rounds=config.rounds)
     if out is not None:
-        _writable(Path(out))  # last, so that bad input leaves no folder behind
+        _writable(Path(out))  # makes it: last, so that bad input leaves no folder behind
     with _progress(labels, progress) as report:
         comparison = _compare(config, problem, jobs, report)
     if out is not None:
@@ -766,17 +768,27 @@ def _short(value):
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _possible(folder):
+    """An OSError if a folder cannot be made, without making it."""
+    folder = folder.absolute()
+    last = next(p for p in (folder, *folder.parents) if p.exists())
+    if not last.is_dir() or not os.access(last, os.W_OK | os.X_OK):
+        reason = "not writable" if last.is_dir() else "not a folder"
+        raise OSError(_NOWHERE.format(folder=str(folder), reason=f"{last} is {reason}"))
+
+
 def _writable(folder):
-    """The folder, made if need be; an OSError that says so where nothing can be written."""
+    """The folder, made if need be; an OSError where nothing can be written."""
+    _possible(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(
-            f"cannot write to the output folder {str(folder)!r}: {error.strerror}; choose another: "
-            "`out='results'`"
-        ) from error
+        raise OSError(_NOWHERE.format(folder=str(folder), reason=error.strerror)) from error
+
+
+_NOWHERE = "cannot write to the output folder {folder!r}: {reason}; choose another: `out='results'`"
 
 
 def _atomic(path, write):

@@ -28,6 +28,11 @@ class Both(NamedTuple):
     personal: Any
 
 
+@jax.jit  # evaluators are pytrees: their data are traced
+def score(evaluate, state):
+    return evaluate(state)
+
+
 def draw(*lead):
     kernel, bias = RNG.normal(size=(*lead, INPUTS, CLASSES)), RNG.normal(size=(*lead, CLASSES))
     return {"head": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
@@ -62,7 +67,7 @@ def own(params, i):
 
 
 def test_server_model():
-    found = metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS)(State(ONE))
+    found = score(metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS), State(ONE))
     clients = np.array([own(ONE, i) for i in range(N)])
     assert set(found) == {"accuracy", "loss", "clients", "worst"}
     np.testing.assert_allclose(found["accuracy"], accuracy(ONE), atol=1e-12)
@@ -74,7 +79,7 @@ def test_server_model():
 def test_model_per_client():
     share = (np.arange(N) >= 2).astype(float)  # the first two are left out
     evaluate = metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS, share)
-    found = jax.jit(lambda e, x: e(State(x)))(evaluate, MANY)  # a pytree: its data are traced
+    found = score(evaluate, State(MANY))
     each = np.array([accuracy(row(MANY, i)) for i in range(N)])
     mean = jax.tree.map(lambda a: a[2:].mean(0), MANY)
     apart = [
@@ -94,7 +99,7 @@ def test_model_per_client():
 
 def test_personal_models():
     counts = RNG.integers(1, 9, N)
-    found = metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS, counts=counts)(Both(ONE, MANY))
+    found = score(metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS, counts=counts), Both(ONE, MANY))
     clients = np.array([own(row(MANY, i), i) for i in range(N)])
     np.testing.assert_allclose(found["accuracy"], accuracy(ONE), atol=1e-12)
     np.testing.assert_allclose(found["clients"], clients, atol=1e-12)
@@ -115,7 +120,7 @@ def test_shared_model_as_a_personal_one_has_the_plain_accuracy():
         atol=1e-12,
     )
     same = jax.tree.map(lambda a: jnp.stack([a] * N), ONE)
-    found = metrics.Evaluate(MODEL, EXAMPLES, weights, counts=split.count)(Both(ONE, same))
+    found = score(metrics.Evaluate(MODEL, EXAMPLES, weights, counts=split.count), Both(ONE, same))
     np.testing.assert_allclose(found["personal"], accuracy(ONE), atol=1e-12)
 
 
@@ -123,16 +128,18 @@ def test_blocks_of_examples():
     whole, parts = (metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS, block=b) for b in (0, 5))
     for state in (State(ONE), State(MANY)):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), whole(state), parts(state)
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+            score(whole, state),
+            score(parts, state),
         )
 
 
 def test_diverged_model_has_no_accuracy():
     broken = jax.tree.map(lambda a: a.at[0].set(jnp.nan), MANY)
-    found = metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS)(State(broken))
+    found = score(metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS), State(broken))
     assert np.isnan(found["accuracy"]) and np.isnan(found["worst"]) and np.isnan(found["each"][0])
     np.testing.assert_allclose(found["each"][1], accuracy(row(MANY, 1)), atol=1e-12)
-    left_out = metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS, np.arange(N) > 0)(State(broken))
+    left_out = score(metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS, np.arange(N) > 0), State(broken))
     rest = [accuracy(row(MANY, i)) for i in range(1, N)]
     np.testing.assert_allclose(left_out["accuracy"], np.mean(rest), atol=1e-12)
     assert np.isfinite(left_out["worst"]) and np.isfinite(left_out["consensus"])
@@ -142,13 +149,14 @@ def test_regression():
     model, y = models.logistic(INPUTS, 1), RNG.normal(size=TEST)
     params = jax.tree.map(lambda a: a[..., :1], ONE)
     error = logits(params)[:, 0] - y
-    found = metrics.Evaluate(model, {"x": EXAMPLES["x"], "y": jnp.asarray(y)})(State(params))
+    found = score(metrics.Evaluate(model, {"x": EXAMPLES["x"], "y": jnp.asarray(y)}), State(params))
     np.testing.assert_allclose(found["mse"], np.mean(error**2), atol=1e-12)
     np.testing.assert_allclose(found["mae"], np.mean(abs(error)), atol=1e-12)
     np.testing.assert_allclose(found["r2"], 1 - np.mean(error**2) / y.var(), atol=1e-12)
     split = data.iid(TEST, 3, seed=3)
     clients = Clients.make({"x": X, "y": y}, split, models.squared_error(model), batch=2)
-    found, rows = metrics.HeldOut(model, clients)(State(params)), [split.of(i) for i in range(3)]
+    found = score(metrics.HeldOut(model, clients), State(params))
+    rows = [split.of(i) for i in range(3)]
     r2 = [1 - np.mean(error[r] ** 2) / y[r].var() for r in rows]
     np.testing.assert_allclose(found["clients"], r2, atol=1e-12)
     np.testing.assert_allclose(found["r2"], np.dot(split.count, r2) / TEST, atol=1e-12)
@@ -158,7 +166,7 @@ def test_held_out_examples_of_clients():
     split = data.iid(TEST, N, seed=3)
     clients = Clients.make({"x": X, "y": Y}, split, models.cross_entropy(MODEL), batch=2)
     for params in (ONE, MANY):
-        found = metrics.HeldOut(MODEL, clients)(State(params))
+        found = score(metrics.HeldOut(MODEL, clients), State(params))
         own_params = [row(params, i) if params is MANY else params for i in range(N)]
         rows = [split.of(i) for i in range(N)]
         hits = [logits(p, X[r]).argmax(1) == Y[r] for p, r in zip(own_params, rows, strict=True)]
@@ -182,7 +190,7 @@ def test_tokens_that_are_padding_do_not_count():
 def test_distance_and_together():
     optimum, x = RNG.normal(size=3), RNG.normal(size=(N, 3))
     evaluate = metrics.together(far=metrics.Distance(optimum), twice=lambda s: 2 * s.params)
-    server, nodes = evaluate(State(jnp.asarray(x[0]))), evaluate(State(jnp.asarray(x)))
+    server, nodes = (score(evaluate, State(jnp.asarray(a))) for a in (x[0], x))
     np.testing.assert_allclose(server["far"]["distance"], np.linalg.norm(x[0] - optimum))
     np.testing.assert_allclose(server["twice"], 2 * x[0])
     squares = np.square(x - optimum).sum(1)
