@@ -156,18 +156,23 @@ class HeldOut:
             y = examples["y"]
             hit, loss, kept = _score(self.model.apply(params, examples["x"]), y)
             w = xi.weight.astype(loss.dtype)
-            mean, total = (w @ loss) / (w @ kept), (w @ hit) / (w @ kept)
+            mean, total = _dot(w, loss) / _dot(w, kept), _dot(w, hit) / _dot(w, kept)
             if _labels(y):
                 return jnp.where(jnp.isfinite(mean), total, jnp.nan), mean
             y = y.reshape(len(y), -1)
             w = w / w.sum()
-            return 1 - mean / (w @ jnp.square(y - (w @ y)[None]).mean(1)), mean
+            centre = (w[:, None] * y).sum(0)[None]
+            return 1 - mean / _dot(w, jnp.square(y - centre).mean(1)), mean
 
         score, loss = self.clients.each(one, params, key=jax.random.key(0))
         w = self.clients.count / self.clients.count.sum()
         name = "accuracy" if _labels(self.clients.data.arrays["y"]) else "r2"
-        means = {name: w.astype(score.dtype) @ score, "loss": w.astype(loss.dtype) @ loss}
+        means = {name: _dot(w.astype(score.dtype), score), "loss": _dot(w.astype(loss.dtype), loss)}
         return means | {"clients": score, "losses": loss, "worst": worst(score)}
+
+
+def _dot(a, b):
+    return (a * b).sum()  # not a matrix product, which GPUs shorten to TF32
 
 
 @struct.dataclass
