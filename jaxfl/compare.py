@@ -365,28 +365,38 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
 
 
 def _compare(config, problem, jobs, report):
-    """Runs the jobs in order, while the next ones compile in threads."""
+    """Runs the jobs in order, while the next ones compile in threads.
+
+    On the CPU two run at a time: programs of small models keep little more than one core busy.
+    """
+    options = {"rounds": config.rounds, "every": config.every}
+    threads = max(1, min(2, len(jobs), os.cpu_count() or 1))
+    compilers = ThreadPoolExecutor(threads)
+    runners = ThreadPoolExecutor(threads if jax.default_backend() == "cpu" else 1)
+
+    def work(job, compiling):
+        program, values = compiling.result()
+        start = time.perf_counter()
+        state, history, evaluations = jax.block_until_ready(program(*values))
+        result = _result(job, history, evaluations)
+        result["personal"] = hasattr(state, "personal")
+        result["elapsed"] = time.perf_counter() - start
+        return result, jax.tree.map(lambda a: np.asarray(a[:, int(result["chosen"])]), state)
+
     results, states = [], {}
-    pool = ThreadPoolExecutor(max(1, min(2, len(jobs), os.cpu_count() or 1)))
     try:
-        options = {"rounds": config.rounds, "every": config.every}
-        waiting = [pool.submit(_program, problem, job, **options) for job in jobs]
+        compiling = [compilers.submit(_program, problem, job, **options) for job in jobs]
+        running = [runners.submit(work, *pair) for pair in zip(jobs, compiling)]
+        del compiling
         for job in jobs:
-            report(job.label, "compiling", None)
-            program, values = waiting.pop(0).result()
             report(job.label, "running", None)
-            start = time.perf_counter()
-            state, history, evaluations = jax.block_until_ready(program(*values))
-            del program, values
-            result = _result(job, history, evaluations)
-            result["personal"] = hasattr(state, "personal")
-            result["elapsed"] = time.perf_counter() - start
-            chosen = int(result["chosen"])
-            states[job.label] = jax.tree.map(lambda a: np.asarray(a[:, chosen]), state)  # noqa: B023
+            result, states[job.label] = running.pop(0).result()
             results.append(result)
             report(job.label, "done", result)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        compilers.shutdown(wait=False, cancel_futures=True)  # first, so that no run waits for one
+        runners.shutdown(wait=True, cancel_futures=True)
+        compilers.shutdown(wait=True)
     return Comparison(config, _dataset(config, problem, jobs, results), states)
 
 
