@@ -262,8 +262,3 @@ def relabelled(tape, clients, p):
         to = jnp.asarray(np.append(inverse, N), jnp.int32)
         nets = nets.replace(idx=to[nets.idx])
     return dataclasses.replace(tape, nets=nets), moved
-
-
-def traced(alg):
-    """Every traced leaf of an algorithm, in order, as floats."""
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), alg)

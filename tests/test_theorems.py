@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, QUICK, RING, N
-from harness import CLIENTS, KEY, X0, A, D, flat, play, record_world
+from harness import CLIENTS, KEY, X0, D, flat, play, record_world
 from oracles.problem import Quadratic
 
 from jaxfl import comm
@@ -335,6 +335,3 @@ def test_hypergradient_is_the_finite_difference():
     slope = jax.grad(loss)(0.05)
     eps = 1e-5
     np.testing.assert_allclose(slope, (loss(0.05 + eps) - loss(0.05 - eps)) / (2 * eps), rtol=1e-6)
-
-
-assert A.shape[1] == D
