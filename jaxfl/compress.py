@@ -30,27 +30,36 @@ def _k(fraction, d):
     return jnp.clip(jnp.floor(fraction * d + 1e-4), 1, d)
 
 
-def _threshold(scores, k, bits):
-    """The largest t such that at least k of the unsigned scores are >= t, by bisection on bits.
+def _threshold(scores, k):
+    """The largest t such that at least k of the unsigned scores are >= t, four bits in a pass.
 
     O(d) memory and k traced, where `lax.top_k` sorts and needs a static k.
     """
     dtype = scores[0].dtype
+    passes = 2 * dtype.itemsize
 
-    def step(i, t):
-        trial = t | (jnp.ones((), dtype) << jnp.asarray(bits - 1 - i, dtype))
-        enough = sum((s >= trial).sum() for s in scores) >= k
-        return jnp.where(enough, trial, t)
+    def count(s, trials):
+        # one reduction with fifteen results reads s once, and costs little more than one result
+        above = [(s.ravel() >= t).astype(jnp.int32) for t in trials]
+        zeros = [jnp.int32(0)] * len(trials)
+        add = lambda a, b: tuple(map(jnp.add, a, b))
+        return jnp.stack(jax.lax.reduce(above, zeros, add, (0,)))
 
-    return jax.lax.fori_loop(0, bits, step, jnp.zeros((), dtype))
+    def digit(i, t):
+        unit = jnp.ones((), dtype) << jnp.asarray(4 * (passes - 1 - i), dtype)
+        trials = [t + j * unit for j in range(1, 16)]
+        enough = sum(count(s, trials) for s in scores) >= k
+        return t + enough.sum(dtype=dtype) * unit
+
+    return jax.lax.fori_loop(0, passes, digit, jnp.zeros((), dtype))
 
 
-def _magnitudes(v):
+def _magnitudes(leaves):
     """|v| as unsigned integers of the same order: floats sort like their bits."""
-    wide = jnp.result_type(jnp.float32, *jax.tree.leaves(v))
+    wide = jnp.result_type(jnp.float32, *leaves)
     unsigned = jnp.uint64 if wide == jnp.float64 else jnp.uint32
     cast = lambda a: jax.lax.bitcast_convert_type(jnp.abs(a.astype(wide)), unsigned)
-    return [cast(a) for a in jax.tree.leaves(v)], 63 if wide == jnp.float64 else 31
+    return [cast(a) for a in leaves]
 
 
 @struct.dataclass
@@ -82,8 +91,8 @@ class TopK:
     def __call__(self, v: Params, key: Key) -> Params:
         """v with all other entries 0."""
         leaves, tree = jax.tree.flatten(v)
-        scores, bits = _magnitudes(v)
-        t = _threshold(scores, _k(self.fraction, _size(v)), bits)
+        scores = _magnitudes(leaves)
+        t = _threshold(scores, _k(self.fraction, _size(v)))
         return tree.unflatten(
             [jnp.where(s >= t, a, 0) for s, a in zip(scores, leaves, strict=True)]
         )
@@ -116,7 +125,7 @@ class RandK:
         keys = jax.random.split(key, len(leaves))
         scores = [jax.random.bits(q, a.shape, jnp.uint32) for q, a in zip(keys, leaves)]
         k = _k(self.fraction, d)
-        t = _threshold(scores, k, 32)
+        t = _threshold(scores, k)
         scale = jnp.where(self.scaled > 0, d / k, 1)
         return tree.unflatten(
             [

@@ -147,8 +147,9 @@ def test_diverged_model_has_no_accuracy():
 
 def test_regression():
     model, y = models.logistic(INPUTS, 1), RNG.normal(size=TEST)
-    params = jax.tree.map(lambda a: a[..., :1], ONE)
-    error = logits(params)[:, 0] - y
+    head = {name: a[..., :1] for name, a in ONE["head"].items()}
+    error = logits({"head": head})[:, 0] - y
+    params = {"head": {**head, "kernel": head["kernel"].T}}  # one output: [out, in]
     found = score(metrics.Evaluate(model, {"x": EXAMPLES["x"], "y": jnp.asarray(y)}), State(params))
     np.testing.assert_allclose(found["mse"], np.mean(error**2), atol=1e-12)
     np.testing.assert_allclose(found["mae"], np.mean(abs(error)), atol=1e-12)

@@ -175,6 +175,9 @@ def test_conv_and_dense_are_those_of_flax():
         close(jax.jit(ours.apply)(params, x), jax.jit(theirs.apply)(params, x))
     params = filled(models.Dense(4).init, KEY, x)
     close(jax.jit(models.Dense(4).apply)(params, x), jax.jit(nn.Dense(4).apply)(params, x))
+    narrow = filled(models.Dense(2).init, KEY, x)
+    theirs = jax.tree.map(lambda a: a.T, narrow)  # few outputs: [out, in]
+    close(jax.jit(models.Dense(2).apply)(narrow, x), jax.jit(nn.Dense(2).apply)(theirs, x))
 
 
 @pytest.mark.parametrize(("image", "window"), [((6, 4), 2), ((7, 5), 2), ((7, 10), 3)])
@@ -246,16 +249,16 @@ class Linen(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic=True):
-        x = nn.relu(nn.Dense(4, param_dtype=float, name="dense1")(x))
+        x = nn.relu(nn.Dense(40, param_dtype=float, name="dense1")(x))
         x = nn.Dropout(self.rate, deterministic=deterministic)(x)
-        return nn.Dense(3, param_dtype=float, name="head")(x)
+        return nn.Dense(33, param_dtype=float, name="head")(x)
 
 
 class Nnx(nnx.Module):
     def __init__(self, inputs, rate=0.0, *, rngs):
-        self.dense1 = nnx.Linear(inputs, 4, param_dtype=float, rngs=rngs)
+        self.dense1 = nnx.Linear(inputs, 40, param_dtype=float, rngs=rngs)
         self.dropout = nnx.Dropout(rate, rngs=rngs)
-        self.head = nnx.Linear(4, 3, param_dtype=float, rngs=rngs)
+        self.head = nnx.Linear(40, 33, param_dtype=float, rngs=rngs)
 
     def __call__(self, x):
         return self.head(self.dropout(nnx.relu(self.dense1(x))))
@@ -267,7 +270,7 @@ def apply(params, x):
 
 
 X = jax.ShapeDtypeStruct((9, 6), float)
-MLP = models.mlp(6, 3, (4,))
+MLP = models.mlp(6, 33, (40,))  # kernels of few outputs are [out, in], unlike those of flax
 SAME = {
     "linen": lambda rate=0.0: models.from_linen(Linen(rate), X),
     "nnx": lambda rate=0.0: models.from_nnx(Nnx, 6, rate=rate),
@@ -309,7 +312,7 @@ def test_adapters_draw_a_model_per_key(name):
         return params, model.apply(params, jnp.ones((5, 6)), key, train=True)
 
     stacked, outputs = run(jax.random.split(KEY, 2))
-    assert outputs.shape == (2, 5, 3)
+    assert outputs.shape == (2, 5, 33)
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
         lambda leaf: (2, *leaf.shape), jax.eval_shape(MLP.init, KEY)
     )
@@ -406,12 +409,12 @@ def test_equal_losses_do_not_recompile_and_others_differ():
         {"x": jnp.ones((2, 6)), "y": jnp.zeros(2, int)},
     )
     for _ in range(2):
-        mean(models.cross_entropy(models.mlp(6, 3, (4,))), params, examples)
+        mean(models.cross_entropy(models.mlp(6, 33, (40,))), params, examples)
     assert len(traced) == 1
     losses = {
-        models.cross_entropy(models.mlp(6, 3, (4,))),
-        models.cross_entropy(models.mlp(6, 3, (5,))),
-        models.squared_error(models.mlp(6, 3, (4,))),
+        models.cross_entropy(models.mlp(6, 33, (40,))),
+        models.cross_entropy(models.mlp(6, 33, (41,))),
+        models.squared_error(models.mlp(6, 33, (40,))),
         models.sequence_cross_entropy(MLP, pad=0),
         models.sequence_cross_entropy(MLP, pad=1),
         models.regularised(models.cross_entropy(MLP), 0.1),

@@ -6,10 +6,11 @@ matmul, and the backward pass is two more matmuls with slices turned into pads.
 """
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Num, Shaped
@@ -31,7 +32,7 @@ def shifts(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
 ) -> Num[Array, "b h2 w2 o"]:
-    """Convolve by im2col: one slice of `x` per kernel tap, side by side, then one matmul.
+    """Convolve by im2col: the window of every output pixel as a row, then one matmul.
 
     Args:
         x: images, channels last.
@@ -45,7 +46,7 @@ def shifts(
     Raises:
         ValueError: if the kernel is larger than the padded image.
     """
-    (kh, kw), (sh, sw) = kernel.shape[:2], strides
+    kh, kw = kernel.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -54,13 +55,42 @@ def shifts(
             f"kernel: expected at most the padded image {x.shape[1:3]}, got {(kh, kw)}. "
             'Use padding="SAME" or a smaller network.'
         )
-    h, w = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
+    columns = _windows(x, (kh, kw), tuple(strides))
+    return jnp.tensordot(columns, kernel.reshape(-1, kernel.shape[-1]), 1)
+
+
+def _places(shape, size, strides):
+    """Where windows begin, along height and width: number of them, and step."""
+    return [((n - k) // s + 1, s) for n, k, s in zip(shape[1:3], size, strides)]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _windows(x, size, strides):
+    """The window of every output pixel, `[b, h2, w2, kh kw c]`, as one gather."""
+    rows, columns = (
+        np.arange(number)[:, None] * step + np.arange(k)
+        for (number, step), k in zip(_places(x.shape, size, strides), size)
+    )
+    at = x.at[:, rows[:, None, :, None], columns[None, :, None, :]]
+    y = at.get(mode="promise_in_bounds")
+    return y.reshape(*y.shape[:3], -1)
+
+
+@_windows.defjvp
+def _(size, strides, at, by):
+    # as slices: their transpose is pads, that of a gather a scatter, which is slower
+    return _windows(*at, size, strides), _slices(*by, size, strides)
+
+
+def _slices(x, size, strides):
+    """The same by one strided slice per tap."""
+    (h, sh), (w, sw) = _places(x.shape, size, strides)
     taps = [
         x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
+        for i in range(size[0])
+        for j in range(size[1])
     ]
-    return jnp.tensordot(jnp.concatenate(taps, -1), kernel.reshape(-1, kernel.shape[-1]), 1)
+    return jnp.concatenate(taps, -1)
 
 
 def grouped(
