@@ -22,6 +22,9 @@ _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloa
 # Bytes of what all clients return up to which they run at once, and bytes of a block beyond. On the
 # CPU a block should fit the cache; elsewhere it only bounds memory.
 _CPU, _ACCELERATOR = (1 << 23, 1 << 20), (1 << 31, 1 << 30)
+# Examples, a power of 2, up to which counting who comes before costs less than sorting: on the CPU
+# a tenth for 40 examples.
+_RANKED = 512
 
 
 class LossShapeError(ValueError):
@@ -80,20 +83,31 @@ class Client:
         examples gets padding of weight 0, whole steps of it at the end of each epoch.
         """
         steps = -(-self.largest // self.batch)
+        place = jnp.arange(steps * self.batch)
 
         def shuffle(key):
-            u = jax.random.uniform(key, (steps * self.batch,))
-            # padding sorts to the end; u < 1 always, so 2 is beyond every example
-            index = jnp.argsort(jnp.where(jnp.arange(u.shape[0]) < self.count, u, 2.0))
-            weight = (jnp.arange(u.shape[0]) < self.count).astype(u.dtype)
+            index = self._order(key).astype(jnp.int32)
+            index = jnp.pad(index, (0, steps * self.batch - self.largest))
+            weight = (place < self.count).astype(jnp.result_type(float))
             return Sample(
-                index.astype(jnp.int32).reshape(steps, self.batch),
+                index.reshape(steps, self.batch),
                 weight.reshape(steps, self.batch),
                 jax.random.split(fork(key, "loss"), steps),
             )
 
         xi = jax.vmap(shuffle)(jax.random.split(key, epochs))
         return jax.tree.map(lambda a: a.reshape(epochs * steps, *a.shape[2:]), xi)
+
+    def _order(self, key):
+        """A random order of the examples, `[largest]`; those beyond `count` come last."""
+        place = jnp.arange(self.largest, dtype=jnp.uint32)
+        u = jax.random.bits(key, place.shape, jnp.uint32)
+        u = jnp.where(place < self.count.astype(jnp.uint32), u, ~jnp.uint32(0))
+        if self.largest > _RANKED:
+            return jnp.argsort(u)
+        low = jnp.uint32(_RANKED - 1)
+        u = u & ~low | place  # so that no two are equal
+        return (u[None] < u[:, None]).sum(1, dtype=jnp.int32)
 
     def samples(self, key: Key, steps: int, epochs: int) -> Sample:
         """What a local loop eats: shuffled epochs if `epochs > 0`, else independent minibatches."""
