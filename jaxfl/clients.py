@@ -86,8 +86,7 @@ class Client:
         place = jnp.arange(steps * self.batch)
 
         def shuffle(key):
-            index = self._order(key).astype(jnp.int32)
-            index = jnp.pad(index, (0, steps * self.batch - self.largest))
+            index = jnp.concatenate([self._order(key), place[self.largest :]]).astype(jnp.int32)
             weight = (place < self.count).astype(jnp.result_type(float))
             return Sample(
                 index.reshape(steps, self.batch),

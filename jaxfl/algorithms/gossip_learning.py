@@ -86,7 +86,6 @@ class GossipLearning:
     def round(self, state, clients, net, key):
         _fits(self, net)
         n, rows = clients.n, clients.n + len(state.kept_age)
-        halves = lambda c: (slice(c), slice(c, None))
         live = net.i < n
         own = jnp.where(live, net.i, rows)
         save = jnp.where(live & (net.save >= 0), n + net.save, rows)
@@ -107,7 +106,7 @@ class GossipLearning:
         def wave(pool, event):
             i, j, number, source, own, save, xi, steps = event
             both = comm.pick(pool, jnp.concatenate([own, source]))
-            (x, t), (y, s) = old, _ = [jax.tree.map(lambda a: a[h], both) for h in halves(len(i))]
+            (x, t), (y, s) = old, _ = _split(both, len(i))
             # an adversary lies about its model, not about its age
             y = net.deliver(y, j, number, fork(key, "send"))
             update = lambda x: clients[i].each(local, x, xi, key=key)
@@ -129,7 +128,7 @@ class GossipLearning:
         pool = jax.tree.map(lambda *a: jnp.concatenate(a), *pool)
         events = net.i, net.j, net.number, net.source, own, save, xi, steps
         pool, losses = jax.lax.scan(wave, pool, events)
-        (x, t), (y, s) = (jax.tree.map(lambda a: a[h], pool) for h in halves(n))
+        (x, t), (y, s) = _split(pool, n)
         arrivals = net.arrivals()
         grads = jnp.where(live, steps, 0).sum() * (2 if self.mode == "update_merge" else 1)
         size = (comm.bits(state.params) + comm.bits(state.age)) / n
@@ -151,3 +150,7 @@ class GossipLearning:
             return (share * x + (1 - share) * y).astype(x.dtype)
 
         return jax.tree.map(mean, x, y), jnp.maximum(t, s)
+
+
+def _split(pool, n):
+    return jax.tree.map(lambda a: a[:n], pool), jax.tree.map(lambda a: a[n:], pool)

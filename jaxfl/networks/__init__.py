@@ -29,6 +29,7 @@ from jaxfl.networks.nets import Arrivals, Cohort, Events, Graph, Links, Messages
 from jaxfl.networks.spectra import chi1, chi2, gap, mixing_time
 from jaxfl.networks.timelines import (
     Timeline,
+    alike,
     arrivals,
     dadao_rates,
     from_events,

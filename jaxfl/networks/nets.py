@@ -246,7 +246,7 @@ def _deliver(send, message, sender, number, key):
         message = jax.tree.map(lambda a: a[None], message)
         return jax.tree.map(lambda a: a[0], alone(message, jax.random.fold_in(key, number)))
 
-    return jax.vmap(one)(message, *who, number)
+    return jax.vmap(one)(message, who[0], who[1], who[2], number)
 
 
 __all__ = ["Arrivals", "Cohort", "Events", "Graph", "Links", "Messages", "Send"]

@@ -5,7 +5,7 @@ schedule becomes arrays that `lax.scan` reads.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -19,7 +19,7 @@ from jaxfl.networks import spectra
 from jaxfl.networks.adversaries import Send
 from jaxfl.networks.graphs import NxGraph, lookup
 from jaxfl.networks.nets import Arrivals, Events, Messages
-from jaxfl.networks.weights import _square, _undirected
+from jaxfl.networks.weights import _heard, _square, _undirected
 from jaxfl.types import Key, Scalar
 
 Seed = int | np.random.Generator
@@ -52,6 +52,28 @@ class Timeline:
     def __call__(self, t: Scalar, key: Key) -> Any:
         """The net of round t; the key is not used, everything was drawn before."""
         return jax.tree.map(lambda a: a[t], self.nets)
+
+
+def alike(timelines: Sequence[Timeline]) -> list[Timeline]:
+    """Timelines of events or messages filled up to one shape: stack them, and `vmap` the run.
+
+    Args:
+        timelines: for as many rounds and nodes.
+    """
+    nets = [timeline.nets for timeline in timelines]
+    tables = [k for k, a in vars(nets[0]).items() if getattr(a, "ndim", 0) == 3]
+    shapes = {k: np.max([getattr(net, k).shape for net in nets], axis=0) for k in tables}
+    more = {"slots": max(net.slots for net in nets)} if hasattr(nets[0], "slots") else {}
+
+    def filled(net, k):
+        a = np.asarray(getattr(net, k))
+        wide = [(0, size - own) for size, own in zip(shapes[k], a.shape, strict=True)]
+        # an empty slot is node n; what else it holds is ignored
+        return jnp.asarray(np.pad(a, wide, constant_values=net.n if k in ("grad", "i", "j") else 0))
+
+    return [
+        Timeline(net.replace(**{k: filled(net, k) for k in tables}, **more), net.n) for net in nets
+    ]
 
 
 # Buffered arrivals ---------------------------------------------------------------------------
@@ -500,8 +522,8 @@ def gossip(
 ) -> Timeline:
     """Nodes push their models to random neighbours: asynchronous, late, lost, to nodes offline.
 
-    Time goes in steps, `period` of them to a round. In a step first all whose clock rings send, then
-    arrives what is due, in the order in which it was sent: gossipy's simulator with protocol PUSH.
+    Time goes in steps, `period` of them to a round. In a step all whose clock rings send, then what
+    is due arrives, in the order in which it was sent: gossipy's simulator with protocol PUSH.
 
     Args:
         graph: nodes 0 to n-1, directed or not (a node sends to its successors), or an adjacency
@@ -576,9 +598,7 @@ def _successors(graph):
     if isinstance(graph, np.ndarray | list | tuple | jax.Array):
         edges = _square(graph) != 0
     else:
-        import networkx as nx
-
-        edges = nx.to_numpy_array(graph, nodelist=range(len(graph)), weight=None) != 0
+        edges = _heard(graph).T
     i, j = np.nonzero(edges & ~np.eye(len(edges), dtype=bool))
     return np.searchsorted(i, np.arange(len(edges) + 1)), j
 
@@ -600,7 +620,7 @@ def from_messages(
     Args:
         sent: seconds at which messages leave, in [0, rounds * unit).
         received: seconds at which they arrive, not before they leave; inf if they are lost. At
-            equal times everything is sent before anything arrives, which it does in the order given.
+            equal times all is sent before anything arrives, and arrives in the order given.
         i: senders.
         j: receivers.
         n: number of nodes.
@@ -699,7 +719,7 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
 
 
 def _versions(i, j, left):
-    """Arrivals, -1 for none: the one at i before each, and those that made and replaced what j sent.
+    """Arrivals, -1 for none: at i before each; and those that made and replaced what j sent.
 
     A message that left after `left` arrivals holds what the last of them at j made.
     """
