@@ -48,8 +48,8 @@ class GossipLearning:
     Needs: Messages nets, no more models under way than slots; row-local adversaries.
     Sent: up 32 (d + 1) times the messages that leave in a round per node, down those that arrive,
         bits per node, in float32.
-    Equals: n independent SGDs whose examples follow random walks ("update"); nothing moves when
-        every message is lost; itself whatever the packing into waves, to rounding.
+    Equals: SGDs along random walks ("update"); pairwise averaging when lr = 0; the start when every
+        message is lost; itself whatever the packing into waves, to rounding.
     Raises: ValueError for a schedule with more models under way.
     Deviations: the arriving model merges with the node's own, as in Hegedűs et al. and gossipy;
         Ormándi et al. merge it with the one that arrived before. Ages count gradient steps, not
