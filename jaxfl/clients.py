@@ -19,10 +19,12 @@ from jaxfl.types import Key, Params, Scalar, Stacked, fork
 
 # Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.
 _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
-_PACKED = 1024  # random numbers whose slots fit the low bits of 32 and leave enough of them
 # Bytes of what all clients return up to which they run at once, and bytes of a block beyond. On the
 # CPU a block should fit the cache; elsewhere it only bounds memory.
 _CPU, _ACCELERATOR = (1 << 23, 1 << 20), (1 << 31, 1 << 30)
+# Examples of a client up to which their places share 32 bits with a random number, and up to which
+# counting who comes before is cheaper than sorting.
+_PACKED, _RANKED = 1024, 256
 
 
 class LossShapeError(ValueError):
@@ -81,14 +83,13 @@ class Client:
         examples gets padding of weight 0, whole steps of it at the end of each epoch.
         """
         steps = -(-self.largest // self.batch)
+        place = jnp.arange(steps * self.batch)
 
         def shuffle(key):
-            u = jax.random.bits(key, (steps * self.batch,), jnp.uint32)
-            live = jnp.arange(u.shape[0]) < self.count
-            u = jnp.where(live, u, jnp.uint32(2**32 - 1))  # padding sorts to the end
-            weight = live.astype(jnp.result_type(float))
+            index = jnp.concatenate([self._order(key), place[self.largest :]]).astype(jnp.int32)
+            weight = (place < self.count).astype(jnp.result_type(float))
             return Sample(
-                _argsort(u).astype(jnp.int32).reshape(steps, self.batch),
+                index.reshape(steps, self.batch),
                 weight.reshape(steps, self.batch),
                 jax.random.split(fork(key, "loss"), steps),
             )
@@ -96,6 +97,19 @@ class Client:
         keys = jax.random.split(key, epochs) if epochs > 1 else key[None]
         xi = jax.vmap(shuffle)(keys)
         return jax.tree.map(lambda a: a.reshape(epochs * steps, *a.shape[2:]), xi)
+
+    def _order(self, key):
+        """A random order of the examples, `[largest]`; those beyond `count` come last."""
+        place = jnp.arange(self.largest, dtype=jnp.uint32)
+        u = jax.random.bits(key, place.shape, jnp.uint32)
+        u = jnp.where(place < self.count.astype(jnp.uint32), u, ~jnp.uint32(0))
+        if self.largest > _PACKED:
+            return jnp.argsort(u)
+        low = jnp.uint32(_PACKED - 1)
+        u = u & ~low | place  # the place in the low bits: XLA sorts one array faster than two
+        if self.largest > _RANKED:
+            return jnp.sort(u, stable=False) & low
+        return (u[None] < u[:, None]).sum(1, dtype=jnp.int32)
 
     def samples(self, key: Key, steps: int, epochs: int) -> Sample:
         """What a local loop eats: shuffled epochs if `epochs > 0`, else independent minibatches."""
@@ -153,15 +167,6 @@ class Client:
             )
         # sums in bfloat16 stop growing at 256
         return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
-
-
-def _argsort(u):
-    """`argsort` of random numbers, uint32; up to 1024 of them by 22 bits, several times faster."""
-    slots = jnp.arange(u.shape[0], dtype=jnp.uint32)
-    if u.shape[0] > _PACKED:
-        return jnp.argsort(u)
-    low = jnp.uint32(_PACKED - 1)  # the slot in the low bits: XLA sorts one array faster than two
-    return jnp.sort((u & ~low) | slots, stable=False) & low
 
 
 def _to_bfloat16(a):

@@ -238,11 +238,12 @@ def _job(text, config, n):
 def _networks(config, needs, on, n):
     """The network, or one per seed where a schedule is drawn; and the graph for the label."""
     from jaxfl import networks
+    from jaxfl.networks import graphs
 
     kind, graph = needs.net.__name__, ""
     keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
     links = Links(config.compute, config.latency, config.up, config.down)
-    if on is not None and kind != "Graph":
+    if on is not None and kind not in ("Graph", "Messages"):
         raise ValueError(f"'@ {on.name}' names a graph, but this algorithm needs {kind} nets")
     if kind == "Graph":
         call = on or parse(config.graph)
@@ -253,6 +254,28 @@ def _networks(config, needs, on, n):
     elif kind == "Arrivals":
         seeds = range(config.seed, config.seed + config.seeds)
         made = [networks.arrivals(n, config.cohort, config.rounds, seed=s) for s in seeds]
+    elif kind == "Messages":
+        call = on or parse(config.graph)
+        graph = f" @ {call.name}{call.text}"
+        if call.name in networks.TIME_VARYING:
+            raise ValueError(
+                f"{call.name} changes every round; messages need a fixed graph: 'ring'"
+            )
+        nodes = graphs.make(call.name, n, **call.options)
+        delay = round(100 * config.latency)  # a round takes a second
+        made = networks.alike(
+            [
+                networks.gossip(
+                    nodes,
+                    config.rounds,
+                    delay=(delay, delay),
+                    drop=config.failures,
+                    online=1 - config.churn,
+                    seed=config.seed + s,
+                )
+                for s in range(config.seeds)
+            ]
+        )
     elif kind == "Cohort":
         made = [networks.Uniform(n, config.cohort, links)]
     else:

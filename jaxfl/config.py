@@ -55,8 +55,10 @@ class Config:
         precision: of local training, float32, tf32 or bfloat16.
         byzantine: number of Byzantine clients, the first ones; scores are of the others.
         adversary: what they send, signflip, gaussiannoise, alie, ipm or dissensus.
-        failures: probability that a link of a graph fails in a round, in [0, 1).
-        churn: probability that a node of a graph is absent in a round, in [0, 1).
+        failures: probability that a link of a graph fails in a round, in [0, 1); of gossip learning
+            that a message is lost.
+        churn: probability that a node of a graph is absent in a round, in [0, 1); of gossip
+            learning at the arrival of a message.
         compute: simulated seconds per gradient.
         latency: simulated seconds per message.
         up: bits per second that a client sends.

@@ -37,7 +37,7 @@ class Needs:
     """What an algorithm asks of its network; `simulate` refuses what does not fit.
 
     Args:
-        net: the kind of net: `Cohort`, `Graph`, `Arrivals` or `Events`.
+        net: the kind of net: `Cohort`, `Graph`, `Arrivals`, `Events` or `Messages`.
         static: the graph must not change.
         lossless: no link may fail.
         rows: rows of the mixing matrix must sum to 1.
@@ -549,6 +549,7 @@ _EXAMPLES = {
     "Graph": '`graph("ring", n)`',
     "Arrivals": "`arrivals(n, buffer, rounds)`",
     "Events": "`poisson(graph, rounds)`",
+    "Messages": "`gossip(graph, rounds)`",
 }
 
 

@@ -16,6 +16,7 @@ from oracles import (
     fedbuff,
     fedopt,
     fedprox,
+    gossip_learning,
     gradient_tracking,
     monna,
     scaffold,
@@ -35,6 +36,7 @@ from jaxfl.algorithms import (
     FedBuff,
     FedProx,
     FedYogi,
+    GossipLearning,
     GradientTracking,
     MoNNA,
     Scaffold,
@@ -51,6 +53,7 @@ from jaxfl.networks import (
     arrivals,
     dadao_rates,
     first,
+    gossip,
     graph,
     poisson,
 )
@@ -70,7 +73,8 @@ class Case:
         oracle: `oracle(problem, x0, record, init) -> [state after round, ...]`, plain NumPy.
         state: oracle's name of a state -> how to read it off ours.
         up: numbers sent per message, as a multiple of d, or a function of d; on graphs it is
-            multiplied by the out-degree, with events by the exchanges per node.
+            multiplied by the out-degree, with events by the exchanges per node, with
+            messages by those that leave per node.
         exact: reaches x* of heterogeneous quadratics; otherwise `fixed` is where it goes.
         tuned: hyperparameters for the exactness test, if not those above.
         fixed: `fixed(problem Q) -> limit of the mean model`, known in closed form, or None.
@@ -112,6 +116,8 @@ RANDOM = graph("erdos_renyi", N, p=0.4, seed=1)
 RING = graph("ring", N)
 CIRCLE = make("ring", N)
 RATES = dadao_rates(CIRCLE)
+RANDOM_GRAPH = make("erdos_renyi", N, seed=1, p=0.4)
+GOSSIP = {"params": _params, "age": lambda s: s.age}
 SIX = {
     "params": lambda s: s.params,
     "x_tilde": lambda s: s.x_tilde,
@@ -308,6 +314,32 @@ CASES = (
         exact=True,
         tuned=dict(smoothness=4.0),
         long=(poisson(CIRCLE, 100, edge_rates=RATES["rate"], seed=4, unit=8.0), 100),
+    ),
+    Case(
+        "gossip-learning",
+        GossipLearning(lr=0.05, slots=11),
+        gossip(CIRCLE, 20, period=10, delay=(0, 25), drop=0.1, online=0.9, seed=5),
+        _run(gossip_learning, lr=0.05),
+        GOSSIP,
+        up=lambda d: d + 1,
+        bias=(1e-2, 2.0),
+        tuned=dict(lr=0.1),
+        long=(gossip(CIRCLE, 300, delay=(0, 10), seed=6), 300),
+    ),
+    Case(
+        "gossip-learning-attacked",
+        GossipLearning(lr=0.05, mode="update_merge", merge="age", epochs=0, steps=2, slots=11),
+        Attacked(
+            gossip(RANDOM_GRAPH, 20, period=10, clock="async", delay=(2, 6), seed=7),
+            first(2, N),
+            SignFlip(),
+        ),
+        _run(gossip_learning, lr=0.05, mode="update_merge", merge="age", attack="signflip"),
+        GOSSIP,
+        up=lambda d: d + 1,
+        bias=(1e-2, 2.0),
+        tuned=dict(lr=0.1),
+        long=(gossip(RANDOM_GRAPH, 300, seed=8), 300),
     ),
     Case(
         "monna-signflip",

@@ -10,7 +10,7 @@ from flax import struct
 
 from jaxfl import comm
 from jaxfl.clients import Client, Clients
-from jaxfl.networks import Events, Graph
+from jaxfl.networks import Events, Graph, Messages
 from jaxfl.simulate import Run, keys, simulate
 
 N, D, ROUNDS = 8, 5, 20
@@ -214,6 +214,10 @@ def oracle_record(run, tape, rounds=ROUNDS):
         elif isinstance(net, Events):
             ids = np.arange(N)
             entry["events"], entry["end"] = event_list(net), float(net.end)
+        elif isinstance(net, Messages):
+            ids = np.ravel(net.i)
+            entry["messages"] = message_list(net)
+            entry["byz"] = np.asarray(net.send.byzantine)
         else:
             ids = np.asarray(net.idx)
             entry["idx"], entry["weight"] = ids, np.asarray(net.weight)
@@ -240,6 +244,13 @@ def event_list(net):
     return sorted(grads + exchanges)
 
 
+def message_list(net):
+    """A round's arrivals from its waves, in order: (number, sender, receiver, left, slot)."""
+    fields = (np.ravel(a).tolist() for a in (net.number, net.j, net.i, net.left))
+    rows = [(*values, slot) for slot, values in enumerate(zip(*fields))]
+    return sorted(row for row in rows if row[2] < net.n)
+
+
 def relabelled(tape, clients, p):
     """The same world with clients permuted: position q now holds who was at p[q]."""
     inverse = np.argsort(p)
@@ -257,6 +268,13 @@ def relabelled(tape, clients, p):
         send = jax.tree.map(lambda a: a[:, p], nets.send)
         nets = nets.replace(
             grad=to[nets.grad], i=to[nets.i], j=to[nets.j], rest=nets.rest[:, p], send=send
+        )
+    elif issubclass(tape.kind, Messages):
+        to = jnp.asarray(np.append(inverse, N + np.arange(nets.slots + 1)), jnp.int32)
+        send = jax.tree.map(lambda a: a[:, p] if a.ndim > 1 else a, nets.send)
+        names = ("i", "j", "source")
+        nets = nets.replace(
+            sent=nets.sent[:, p], send=send, **{k: to[getattr(nets, k)] for k in names}
         )
     else:
         to = jnp.asarray(np.append(inverse, N), jnp.int32)

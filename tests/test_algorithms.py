@@ -30,7 +30,7 @@ from oracles.problem import LeastSquares
 
 from jaxfl import comm
 from jaxfl.clients import Clients
-from jaxfl.networks import Events, Graph
+from jaxfl.networks import Events, Graph, Messages
 from jaxfl.simulate import _scan, init, simulate, strong
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -43,7 +43,7 @@ every_case = pytest.mark.parametrize(
 def world(case):
     """The recorded world of a case, with an empty slot and a client that never takes part."""
     tape = record_world(case.network)
-    if not issubclass(tape.kind, Graph | Events):
+    if not issubclass(tape.kind, Graph | Events | Messages):
         nets = tape.nets
         idx = jnp.where(nets.idx == N - 1, N, nets.idx).at[2].set(N)  # round 2: nobody
         weight = jnp.where(idx < N, nets.weight, 0)
@@ -75,7 +75,7 @@ def test_oracle(case):
     init, record = oracle_record(run, tape)
     problem = LeastSquares(A, B, ROWS)
     x0 = np.asarray(X0)
-    x0 = np.tile(x0, (N, 1)) if issubclass(tape.kind, Graph | Events) else x0
+    x0 = np.tile(x0, (N, 1)) if issubclass(tape.kind, Graph | Events | Messages) else x0
     expected = case.oracle(problem, x0, record, init)
     for name, read in case.state.items():
         np.testing.assert_allclose(
@@ -233,6 +233,11 @@ def test_bits(case):
     elif issubclass(tape.kind, Events):
         ends = 2 * (np.asarray(tape.nets.i) < N).sum((1, 2)) / N
         np.testing.assert_allclose(got, up * ends, rtol=1e-6)
+    elif issubclass(tape.kind, Messages):
+        np.testing.assert_allclose(got, up * np.asarray(tape.nets.sent).mean(1), rtol=1e-6)
+        arrive = (np.asarray(tape.nets.i) < N).sum((1, 2)) / N
+        np.testing.assert_allclose(run.history.down, up * arrive, rtol=1e-6)
+        return  # some are lost
     else:
         np.testing.assert_allclose(got, up, rtol=1e-6)
     np.testing.assert_allclose(run.history.down, got, rtol=1e-6)

@@ -231,11 +231,12 @@ def test_describe_of_graphs():
 
 
 def test_personal_models_byzantine_clients_and_schedules():
-    """Ditto is scored by its personal models, FedBuff has a schedule for each seed."""
-    changes = {**SMALL, "algorithms": ("ditto", "fedbuff"), "lr": (0.1,), "byzantine": 1}
+    """Ditto is scored by its personal models, the others have a schedule for each seed."""
+    names = "ditto", "fedbuff", "gossiplearning @ complete"
+    changes = {**SMALL, "algorithms": names, "lr": (0.1,), "byzantine": 1, "failures": 0.2}
     found = jaxfl.compare(**changes)
     ds = found.results.isel(lr=0, evaluation=-1)
-    np.testing.assert_array_equal(ds["personal"], [1, 0])
+    np.testing.assert_array_equal(ds["personal"], [1, 0, 0])
     assert "†" in found.cells()[1][0][2] and "†" in found.text()
     assert (ds["score"][0] != ds["shared_score"][0]).any()
     counts = [p.count for p in partitions(found.config, dataset("iris"))]
@@ -246,6 +247,9 @@ def test_personal_models_byzantine_clients_and_schedules():
     np.testing.assert_allclose(ds["worst"], ds["clients"].values[..., 1:].min(-1))
     seconds = found.results["seconds"].isel(algorithm=1, lr=0)
     assert (seconds[0] != seconds[1]).any()
+    gossip = found.results.isel(algorithm=2, lr=0)
+    assert (gossip["seconds"] == np.arange(1, 5)).all()
+    assert (gossip["megabytes"][0] != gossip["megabytes"][1]).any() and (ds["score"][2] > 0.3).all()
 
 
 def test_regression_and_objects():
@@ -332,6 +336,9 @@ REFUSED = [
     ({"algorithms": "fedavg @ ring"}, "needs Cohort nets"),
     ({"algorithms": "dadao"}, "cannot be compared by its lr alone"),
     ({"algorithms": "dsgd @ rong"}, "did you mean 'ring'"),
+    ({"algorithms": "gossiplearning @ rong"}, "did you mean 'ring'"),
+    ({"algorithms": "gossiplearning @ random_matching"}, "changes every round"),
+    ({"algorithms": "gossiplearning", "byzantine": 1, "adversary": "alie"}, "row-local"),
     ({"algorithms": "exactdiffusion", "failures": 0.5}, "ExactDiffusion"),
     ({"algorithms": "choco(compress=topq(0.1))"}, "did you mean 'topk'"),
     ({"algorithms": "choco(compress=topk(ratio=0.1))"}, "topk has no 'ratio'"),

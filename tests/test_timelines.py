@@ -12,13 +12,17 @@ from jaxfl import problems
 from jaxfl.algorithms.dadao import DADAO, _flow
 from jaxfl.algorithms.fedavg import FedAvg
 from jaxfl.algorithms.fedbuff import FedBuff
+from jaxfl.algorithms.gossip_learning import GossipLearning
 from jaxfl.clients import Clients
 from jaxfl.networks import Attacked, Everyone, GaussianNoise, first, graphs, spectra
 from jaxfl.networks.timelines import (
     DURATIONS,
+    alike,
     arrivals,
     dadao_rates,
     from_events,
+    from_messages,
+    gossip,
     poisson,
     to_events,
 )
@@ -378,3 +382,263 @@ def test_dadao_converges_at_the_same_rate_on_every_graph():
     after = run(alg, timelines, fixed).state
     for a, b in zip(after, fixed):
         np.testing.assert_allclose(a[:3], np.broadcast_to(b, (3, *b.shape)), atol=1e-9)
+
+
+# Messages ------------------------------------------------------------------------------------
+
+
+def scripted(rounds=7, n=12, unit=1.5, seed=0, count=400):
+    """Messages in the order in which they leave: some are lost, some late, many at equal times."""
+    rng = np.random.default_rng(seed)
+    sent = np.sort(rng.integers(0, int(rounds * unit * 10), count)) / 10
+    delay = rng.choice([0.0, 0.1, 0.4, 2.0, np.inf], count)
+    i = rng.integers(0, n, count)
+    return sent, sent + delay, i, (i + rng.integers(1, n, count)) % n
+
+
+def assert_delivered(timeline, sent, received, i, j, unit):
+    """Every message once, in time; what is read is what its sender had when it left.
+
+    Models are the numbers of the arrivals that made them: waves are run on these numbers, reading
+    before writing, and compared with the list.
+    """
+    net, n = plain(timeline), timeline.n
+    came = [k for k in range(len(sent)) if received[k] < timeline.rounds * unit]
+    came.sort(key=lambda k: received[k])  # stable: at equal times in the order given
+    expected, held, leaving = {}, {node: -1 for node in range(n)}, list(range(len(sent)))
+    carries = {}
+    for number, k in enumerate(came):
+        while leaving and sent[leaving[0]] <= received[k]:
+            carries[leaving[0]] = held[i[leaving[0]]]
+            leaving.pop(0)
+        expected[number] = (int(received[k] / unit), i[k], j[k], held[j[k]], carries[k])
+        held[j[k]] = number
+    pool, got = np.full(n + net.slots, -1), {}
+    for r, wave in np.ndindex(net.i.shape[:2]):
+        slots = np.flatnonzero(net.i[r, wave] < n)
+        receiver, number = net.i[r, wave, slots], net.number[r, wave, slots]
+        assert len(set(receiver)) == len(receiver)
+        own, read = pool[receiver], pool[net.source[r, wave, slots]]
+        for row in zip(number, receiver, net.j[r, wave, slots], own, read):
+            assert row[0] not in got
+            got[row[0]] = (r, row[2], row[1], row[3], row[4])
+        save = net.save[r, wave, slots]
+        assert len(set(save[save >= 0])) == (save >= 0).sum() and save.max(initial=-1) < net.slots
+        pool[n + save[save >= 0]] = own[save >= 0]
+        pool[receiver] = number
+    assert got == expected
+    assert pool[:n].tolist() == list(held.values())
+    leave = np.zeros((timeline.rounds, n), int)
+    np.add.at(leave, ((sent / unit).astype(int), i), 1)
+    np.testing.assert_array_equal(net.sent, leave)
+    return net
+
+
+@pytest.mark.parametrize("cap", [0, 1, 3, 40])
+def test_messages_arrive_with_what_their_sender_had(cap):
+    unit = 1.5
+    messages = scripted(unit=unit)
+    timeline = from_messages(*messages, 12, rounds=7, unit=unit, cap=cap)
+    net = assert_delivered(timeline, *messages, unit)
+    assert net.slots > 3 and (net.source >= 12).any()
+    assert cap in (0, net.i.shape[-1])
+    if not cap:
+        assert (net.i < 12).mean() > 0.5
+    wider = from_messages(*messages, 12, rounds=7, unit=unit, cap=cap, waves=99)
+    assert wider.nets.i.shape[1] == 99
+    np.testing.assert_array_equal(np.sort(wider.nets.i, None)[: net.i.size], np.sort(net.i, None))
+
+
+def test_no_message_at_all():
+    timeline = from_messages(*np.zeros((2, 0)), *np.zeros((2, 0), int), 3, rounds=2)
+    assert timeline.nets.slots == 0 and (timeline.nets.i == 3).all()
+    assert (plain(gossip(graphs.ring(5), 4, drop=1.0)).i == 5).all()
+
+
+def test_gossip_counts():
+    """Numbers, peers, delays and losses as asked for."""
+    n, rounds, period, drop, online = 10, 400, 20, 0.1, 0.7
+    graph = graphs.star(n)
+    timeline = gossip(
+        graph, rounds, period=period, delay=(0, 5), drop=drop, online=online, unit=2.0, seed=3
+    )
+    net = plain(timeline)
+    assert (net.sent == 1).all() and (net.elapsed == 2).all()
+    live = net.i < n
+    pairs = np.zeros((n, n))
+    np.add.at(pairs, (net.j[live], net.i[live]), 1)
+    share = (1 - drop) * online
+    want = nx.to_numpy_array(graph) / nx.to_numpy_array(graph).sum(1, keepdims=True) * rounds
+    assert (abs(pairs - want * share) <= 5 * np.sqrt(want * share * (1 - share)) + 5 * 5 / 20).all()
+    many = plain(gossip(graphs.complete(n), 200, clock="async", seed=2)).sent.sum(0)
+    assert len(set(many)) > 1 and abs(many - 200).max() < 0.5 * 200
+    # a delay of one round: nothing arrives in the first, everything of one round in the next
+    late = plain(gossip(graphs.ring(n), 300, period=100, delay=(100, 100), seed=4))
+    assert (late.i[0] == n).all() and (late.i[1:] < n).sum() == n * 299
+
+
+def test_gossip_online_is_of_the_step():
+    """What arrives at one node in one step finds it online, or not, together."""
+    n, rounds = 30, 60
+    net = plain(gossip(graphs.star(n), rounds, period=1, online=0.5, seed=1))
+    at_hub = (net.i == 0).sum((1, 2))
+    assert set(at_hub) == {0, n - 1} and 15 < (at_hub == 0).sum() < 45
+
+
+def test_messages_reject():
+    good = dict(sent=[0.1, 0.2], received=[0.1, np.inf], i=[0, 1], j=[1, 2], n=3, rounds=1)
+    make = lambda **o: from_messages(
+        **{k: np.array(v) if isinstance(v, list) else v for k, v in {**good, **o}.items()}
+    )
+    make()
+    for wrong, match in (
+        (dict(sent=[0.1, 1.0]), "message 1 is sent at 1, received"),
+        (dict(received=[0.0, 1.0]), "message 0 is sent at 0.1, received at 0"),
+        (dict(received=[0.1, np.nan]), "message 1"),
+        (dict(i=[0, 3]), "message 1 has i=3, j=2"),
+        (dict(j=[0, 2]), "message 0 has i=0, j=0"),
+        (dict(unit=0.0), "unit"),
+        (dict(rounds=0), "rounds"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make(**wrong)
+    ring = graphs.ring(5)
+    for wrong, match in (
+        (dict(period=0), "period"),
+        (dict(clock="asynch"), "did you mean 'async'"),
+        (dict(delay=(3, 2)), r"delay must be 0 <= low <= high time steps, got \(3, 2\)"),
+        (dict(drop=1.1), r"drop must be in \[0, 1\]"),
+        (dict(online=-0.1), "online"),
+        (dict(cap=1, waves=2), "waves must be at least"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            gossip(ring, 3, **wrong)
+
+
+# Gossip learning -----------------------------------------------------------------------------
+
+
+def learn(alg, network, rounds, clients=CLIENTS, x0=X0, key=KEY, **options):
+    return simulate(alg, clients, network, x0, key, rounds=rounds, **options)
+
+
+def test_message_waves_equal_one_message_after_the_other():
+    """With minibatches and a noisy attacker, whose keys go by the number of the arrival."""
+    messages = scripted(rounds=3, n=N, count=60)
+    states = []
+    for cap in (0, 1):
+        timeline = from_messages(*messages, N, rounds=3, unit=1.5, cap=cap)
+        network = Attacked(timeline, first(2, N), GaussianNoise(0.1))
+        alg = GossipLearning(lr=0.05, merge="age", slots=15)
+        states.append(learn(alg, network, 3))
+    assert timeline.nets.i.shape[1] > 8
+    waves, events = states
+    assert abs(waves.state.params - X0[None]).max() > 1e-2
+    for name in ("params", "age"):
+        a, b = getattr(waves.state, name), getattr(events.state, name)
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), waves.history, events.history
+    )
+
+
+def test_alike_timelines_stack():
+    """Filled up, runs are what they were, also mapped over the worlds."""
+    worlds = [
+        from_messages(*scripted(3, N, seed=k, count=40 + 30 * k), N, rounds=3, unit=1.5)
+        for k in range(2)
+    ]
+    assert worlds[0].nets.i.shape != worlds[1].nets.i.shape
+    alg, same = GossipLearning(lr=0.05, slots=15), alike(worlds)
+    run = lambda world: learn(alg, world, 3).state
+    mapped = jax.vmap(run)(jax.tree.map(lambda *a: jnp.stack(a), *same))
+    for k, world in enumerate(worlds):
+        want = run(world)
+        for name in ("params", "age"):
+            got = getattr(mapped, name)[k]
+            np.testing.assert_allclose(got, getattr(want, name), atol=1e-12)
+    events = [poisson(graphs.ring(N), 2, seed=k, cap=(2, 1 + k)) for k in range(2)]
+    for a, b in zip(events, alike(events)):
+        jax.tree.map(np.testing.assert_array_equal, to_events(a), to_events(b))
+    assert len({world.nets.i.shape for world in alike(events)}) == 1
+
+
+def test_slots_are_checked():
+    timeline = from_messages(*scripted(rounds=3, n=N, count=60), N, rounds=3, unit=1.5)
+    needs = timeline.nets.slots
+    assert needs > 1
+    for world in (timeline, Attacked(timeline, first(1, N), GaussianNoise())):
+        with pytest.raises(ValueError, match=rf"use `GossipLearning\(slots={needs}\)`"):
+            learn(GossipLearning(lr=0.1, slots=needs - 1), world, 2)
+    run = lambda world: learn(GossipLearning(lr=0.1, slots=needs - 1), world, 2).state.params
+    with pytest.raises(ValueError, match="models under way"):  # also where values cannot be seen
+        jax.eval_shape(run, timeline)
+
+
+def test_nothing_arrives():
+    lost = gossip(graphs.ring(N), 4, drop=1.0)
+    run = learn(GossipLearning(lr=0.1), lost, 4)
+    np.testing.assert_array_equal(run.state.params, np.tile(X0, (N, 1)))
+    assert (run.state.age == 0).all() and (np.asarray(run.history.down) == 0).all()
+    assert (np.asarray(run.history.up) == 64 * (len(X0) + 1)).all()
+    assert (np.asarray(run.history.loss) == 0).all() and (np.asarray(run.history.grads) == 0).all()
+
+
+def apart(n, seed=5):
+    """A state whose nodes differ, all of age 3, with nothing under way."""
+    x = jnp.asarray(np.random.default_rng(seed).normal(size=(n, 5)))
+    return GossipLearning.State(x, jnp.full(n, 3.0), jnp.zeros((n, 5)), jnp.zeros(n))
+
+
+def test_merging_alone_contracts():
+    """lr = 0: one arrival at i is x_i <- (x_i + x_j) / 2, a contraction of all on one."""
+    rounds = 15
+    timeline = gossip(graphs.complete(N), rounds, period=1000, seed=1)
+    start = apart(N)
+    run = learn(GossipLearning(lr=0.0), timeline, rounds, state=start)
+    x, net = np.array(start.params), plain(timeline)
+    rows = [(net.number[k], net.i[k], net.j[k]) for k in zip(*np.nonzero(net.i < N))]
+    for _, i, j in sorted(rows):  # without delays, what arrives is what the sender has
+        x[i] = (x[i] + x[j]) / 2
+    np.testing.assert_allclose(run.state.params, x, atol=1e-13)
+    assert np.ptp(x, 0).max() < 0.1 * np.ptp(start.params, 0).max()
+
+
+def test_models_walk():
+    """ "update" without delays: what arrives at i is trained there, whatever i had."""
+    rounds, lr = 3, 0.1
+    problem = problems.canonical()
+    clients = Clients.make(problem.data, problem.partition, problem.loss, batch=1)
+    timeline = gossip(graphs.complete(8), rounds, period=1000, seed=2)
+    start = apart(8)
+    alg = GossipLearning(lr=lr, mode="update")
+    run = learn(alg, timeline, rounds, clients, jnp.zeros(5), state=start)
+    a, b = problem.data["a"], problem.data["b"]
+    x, age, net = np.array(start.params), np.full(8, 3), plain(timeline)
+    rows = [(net.number[k], net.i[k], net.j[k]) for k in zip(*np.nonzero(net.i < 8))]
+    for _, i, j in sorted(rows):
+        x[i], age[i] = x[j] - lr * a[i] * (x[j] - b[i]), age[j] + 1
+    np.testing.assert_allclose(run.state.params, x, atol=1e-13)
+    np.testing.assert_array_equal(run.state.age, age)
+
+
+@pytest.mark.parametrize("mode", ["merge_update", "update_merge", "update"])
+def test_ages_count_the_longest_history(mode):
+    """In a chain of messages 0 -> 1 -> 2 -> ... ages are the steps along it."""
+    hop = np.arange(N - 1)
+    timeline = from_messages(hop * 0.1, hop * 0.1 + 0.05, hop, hop + 1, N, rounds=1)
+    alg = GossipLearning(lr=0.1, mode=mode, epochs=0, steps=3)
+    run = learn(alg, timeline, 1)
+    np.testing.assert_array_equal(run.state.age, 3 * np.arange(N))
+    twice = 2 if mode == "update_merge" else 1
+    np.testing.assert_allclose(run.history.grads, twice * 3 * (N - 1) / N)
+    np.testing.assert_allclose(run.history.up, 64 * 6 * (N - 1) / N)
+
+
+def test_older_models_weigh_more():
+    timeline = from_messages(*np.array([[0.1], [0.2]]), np.array([0]), np.array([1]), N, rounds=1)
+    start = apart(N)._replace(age=jnp.arange(3.0, 3 + N))
+    x = np.array(start.params)
+    run = learn(GossipLearning(lr=0.0, merge="age"), timeline, 1, state=start).state
+    np.testing.assert_allclose(run.params[1], (3 * x[0] + 4 * x[1]) / 7, atol=1e-15)
+    np.testing.assert_array_equal(run.params[2:], x[2:])

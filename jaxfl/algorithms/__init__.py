@@ -9,6 +9,7 @@ from jaxfl.algorithms.fedavg import FedAvg
 from jaxfl.algorithms.fedbuff import FedBuff
 from jaxfl.algorithms.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
 from jaxfl.algorithms.fedprox import FedProx
+from jaxfl.algorithms.gossip_learning import GossipLearning
 from jaxfl.algorithms.gradient_tracking import GradientTracking
 from jaxfl.algorithms.monna import MoNNA
 from jaxfl.algorithms.scaffold import Scaffold
@@ -32,6 +33,7 @@ ALGORITHMS = {
         Choco,
         FedBuff,
         DADAO,
+        GossipLearning,
         MoNNA,
     )
 }

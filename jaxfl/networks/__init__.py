@@ -25,13 +25,16 @@ from jaxfl.networks.cohorts import (
     markov,
 )
 from jaxfl.networks.graphs import GRAPHS
-from jaxfl.networks.nets import Arrivals, Cohort, Events, Graph, Links
+from jaxfl.networks.nets import Arrivals, Cohort, Events, Graph, Links, Messages
 from jaxfl.networks.spectra import chi1, chi2, gap, mixing_time
 from jaxfl.networks.timelines import (
     Timeline,
+    alike,
     arrivals,
     dadao_rates,
     from_events,
+    from_messages,
+    gossip,
     poisson,
     to_events,
 )

@@ -194,14 +194,59 @@ class Events:
             number: `[m]` numbers in the event list.
             key: the same in every wave of a round.
         """
-        who = comm.pick((self.send.byzantine, self.send.id, self.send.live), sender)
-
-        def one(message, byzantine, id, live, number):
-            send = self.send.replace(byzantine=byzantine[None], id=id[None], live=live[None])
-            message = jax.tree.map(lambda a: a[None], message)
-            return jax.tree.map(lambda a: a[0], send(message, jax.random.fold_in(key, number)))
-
-        return jax.vmap(one)(message, who[0], who[1], who[2], number)
+        return _deliver(self.send, message, sender, number, key)
 
 
-__all__ = ["Arrivals", "Cohort", "Events", "Graph", "Links", "Send"]
+@struct.dataclass
+class Messages:
+    """Models that nodes push to others, by the round in which they arrive, in waves.
+
+    An event is an arrival: the receiver makes its next model from its own and from the one that the
+    sender had when the message left. Whatever a message has to wait for comes in an earlier wave:
+    the arrival that made its model, and the earlier arrivals of its receiver. A model that is
+    replaced while messages with it are under way is kept in a slot until the last of them is read.
+    All of a wave read before any writes, so wave after wave equals one arrival after the other.
+    """
+
+    t: Scalar
+    i: Scalar  # [v, c] receiver, n if the slot is empty
+    j: Scalar  # [v, c] sender
+    source: Scalar  # [v, c] where the model is: j if it still has it, else n + its slot
+    save: Scalar  # [v, c] slot for the model that the receiver had, -1 if nobody will read it
+    number: Scalar  # [v, c] of the arrival in the list of all, for keys
+    left: Scalar  # [v, c] arrivals before the message left; at equal times sending comes first
+    sent: Scalar  # [n] messages that left in this round, also those that are lost
+    send: Any  # of the nodes, row-local
+    elapsed: Scalar  # seconds of the round
+    n: int = struct.field(pytree_node=False)
+    slots: int = struct.field(pytree_node=False)
+
+    def participants(self) -> Float[Array, ""]:
+        """All nodes run all the time."""
+        return jnp.float32(self.n)
+
+    def arrivals(self) -> Float[Array, ""]:
+        """Number of messages that arrive in this round."""
+        return (self.i < self.n).sum().astype(jnp.float32)
+
+    def seconds(self, info: Info) -> Float[Array, ""]:
+        """Simulated duration, known in advance."""
+        return jnp.asarray(self.elapsed, jnp.float32)
+
+    def deliver(self, message: Stacked, sender: Any, number: Any, key: Key) -> Stacked:
+        """As for `Events`."""
+        return _deliver(self.send, message, sender, number, key)
+
+
+def _deliver(send, message, sender, number, key):
+    who = comm.pick((send.byzantine, send.id, send.live), sender)
+
+    def one(message, byzantine, id, live, number):
+        alone = send.replace(byzantine=byzantine[None], id=id[None], live=live[None])
+        message = jax.tree.map(lambda a: a[None], message)
+        return jax.tree.map(lambda a: a[0], alone(message, jax.random.fold_in(key, number)))
+
+    return jax.vmap(one)(message, who[0], who[1], who[2], number)
+
+
+__all__ = ["Arrivals", "Cohort", "Events", "Graph", "Links", "Messages", "Send"]

@@ -1,11 +1,11 @@
-"""Schedules drawn on the host before a run: buffered arrivals, Poisson clocks, your own events.
+"""Schedules drawn on the host before a run: buffered arrivals, Poisson clocks, messages, your own.
 
 Timings do not depend on parameters, so asynchrony needs no event loop inside the program: a
 schedule becomes arrays that `lax.scan` reads.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 from jaxfl.networks import spectra
 from jaxfl.networks.adversaries import Send
 from jaxfl.networks.graphs import NxGraph, lookup
-from jaxfl.networks.nets import Arrivals, Events
-from jaxfl.networks.weights import _square, _undirected
+from jaxfl.networks.nets import Arrivals, Events, Messages
+from jaxfl.networks.weights import _heard, _square, _undirected
 from jaxfl.types import Key, Scalar
 
 Seed = int | np.random.Generator
@@ -27,7 +27,7 @@ Seed = int | np.random.Generator
 
 @struct.dataclass
 class Timeline:
-    """Nets stacked over rounds; `arrivals`, `poisson` and `from_events` make them.
+    """Nets stacked over rounds; `arrivals`, `poisson`, `gossip`, ... make them.
 
     Args:
         nets: a net whose leaves have a leading axis of rounds, traced.
@@ -52,6 +52,28 @@ class Timeline:
     def __call__(self, t: Scalar, key: Key) -> Any:
         """The net of round t; the key is not used, everything was drawn before."""
         return jax.tree.map(lambda a: a[t], self.nets)
+
+
+def alike(timelines: Sequence[Timeline]) -> list[Timeline]:
+    """Timelines of events or messages filled up to one shape: stack them, and `vmap` the run.
+
+    Args:
+        timelines: for as many rounds and nodes.
+    """
+    nets = [timeline.nets for timeline in timelines]
+    tables = [k for k, a in vars(nets[0]).items() if getattr(a, "ndim", 0) == 3]
+    shapes = {k: np.max([getattr(net, k).shape for net in nets], axis=0) for k in tables}
+    more = {"slots": max(net.slots for net in nets)} if hasattr(nets[0], "slots") else {}
+
+    def filled(net, k):
+        a = np.asarray(getattr(net, k))
+        wide = [(0, size - own) for size, own in zip(shapes[k], a.shape, strict=True)]
+        # an empty slot is node n; what else it holds is ignored
+        return jnp.asarray(np.pad(a, wide, constant_values=net.n if k in ("grad", "i", "j") else 0))
+
+    return [
+        Timeline(net.replace(**{k: filled(net, k) for k in tables}, **more), net.n) for net in nets
+    ]
 
 
 # Buffered arrivals ---------------------------------------------------------------------------
@@ -302,9 +324,9 @@ def from_events(
     gap = np.maximum(times[:, None] - before, 0)  # not -1e-17, where a round begins
     rest = np.full(rounds * n, float(unit))
     rest[chain.last_node] = np.maximum((when + 1) * unit - times, 0)[chain.last_event]
-    height = _heights(chain, pair)
+    height = _heights(chain.past, pair)
     c, e = cap or _half(height, pair, when)
-    wave, slot = _pack(chain, height, pair, when, (c, e))
+    wave, slot = _pack(chain.past, height, pair, when, (c, e))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
         raise ValueError(f"waves must be at least {needed} with cap={(c, e)}, got {waves}")
@@ -379,10 +401,10 @@ def _check_events(times, i, j, n, rounds, unit):
 
 
 class _Chains:
-    """For event e and its nodes (0: i, 1: j): the previous and next event there, -1 for none."""
+    """For event e and its nodes (0: i, 1: j): the previous event there, -1 for none."""
 
-    def __init__(self, past, future, last_node, last_event):
-        self.past, self.future = past, future  # [e, 2]
+    def __init__(self, past, last_node, last_event):
+        self.past = past  # [e, 2]
         self.last_node, self.last_event = last_node, last_event  # round * n + node, its last event
 
 
@@ -395,26 +417,25 @@ def _chains(when, i, j, n):
     by = np.argsort(node * max(count, 1) + event)
     node, event, column = node[by], event[by], column[by]
     same = node[1:] == node[:-1]
-    past, future = np.full((2, count, 2), -1)
+    past = np.full((count, 2), -1)
     past[event[1:], column[1:]] = np.where(same, event[:-1], -1)
-    future[event[:-1], column[:-1]] = np.where(same, event[1:], -1)
     last = ~np.append(same, np.zeros(min(count, 1), bool))
-    return _Chains(past, future, node[last], event[last])
+    return _Chains(past, node[last], event[last])
 
 
-def _heights(chain, pair):
+def _heights(past, pair):
     """Half waves from an event to the end of the longest chain that it starts."""
-    height = np.zeros(len(pair) + 1, np.int64)
+    height = np.zeros(len(pair) + 1, np.int64)  # one more, for the events that have no past
     # from kind a to kind b: gradient -> exchange fits into one wave, the others need the next one
     step = np.array([[2, 1], [1, 2]])
     kind = np.append(pair, False).astype(int)
-    left = (chain.future >= 0).sum(1)
+    left = np.bincount(past[past >= 0], minlength=len(pair))  # events that wait for this one
     front = np.flatnonzero(left == 0)
     while len(front):
-        future = chain.future[front]
-        ahead = height[future] + step[kind[front][:, None], kind[future]]
-        height[front] = np.where(future >= 0, ahead, 0).max(1)
-        front = _released(left, chain.past[front])
+        before = past[front]
+        ahead = height[front][:, None] + step[kind[before], kind[front][:, None]]
+        np.maximum.at(height, before, np.where(before >= 0, ahead, 0))
+        front = _released(left, before)
     return height[:-1]
 
 
@@ -423,6 +444,20 @@ def _released(left, neighbours):
     events = neighbours[neighbours >= 0]
     np.subtract.at(left, events, 1)
     return np.unique(events[left[events] == 0])
+
+
+def _followers(past):
+    """From events to those that wait for them."""
+    before = past.ravel()
+    by = np.argsort(before, kind="stable")
+    first = np.searchsorted(before[by], np.arange(len(past) + 1))
+
+    def after(events):
+        many = first[events + 1] - first[events]
+        start = np.repeat(first[events] - np.cumsum(many) + many, many)
+        return by[start + np.arange(len(start))] // past.shape[1]
+
+    return after
 
 
 def _half(height, pair, when):
@@ -439,11 +474,15 @@ def _half(height, pair, when):
     return int(np.ceil(mean[0] / 2)) + 1, int(np.ceil(mean[1] / 2)) + 1
 
 
-def _pack(chain, height, pair, when, cap):
-    """List scheduling of all rounds at once, longest remaining chain first: wave and slot."""
+def _pack(past, height, pair, when, cap):
+    """List scheduling of all rounds at once, longest remaining chain first: wave and slot.
+
+    Events wait for those in their row of past [e, 2].
+    """
+    after = _followers(past)
     wave, slot = np.zeros((2, len(pair)), np.int64)
     urgent = when * (height.max(initial=0) + 1) - height  # round, then height
-    left = (chain.past >= 0).sum(1)
+    left = (past >= 0).sum(1)
     new = np.flatnonzero(left == 0)
     ready = [new[~pair[new]], new[pair[new]]]
     v = 0
@@ -457,11 +496,259 @@ def _pack(chain, height, pair, when, cap):
             take = rank < cap[kind]
             chosen = queue[take]
             wave[chosen], slot[chosen] = v, rank[take]
-            new = _released(left, chain.future[chosen])
+            new = _released(left, after(chosen))
             ready[kind] = queue[~take]
             ready = [np.concatenate([ready[k], new[pair[new] == k]]) for k in (0, 1)]
         v += 1
     return wave, slot
+
+
+# Messages ------------------------------------------------------------------------------------
+
+
+def gossip(
+    graph: NxGraph | ArrayLike,
+    rounds: int,
+    *,
+    period: int = 100,
+    clock: str = "sync",
+    delay: tuple[int, int] = (0, 0),
+    drop: float = 0.0,
+    online: float = 1.0,
+    unit: float = 1.0,
+    seed: Seed = 0,
+    cap: int = 0,
+    waves: int = 0,
+) -> Timeline:
+    """Nodes push their models to random neighbours: asynchronous, late, lost, to nodes offline.
+
+    Time goes in steps, `period` of them to a round. In a step all whose clock rings send, then what
+    is due arrives, in the order in which it was sent: gossipy's simulator with protocol PUSH.
+
+    Args:
+        graph: nodes 0 to n-1, directed or not (a node sends to its successors), or an adjacency
+            matrix `[n, n]` of senders x receivers, whose diagonal is ignored.
+        rounds: for how many rounds of `period` time steps the messages are drawn.
+        period: time steps of a round, >= 1.
+        clock: "sync": a node sends once a round, at a random step of its own; "async": every so
+            many steps, drawn from N(period, period / 10) once for each node, all starting at 0.
+        delay: least and largest number of time steps under way, each as likely as the others.
+        drop: probability that a message is lost, in [0, 1].
+        online: probability that a node is online at a step, in [0, 1]; what arrives at a node that
+            is not is lost. Nodes send also when offline, as in gossipy.
+        unit: seconds of a round.
+        seed: a number or a NumPy generator.
+        cap: as for `from_messages`.
+        waves: as for `from_messages`.
+
+    Returns:
+        A `Timeline` of `Messages`. A node without neighbours never sends.
+
+    Raises:
+        ValueError: numbers out of range, an unknown clock, and what `from_messages` refuses.
+
+    Source: Ormándi, Hegedűs, Jelasity, "Gossip learning with linear models on fully distributed
+    data", Concurrency and Computation 2013; Polato's gossipy, whose code was read. There, a node
+    without neighbours also silences those that come after it in the step.
+    """
+    rng = np.random.default_rng(seed)
+    first, peers = _successors(graph)
+    n, steps = len(first) - 1, rounds * period
+    _between("rounds", rounds, 1)
+    _between("period", period, 1)
+    low, high = delay
+    if not 0 <= low <= high:
+        raise ValueError(f"delay must be 0 <= low <= high time steps, got {delay}; use `(0, 10)`")
+    for name, value in (("drop", drop), ("online", online)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}; for example `{name}=0.1`")
+    offset, every = lookup(CLOCKS, clock, "clock")(rng, n, period)
+    many = np.where(first[1:] > first[:-1], -(-(steps - offset) // every), 0)
+    sender = np.repeat(np.arange(n), many)
+    turn = np.arange(len(sender)) - np.repeat(np.cumsum(many) - many, many)
+    sent = offset[sender] + turn * every[sender]
+    order = np.lexsort((rng.random(len(sent)), sent))  # within a step nodes send in random order
+    sender, sent = sender[order], sent[order]
+    u = rng.random((3, len(sent)))
+    peer = (u[0] * (first[sender + 1] - first[sender])).astype(np.int64)
+    receiver = peers[first[sender] + peer]
+    arrives = sent + rng.integers(low, high + 1, len(sent))
+    # whether a node is online at a step is the same for all that arrives there then
+    step, of = np.unique(arrives * n + receiver, return_inverse=True)
+    lost = (u[1] < drop) | (rng.random(len(step)) >= online)[of]
+    received = np.where(lost, np.inf, arrives)
+    return _messages(
+        sent, received, sender, receiver, n, rounds=rounds, length=period, unit=unit, cap=cap,
+        waves=waves,
+    )  # fmt: skip
+
+
+# First step at which each node sends, and the steps between.
+CLOCKS: dict[str, Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]] = {
+    "sync": lambda rng, n, period: (rng.integers(0, period, n), np.full(n, period)),
+    "async": lambda rng, n, period: (
+        np.zeros(n, int),
+        np.maximum(rng.normal(period, period / 10, n).astype(int), 1),
+    ),
+}
+
+
+def _successors(graph):
+    """Whom node i may send to: peers[first[i] : first[i + 1]]."""
+    if isinstance(graph, np.ndarray | list | tuple | jax.Array):
+        edges = _square(graph) != 0
+    else:
+        edges = _heard(graph).T
+    i, j = np.nonzero(edges & ~np.eye(len(edges), dtype=bool))
+    return np.searchsorted(i, np.arange(len(edges) + 1)), j
+
+
+def from_messages(
+    sent: Float[np.ndarray, " e"],
+    received: Float[np.ndarray, " e"],
+    i: Int[np.ndarray, " e"],
+    j: Int[np.ndarray, " e"],
+    n: int,
+    *,
+    rounds: int,
+    unit: float = 1.0,
+    cap: int = 0,
+    waves: int = 0,
+) -> Timeline:
+    """Your own messages, cut into rounds and packed into waves.
+
+    Args:
+        sent: seconds at which messages leave, in [0, rounds * unit).
+        received: seconds at which they arrive, not before they leave; inf if they are lost. At
+            equal times all is sent before anything arrives, and arrives in the order given.
+        i: senders.
+        j: receivers.
+        n: number of nodes.
+        rounds: of `unit` seconds; what arrives later stays under way.
+        unit: seconds of a round.
+        cap: most arrivals of one wave; by default about half of what an unlimited wave would hold
+            on average.
+        waves: at least so many waves per round, so that timelines with the same cap share a shape;
+            by default what the fullest round needs.
+
+    Returns:
+        A `Timeline` of `Messages`.
+
+    Raises:
+        ValueError: times out of range, unknown nodes, messages to oneself, too few waves.
+    """
+    sent, received = np.asarray(sent, float), np.asarray(received, float)
+    i, j = np.asarray(i, np.int64), np.asarray(j, np.int64)
+    if not sent.shape == received.shape == i.shape == j.shape or sent.ndim != 1:
+        shapes = sent.shape, received.shape, i.shape, j.shape
+        raise ValueError(f"sent, received, i and j must share one length, got {shapes}")
+    _between("rounds", rounds, 1)
+    if not unit > 0:
+        raise ValueError(f"unit must be positive seconds, got {unit}; for example `unit=1.0`")
+    wrong = ~((sent >= 0) & (sent < rounds * unit) & (received >= sent))
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise ValueError(
+            f"messages must leave in [0, rounds * unit) = [0, {rounds * unit:g}) and not arrive "
+            f"before, message {k} is sent at {sent[k]:g}, received at {received[k]:g}; use "
+            "`received=np.inf` for a lost one"
+        )
+    wrong = (i < 0) | (i >= n) | (j < 0) | (j >= n) | (i == j)
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise ValueError(
+            f"messages must go between two different nodes of 0..{n - 1}; message {k} has "
+            f"i={i[k]}, j={j[k]}"
+        )
+    return _messages(
+        sent, received, i, j, n, rounds=rounds, length=unit, unit=unit, cap=cap, waves=waves
+    )
+
+
+def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap, waves):
+    """`length` is that of a round in the unit of the times; whole numbers have no rounding."""
+    leaves = np.minimum((sent / length).astype(np.int64), rounds - 1)
+    e = np.flatnonzero(received < rounds * length)
+    e = e[np.argsort(received[e], kind="stable")]
+    at, i, j = received[e], receiver[e], sender[e]
+    when = np.minimum((at / length).astype(np.int64), rounds - 1)
+    left = np.searchsorted(at, sent[e])
+    number = np.arange(len(e))
+    own, maker, over = _versions(i, j, left)
+    past = np.stack([own, maker], 1)
+    past = np.where((past >= 0) & (when[past] == when[:, None]), past, -1)
+    single = np.zeros(len(e), bool)
+    height = _heights(past, single)
+    cap = cap or _half(height, single, when)[0]
+    wave, slot = _pack(past, height, single, when, (cap, 0))
+    needed = int(wave.max(initial=0)) + 1
+    if waves and waves < needed:
+        raise ValueError(f"waves must be at least {needed} with cap={cap}, got {waves}")
+    # a model moves to a slot if it is read in a later wave than the one that replaces it
+    place = when * needed + wave
+    late = np.flatnonzero((over >= 0) & (place > place[over]))
+    read = np.full(len(e), -1)
+    np.maximum.at(read, over[late], place[late])
+    kept = np.flatnonzero(read >= 0)
+    save = np.full(len(e), -1)
+    save[kept], slots = _slots(place[kept], read[kept])
+    source = j.copy()
+    source[late] = n + save[over[late]]
+
+    def table(values, empty=0):
+        out = np.full((rounds, max(waves, needed), cap), empty, np.int64)
+        out[when, wave, slot] = values
+        return _array(out)
+
+    nodes = np.broadcast_to(np.arange(n), (rounds, n))
+    nets = Messages(
+        t=_array(np.arange(rounds)),
+        i=table(i, n),
+        j=table(j),
+        source=table(source),
+        save=table(save, -1),
+        number=table(number),
+        left=table(left),
+        sent=_array(np.bincount(leaves * n + sender, minlength=rounds * n).reshape(rounds, n)),
+        send=Send(_array(nodes < 0), _array(nodes), _array(nodes >= 0)),
+        elapsed=_array(np.full(rounds, float(unit))),
+        n=n,
+        slots=slots,
+    )
+    return Timeline(nets, n)
+
+
+def _versions(i, j, left):
+    """Arrivals, -1 for none: at i before each; and those that made and replaced what j sent.
+
+    A message that left after `left` arrivals holds what the last of them at j made.
+    """
+    count = len(i)
+    by = np.argsort(i, kind="stable")
+    rank = np.empty(count, np.int64)
+    rank[by] = np.arange(count)
+    following = np.searchsorted(i[by] * (count + 1) + by, j * (count + 1) + left)
+
+    def at(node, place):
+        event = np.append(by, -1)[np.where((place >= 0) & (place < count), place, count)]
+        return np.where((event >= 0) & (np.append(i, -1)[event] == node), event, -1)
+
+    return at(i, rank - 1), at(j, following - 1), at(j, following)
+
+
+def _slots(start, end):
+    """Slots for [start, end], where one may start when another ends, and how many they are.
+
+    The k-th to start of m slots takes the one that the (k - m)-th to end gives back.
+    """
+    by, free = np.argsort(start, kind="stable"), np.argsort(end, kind="stable")
+    busy = np.arange(1, len(by) + 1) - np.searchsorted(end[free], start[by], side="right")
+    slots = int(busy.max(initial=0))
+    slot = np.zeros(len(by), np.int64)
+    slot[by[:slots]] = np.arange(slots)
+    for k in range(slots, len(by)):
+        slot[by[k]] = slot[free[k - slots]]
+    return slot, slots
 
 
 def _between(name, value, low, high=None):
