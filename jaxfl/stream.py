@@ -97,7 +97,7 @@ class Feed:
         own = lambda a, stacked: np.array(a) if stacked else jnp.array(np.asarray(a))
         self.state = jax.tree.map(own, state, self.stacked)
         self.reader, self.queue = ThreadPoolExecutor(1), deque()
-        self.device = jax.default_device.value  # `with jax.default_device` is per thread
+        self.device, self.wide = jax.default_device.value, jax.enable_x64.value  # per thread
         self.asked, self.now = itertools.count(), -1
 
     def __enter__(self) -> "Feed":
@@ -144,6 +144,10 @@ class Feed:
 
     def _read(self, k):
         """Clients and network of chunk k on the device."""
+        with jax.default_device(self.device), jax.enable_x64(self.wide):
+            return jax.block_until_ready(jax.tree.map(jnp.asarray, self._chunk(k)))
+
+    def _chunk(self, k):
         members, nets = self.members[k], self.nets[k]
         slots = np.where(nets.idx < self.clients.n, np.searchsorted(members, nets.idx), self.slots)
         network = _Replay(nets.replace(idx=slots.astype(np.int32)), np.int32(self.spans[k][0]))
@@ -155,9 +159,8 @@ class Feed:
             data = data._replace(arrays=arrays, order=_extend(order.astype(np.int32), self.rows))
             start = np.cumsum(count) - count
         start, count, ids = map(self._fill, (start.astype(np.int32), count, self.id[members]))
-        clients = dataclasses.replace(self.clients, data=data, start=start, count=count, id=ids)
-        with jax.default_device(self.device):
-            return jax.block_until_ready(jax.tree.map(jnp.asarray, (clients, network)))
+        own = dict(data=data, start=start, count=count, id=ids)
+        return dataclasses.replace(self.clients, **own), network
 
     def _fill(self, a):
         """As many slots in every chunk: one program. Nobody's index is a slot that fills up."""
