@@ -105,7 +105,7 @@ def forget(folder):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def streamed(n=10_000, each=25, features=784, rounds=100, chunk=10):
+def streamed(n=10_000, each=25, features=784, rounds=60, chunk=6):
     """The same run with all examples on the device, and with them on disk."""
     rng = np.random.default_rng(0)
     params = {
@@ -127,7 +127,7 @@ def streamed(n=10_000, each=25, features=784, rounds=100, chunk=10):
 
         def job(name, host, ahead):
             clients = Clients.make(data, partition, softmax, batch=25, host=host)
-            alg = FedAvg(lr=0.1, steps=10)
+            alg = FedAvg(lr=0.1, steps=4)
 
             def go():
                 forget(folder)
@@ -147,7 +147,7 @@ def streamed(n=10_000, each=25, features=784, rounds=100, chunk=10):
 
         def read():
             forget(folder)
-            alg = FedAvg(lr=0.1, steps=10)
+            alg = FedAvg(lr=0.1, steps=4)
             with stream.Feed(alg, clients, Uniform(n, 100), params, KEY, spans, None, None) as feed:
                 seconds = [timed(lambda k=k: feed._read(k))[1] for k in range(len(spans))]
             return seconds, feed
@@ -167,7 +167,7 @@ def streamed(n=10_000, each=25, features=784, rounds=100, chunk=10):
     }
 
 
-def offloaded(n=5_000, features=784, rounds=100, chunk=10):
+def offloaded(n=5_000, features=784, rounds=60, chunk=6):
     """SCAFFOLD with its control variates on the device and on the host."""
     rng = np.random.default_rng(0)
     data = {
@@ -183,7 +183,7 @@ def offloaded(n=5_000, features=784, rounds=100, chunk=10):
 
     def job(offload):
         def go():
-            alg = Scaffold(lr=0.1, steps=10)
+            alg = Scaffold(lr=0.1, steps=4)
             ends[offload] = run(
                 alg,
                 clients,
