@@ -444,6 +444,12 @@ class Clients:
 
     def _one(self, f, key, start, count, id, *rows):
         self._resident()
+        if self.population:
+            raise ValueError(
+                "a round asks all clients, of whom the device holds a chunk's; ask a cohort, "
+                "`clients[net.idx]`, or keep all on the device: `Clients.make(..., host=False)`, "
+                "`run(..., offload=False)`"
+            )
         client = Client(
             self.data,
             start,

@@ -7,6 +7,7 @@ while a thread reads the next chunk's examples. Identities, hence keys, stay tho
 
 import dataclasses
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,7 +146,7 @@ class Feed:
     def _read(self, k):
         """Clients and network of chunk k on the device."""
         with jax.default_device(self.device), jax.enable_x64(self.wide):
-            return jax.block_until_ready(jax.tree.map(jnp.asarray, self._chunk(k)))
+            return jax.block_until_ready(jax.device_put(self._chunk(k)))
 
     def _chunk(self, k):
         members, nets = self.members[k], self.nets[k]
@@ -321,10 +322,18 @@ def _extend(a, size):
 
 
 def _gather(rows, size, path, a):
-    out = np.zeros((size, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
+    out = _aligned((size, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
     if out.dtype == a.dtype:
         np.take(a, rows, axis=0, out=out[: len(rows)], mode="clip")  # a copy less than "raise"
     else:
         out[: len(rows)] = np.take(a, rows, axis=0)
     check_finite(jax.tree_util.keystr(path), out[: len(rows)], rows)
     return out
+
+
+def _aligned(shape, dtype):
+    """Zeros where JAX on the CPU needs no copy of its own: at multiples of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    first = -raw.ctypes.data % 64
+    return raw[first : first + size].view(dtype).reshape(shape)

@@ -202,6 +202,8 @@ class Own:
             x = x + seen.sum()
         elif self.kind == "count":
             x = x + clients.count.sum()
+        elif self.kind == "each":
+            x = x + clients.each(lambda c, key: c.count, key=key).sum()
         elif self.kind == "first":
             x = x + seen[0]
         elif self.kind == "decay":
@@ -219,6 +221,7 @@ def test_what_needs_all_clients_is_refused():
     close(go(Own("fine"), HOST).state, go(Own("fine"), CLIENTS).state)
     for kind, message in {
         "sum": r"Own has more than the rows of its cohort in state\.seen",
+        "each": "a round asks all clients",
         "first": r"Own has more than the rows of its cohort in state\.seen",
         "decay": r"Own has more than the rows of its cohort in state\.seen",
         "count": r"Own has more than the rows of its cohort in clients\.count",
