@@ -192,6 +192,8 @@ class Clients:
     augment: Callable = struct.field(pytree_node=False, default=_same)
     precision: str = struct.field(pytree_node=False, default="float32")
     devices: int = struct.field(pytree_node=False, default=1)  # that the clients are spread over
+    host: bool = struct.field(pytree_node=False, default=False)  # examples stay with the host
+    population: int = struct.field(pytree_node=False, default=0)  # of whom these are one chunk's
 
     @classmethod
     def make(
@@ -204,6 +206,7 @@ class Clients:
         block: int = 0,
         augment: Callable = _same,
         precision: str = "float32",
+        host: bool = False,
     ) -> "Clients":
         """Local problems from arrays, a partition of their rows and a loss.
 
@@ -217,13 +220,16 @@ class Clients:
                 such as `jaxfl.data.crop_and_flip()`.
             precision: of local training: "float32", "tf32" or "bfloat16" compute. Parameters,
                 mixing and state stay in their own dtype.
+            host: leave the examples where they are, in memory or memory-mapped
+                (`np.load(path, mmap_mode="r")`), and let `run` bring those of a chunk of rounds to
+                the device, one chunk ahead. They are checked for NaN and inf when they are read.
 
         Raises:
             ValueError: arrays that disagree in length, hold NaN or inf, or are not numbers; empty
                 clients; offsets out of range; batch < 1 or block < 0; an unknown precision.
         """
-        arrays = jax.tree.map(np.asarray, data)
-        size = _check_data(arrays)
+        arrays = jax.tree.map(np.asanyarray if host else np.asarray, data)  # memmaps stay mapped
+        size = _check_data(arrays, finite=not host)
         order, start, count = _check_partition(partition)
         if (count < 1).any():
             raise ValueError(
@@ -249,29 +255,38 @@ class Clients:
         if precision not in _PRECISIONS:
             raise ValueError(f"precision must be one of {[*_PRECISIONS]}, got {precision!r}")
         _check_static(loss=loss, augment=augment)
+        if host:
+            ids = np.arange(len(start), dtype=np.int32)
+            leaves = _Data(arrays, order), start.astype(np.int64), count.astype(np.int32), ids
+        else:
+            leaves = (
+                _Data(jax.tree.map(jnp.asarray, arrays), jnp.asarray(order, jnp.int32)),
+                jnp.asarray(start, jnp.int32),
+                jnp.asarray(count, jnp.int32),
+                jnp.arange(len(start), dtype=jnp.int32),
+            )
         return cls(
-            _Data(jax.tree.map(jnp.asarray, arrays), jnp.asarray(order, jnp.int32)),
-            jnp.asarray(start, jnp.int32),
-            jnp.asarray(count, jnp.int32),
-            jnp.arange(len(start), dtype=jnp.int32),
+            *leaves,
             loss=loss,
             batch=int(batch),
             block=int(block),
             largest=int(count.max()),
             augment=augment,
             precision=precision,
+            host=host,
         )
 
     @property
     def n(self) -> int:
-        """Number of clients."""
-        return self.start.shape[0]
+        """Number of clients; all of them, where `run` shows a round only those of its chunk."""
+        return self.population or self.start.shape[0]
 
     def __len__(self) -> int:
         return self.n
 
     def __getitem__(self, idx: ArrayLike) -> "Clients":
         """The cohort `idx`; an empty slot (`idx = n`) computes some client, its weight is 0."""
+        self._resident()
         idx = jnp.asarray(idx)
         if idx.ndim != 1:
             raise TypeError(
@@ -284,7 +299,15 @@ class Clients:
                 f"{idx.min()} to {idx.max()}"
             )
         start, count, ids = comm.pick((self.start, self.count, self.id), idx)
-        return dataclasses.replace(self, start=start, count=count, id=ids)
+        return dataclasses.replace(self, start=start, count=count, id=ids, population=0)
+
+    def _resident(self):
+        if self.host:
+            raise ValueError(
+                "the examples of these clients are on the host, where no program reads them; use "
+                "`run(alg, clients, ...)`, which brings them by chunks of rounds, or "
+                "`Clients.make(..., host=False)`"
+            )
 
     def spread(self, mesh: jax.sharding.Mesh, axis: str = "clients") -> "Clients":
         """These clients over the devices of a mesh, the data on each of them.
@@ -301,6 +324,7 @@ class Clients:
             ValueError: no such axis, axes that are not automatic, or n not a multiple of the
                 devices along it.
         """
+        self._resident()
         auto = jax.sharding.AxisType.Auto
         if axis not in mesh.shape or set(mesh.axis_types) != {auto}:
             raise ValueError(
@@ -335,22 +359,25 @@ class Clients:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be in (0, 1), got {fraction}; for example 0.2")
         rng = np.random.default_rng(seed)
-        order, starts, counts = (np.asarray(a) for a in (self.data.order, self.start, self.count))
-        parts: tuple[list, list] = ([], [])
-        for start, count in zip(starts, counts, strict=True):
-            own = rng.permutation(order[start : start + count])
-            held = min(max(1, round(fraction * count)), max(count - 1, 1))
-            parts[0].append(own[held:] if count > 1 else own)
-            parts[1].append(own[:held])
-        return self._over(parts[0]), dataclasses.replace(self._over(parts[1]), augment=_same)
+        order, start, count = (np.asarray(a) for a in (self.data.order, self.start, self.count))
+        owner = np.repeat(np.arange(self.n), count)
+        order = order[positions(start, count)][np.lexsort((rng.random(len(owner)), owner))]
+        held = np.maximum(np.rint(fraction * count), 1).clip(max=np.maximum(count - 1, 1))
+        first = positions(np.zeros_like(count), count) < held[owner]
+        rest = ~first | (count == 1)[owner]
+        train, test = (self._over(order[mask], owner[mask]) for mask in (rest, first))
+        return train, dataclasses.replace(test, augment=_same)
 
-    def _over(self, lists):
-        count = np.array([len(a) for a in lists], np.int32)
+    def _over(self, order, owner):
+        count = np.bincount(owner, minlength=self.n)
+        leaves = order, np.cumsum(count) - count, count
+        if not self.host:
+            leaves = [jnp.asarray(a, jnp.int32) for a in leaves]
         return dataclasses.replace(
             self,
-            data=self.data._replace(order=jnp.asarray(np.concatenate(lists), jnp.int32)),
-            start=jnp.asarray(np.cumsum(count) - count, jnp.int32),
-            count=jnp.asarray(count),
+            data=self.data._replace(order=leaves[0]),
+            start=leaves[1],
+            count=leaves[2],
             largest=int(count.max()),
         )
 
@@ -435,6 +462,13 @@ class Clients:
         return total, self._unblock(rest)
 
     def _one(self, f, key, start, count, id, *rows):
+        self._resident()
+        if self.population:
+            raise ValueError(
+                "a round asks all clients, of whom the device holds a chunk's; ask a cohort, "
+                "`clients[net.idx]`, or keep all on the device: `Clients.make(..., host=False)`, "
+                "`run(..., offload=False)`"
+            )
         client = Client(
             self.data,
             start,
@@ -526,7 +560,27 @@ def _check_partition(partition):
     return order, start, count
 
 
-def _check_data(arrays):
+def positions(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Where the examples of clients are in the order, `[sum of count]`, one client after another.
+
+    Args:
+        start: `[m]`.
+        count: `[m]`.
+    """
+    return np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
+
+
+def check_finite(name: str, a: np.ndarray, rows: Any = None) -> None:
+    """Raises ValueError where an array of examples holds NaN or inf; `rows` are their numbers."""
+    if jnp.issubdtype(a.dtype, jnp.inexact) and not np.isfinite(a).all():
+        row = int(np.argwhere(~np.isfinite(a))[0][0])
+        raise ValueError(
+            f"data{name} holds NaN or inf, first in row {row if rows is None else rows[row]}; "
+            "clean it: `np.nan_to_num(x)`"
+        )
+
+
+def _check_data(arrays, finite):
     leaves = jax.tree.leaves_with_path(arrays)
     if not leaves:
         raise ValueError('data holds no array; pass `{"x": features, "y": labels}`')
@@ -543,9 +597,6 @@ def _check_data(arrays):
                 f"data{name} must hold numbers, got dtype {a.dtype}; encode it first: "
                 "`values, codes = np.unique(column, return_inverse=True)`"
             )
-        if jnp.issubdtype(a.dtype, jnp.inexact) and not np.isfinite(a).all():
-            row = int(np.argwhere(~np.isfinite(a))[0][0])
-            raise ValueError(
-                f"data{name} holds NaN or inf, first in row {row}; clean it: `np.nan_to_num(x)`"
-            )
+        if finite:
+            check_finite(name, a)
     return leaves[0][1].shape[0]

@@ -148,8 +148,9 @@ def simulate(
 
     Raises:
         ValueError: a network that does not fit the algorithm, values out of range, sizes that
-            disagree, `every` that does not divide `rounds`.
+            disagree, `every` that does not divide `rounds`, clients whose examples are on the host.
     """
+    clients._resident()
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
@@ -229,11 +230,18 @@ def run(
     chunk: int = 0,
     callbacks: Sequence[Callable[[int, Run], bool | None]] = (),
     progress: bool = False,
+    offload: bool = False,
 ) -> Run:
     """`simulate` in chunks of rounds, with the host in between: progress, callbacks, early stops.
 
     The numbers are those of `simulate`, bit for bit. The state is donated from chunk to chunk; the
     caller's own arrays stay alive.
+
+    Clients may be more than the device holds, for methods with cohorts or arrivals: who takes part
+    is known in advance, so the device gets the clients of one chunk of rounds at a time. Examples
+    on the host (`Clients.make(..., host=True)`) are read one chunk ahead, while the device works:
+    it holds those of two chunks. Per-client state that is on the host (with `offload`, and always
+    with such examples) is exchanged between chunks. The numbers are the same, to rounding.
 
     Args:
         alg, clients, network, params, key, rounds, start, state, every, evaluate, schedule: as for
@@ -244,9 +252,19 @@ def run(
             `Run` of this chunk; one that returns True stops the run. `part.state` is donated to
             the next chunk: copy what should outlive the callback.
         progress: show a progress bar.
+        offload: keep the state of the clients (every leaf `[n, ...]` that `init` makes one row of
+            per client) on the host: in `Run.state` and in callbacks these leaves are NumPy arrays,
+            in callbacks the live ones. `evaluate` may not read them, a callback may.
 
     Returns:
         `Run(state, history, evaluations)` of all rounds done, history on the host.
+
+    Raises:
+        ValueError: what `simulate` refuses; a chunk that is not a multiple of `every`; clients or
+            state on the host with a net where everybody takes part in every round (graphs, events),
+            with clients spread over devices, with an algorithm that reads other clients' rows than
+            the cohort's, or whose `init` reads examples; NaN or inf among the examples.
+        RuntimeError: examples that cannot be read.
     """
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
@@ -257,17 +275,27 @@ def run(
             f"chunk must be a multiple of every = {every}, got {chunk}; for example {5 * every}"
         )
     chunk = chunk or _chunk_size(rounds, every or 1)
-    own = _init(alg, clients, params, key) if state is None else state
-    own = jax.tree.map(jnp.copy, own)
     evaluate, schedule = _callable(evaluate), _callable(schedule)
-    parts, t = [], start
-    with _bar(rounds, progress) as advance:
-        while t < start + rounds:
-            size = min(chunk, start + rounds - t)
+    last = start + rounds
+    spans = [(t, min(chunk, last - t)) for t in range(start, last, chunk)]
+    parts = []
+    with contextlib.ExitStack() as stack:
+        if clients.host or offload:
+            from jaxfl.stream import Feed
+
+            feed = Feed(alg, clients, network, params, key, spans, state, evaluate)
+            own = stack.enter_context(feed).state
+        else:
+            feed = None
+            own = _init(alg, clients, params, key) if state is None else state
+            own = jax.tree.map(jnp.copy, own)
+        advance = stack.enter_context(_bar(rounds, progress))
+        for t, size in spans:
+            here, world, own = (clients, network, own) if feed is None else feed.next()
             part = _chunk(
                 alg,
-                clients,
-                network,
+                here,
+                world,
                 key,
                 jnp.asarray(t, jnp.int32),
                 own,
@@ -276,10 +304,11 @@ def run(
                 rounds=size,
                 every=min(every_, size),
             )
-            own, t = part.state, t + size
+            own = part.state if feed is None else feed.put(part.state)
+            part = part._replace(state=own)
             parts.append(jax.device_get((part.history, part.evaluations)))
             advance(size)
-            if any([callback(t, part) for callback in callbacks]):
+            if any([callback(t + size, part) for callback in callbacks]):
                 break
     history, evaluations = jax.tree.map(lambda *a: np.concatenate(a), *parts)
     return Run(own, history, evaluations)
@@ -580,8 +609,14 @@ def _check_model(clients, params):
             )
 
     def shapes(batch):
-        few = dataclasses.replace(clients[jnp.zeros(1, jnp.int32)], batch=batch)
-        return jax.eval_shape(lambda: few.each(one, key=jax.random.key(0)))
+        def each(start, count, id, data):
+            few = dataclasses.replace(
+                clients, data=data, start=start, count=count, id=id, batch=batch, host=False
+            )
+            return few.each(one, key=jax.random.key(0))
+
+        number = jax.ShapeDtypeStruct((1,), jnp.int32)
+        return jax.eval_shape(each, number, number, number, clients.data)
 
     try:
         tasks = {shapes(batch)[2].shape[2:] for batch in (2, 3)}
