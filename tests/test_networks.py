@@ -148,10 +148,10 @@ def test_cohorts(name):
     assert network.lossless is not isinstance(network, Drop)
 
 
-@pytest.mark.parametrize("n, permute", [(6, 1024), (12, 0)])
-def test_every_subset_is_equally_likely(n, permute, monkeypatch):
-    """Both ways of drawing: the permutation, and redrawing duplicates as for large n."""
-    monkeypatch.setattr(cohorts, "_PERMUTE", permute)
+@pytest.mark.parametrize("n, pairs", [(6, 256), (12, 256), (12, 0)])
+def test_every_subset_is_equally_likely(n, pairs, monkeypatch):
+    """All ways of drawing: the permutation, and redrawing duplicates found by pairs or sorting."""
+    monkeypatch.setattr(cohorts, "_PAIRS", pairs)
     draws = 20_000
     idx = many(Uniform(n, 3), draws=draws).net.idx
     subsets = list(itertools.combinations(range(n), 3))

@@ -17,6 +17,7 @@ from jaxfl.models.model import Model
 from jaxfl.types import Key, Params
 
 Examples = dict[str, Any]
+_MASKED = 128  # classes up to which a label is picked by a mask
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _cross_entropy(logits: Any, examples: Examples) -> Any:
             f"examples: expected labels y [B] for logits [B, C], got y {examples['y'].shape} for "
             f"logits {logits.shape}. Use sequence_cross_entropy(model) for sequences."
         )
-    return optax.softmax_cross_entropy_with_integer_labels(_wide(logits), examples["y"])
+    return _negative_log_likelihood(_wide(logits), examples["y"])
 
 
 def _squared_error(outputs: Any, examples: Examples) -> Any:
@@ -124,8 +125,18 @@ class _Tokens:
                 f"logits {logits.shape}. Use cross_entropy(model) for one label per example."
             )
         kept = y != self.pad
-        each = optax.softmax_cross_entropy_with_integer_labels(_wide(logits), jnp.where(kept, y, 0))
+        each = _negative_log_likelihood(_wide(logits), jnp.where(kept, y, 0))
         return jnp.sum(each * kept, 1) / jnp.maximum(jnp.sum(kept, 1), 1)
+
+
+def _negative_log_likelihood(logits: Any, y: Any) -> Any:
+    """Of labels y [...] under logits [..., C]."""
+    if logits.shape[-1] > _MASKED:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    # By a mask, whose gradient is a mask too; that of an index is a scatter.
+    label = y[..., None] == jnp.arange(logits.shape[-1]).reshape(*(1,) * y.ndim, -1)
+    picked = jnp.where(label, logits, 0).sum(-1)
+    return jax.nn.logsumexp(logits, -1) - picked
 
 
 def _wide(outputs: Any) -> Any:
