@@ -179,7 +179,7 @@ def test_a_cohort_of_a_million_costs_a_cohort():
     def largest(network):
         return max(shapes(jax.make_jaxpr(network)(0, KEY).jaxpr))
 
-    assert largest(Uniform(1000, 100)) >= 1000  # the measure sees a permutation
+    assert largest(Uniform(1000, 300)) >= 1000  # the measure sees a permutation
     assert largest(Uniform(1_000_000, 100)) <= 400
 
 
