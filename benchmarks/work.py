@@ -155,7 +155,7 @@ def gossip(seed: int = 0) -> dict[str, np.ndarray]:
         "count": count,  # start[i] to start[i] + count[i]
         "adjacency": nx.to_numpy_array(nx.random_regular_graph(20, nodes, seed)).astype(np.int8),
         "batch": np.int32(32),
-        "lr": np.float32(0.1),
+        "lr": np.float32(0.3),
         "delta": np.int32(100),
         "delay": np.int32(10),
         "drop": np.float32(0.1),

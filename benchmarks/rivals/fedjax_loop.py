@@ -3,6 +3,7 @@
 Newer JAX has dropped `jax.tree_map` and its like, which parts of FedJAX and haiku still call.
 """
 
+# ruff: noqa: E402  (functions must be restored first)
 from functools import partial
 
 import jax
@@ -11,11 +12,11 @@ for name in ("tree_map", "tree_leaves", "tree_flatten", "tree_unflatten", "tree_
     if not hasattr(jax, name):
         setattr(jax, name, getattr(jax.tree_util, name))
 
-import fedjax  # noqa: E402
-import haiku as hk  # noqa: E402
-import numpy as np  # noqa: E402
-from fedjax.core.models import create_model_from_haiku  # noqa: E402
-from serve import Rival, batches, serve  # noqa: E402
+import fedjax
+import haiku as hk
+import numpy as np
+from fedjax.core.models import create_model_from_haiku
+from serve import Rival, batches, serve
 
 
 def logistic(batch, is_train=False, dropout=True):

@@ -34,8 +34,9 @@ class PFL(Rival):
 
     def users(self):
         """Endless cohorts without replacement."""
+        clients, cohort = int(self.data["clients"]), int(self.data["cohort"])
         while True:
-            yield from torch.randperm(int(self.data["clients"]))[: int(self.data["cohort"])].tolist()
+            yield from torch.randperm(clients)[:cohort].tolist()
 
     def rows(self, i):
         size = int(self.data["size"])

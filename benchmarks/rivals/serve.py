@@ -3,7 +3,8 @@
 A rival prepares, prints `{"ready": true, "cold": seconds, ...}`, then for each line `go` on stdin
 runs `--rounds` rounds from the initial model and prints `{"seconds": ..., "rounds": ..., ...}`; at
 `quit` it prints its peak memory and versions. With `--check FILE` it instead runs two rounds on the
-given minibatches without dropout, prints a checksum of the model, and writes it to the file.
+given minibatches without dropout, prints a checksum of the model, and writes it to the file
+(`check.py` compares).
 """
 
 import argparse
@@ -62,7 +63,7 @@ def serve(
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", required=True, choices=works)
     parser.add_argument("--data", required=True, help="written by benchmarks/work.py")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, help="default: 10, with --check 2")
     parser.add_argument("--threads", type=int, help="of PyTorch; JAX takes all cores")
     parser.add_argument("--check", metavar="FILE")
     parser.add_argument("--started", type=float, default=LOADED, help="the caller's time.time()")
@@ -77,11 +78,13 @@ def serve(
         set_threads(threads)
     rival = works[args.work](data)
     if args.check:
-        model = rival.check(2)
-        np.savez(args.check, **model)  # pyright: ignore[reportArgumentType]
-        flat = np.concatenate([a.ravel().astype(np.float64) for a in model.values()])
+        found = rival.check(args.rounds or 2)
+        np.savez(args.check, **found)  # pyright: ignore[reportArgumentType]
+        model = [a.ravel() for a in found.values() if a.dtype == np.float32]
+        flat = np.concatenate(model).astype(np.float64)
         answers.write(json.dumps({"sum": flat.sum(), "norm": np.linalg.norm(flat)}) + "\n")
         return
+    rounds = args.rounds or 10
     rival.run(1)
     ready = {"ready": True, "cold": time.time() - args.started}
     if set_threads:
@@ -93,9 +96,9 @@ def serve(
     for line in map(str.strip, sys.stdin):
         if line == "go":
             start = time.perf_counter()
-            rival.run(args.rounds)
+            rival.run(rounds)
             seconds = time.perf_counter() - start
-            done = {"seconds": seconds, "rounds": args.rounds, **rival.result()}
+            done = {"seconds": seconds, "rounds": rounds, **rival.result()}
             answers.write(json.dumps(done) + "\n")
         elif line == "quit":
             break
