@@ -99,4 +99,8 @@ class FedJAX(Rival):
 
 if __name__ == "__main__":
     works = {"A": partial(FedJAX, logistic), "B": partial(FedJAX, cifar_cnn)}
-    serve(works, ("fedjax", "jax", "dm-haiku", "numpy"))
+    serve(
+        works,
+        ("fedjax", "jax", "dm-haiku", "numpy"),
+        partial(jax.config.update, "jax_enable_x64", True),
+    )

@@ -10,6 +10,7 @@ it and the set-up are reported as `outside`, the seconds of the clock that are n
 import sys
 import time
 import types
+from functools import partial
 
 # gossipy imports it for image sets only, and PyPI's build does not load beside a CPU-only PyTorch
 sys.modules["torchvision"] = types.ModuleType("torchvision")
@@ -172,4 +173,10 @@ class Gossip(Rival):
 
 
 if __name__ == "__main__":
-    serve({"C": Gossip}, ("gossipy-dfl", "torch", "scikit-learn", "numpy"), torch.set_num_threads)
+    double = partial(torch.set_default_dtype, torch.float64)
+    serve(
+        {"C": Gossip},
+        ("gossipy-dfl", "torch", "scikit-learn", "numpy"),
+        double,
+        torch.set_num_threads,
+    )

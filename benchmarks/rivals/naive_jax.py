@@ -109,4 +109,8 @@ class Mixing(Rival):
 
 if __name__ == "__main__":
     works = {"A": partial(FedAvg, Logistic()), "B": partial(FedAvg, CifarCNN()), "D": Mixing}
-    serve(works, ("jax", "jaxlib", "flax", "optax", "numpy"))
+    serve(
+        works,
+        ("jax", "jaxlib", "flax", "optax", "numpy"),
+        partial(jax.config.update, "jax_enable_x64", True),
+    )

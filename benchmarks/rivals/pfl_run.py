@@ -89,7 +89,8 @@ class PFL(Rival):
 
 
 if __name__ == "__main__":
+    double = partial(torch.set_default_dtype, torch.float64)
     logging.disable(logging.INFO)
     asyncio.set_event_loop(asyncio.new_event_loop())  # pfl asks for the current one
     works = {w: partial(PFL, w) for w in ("A", "B", "cnn")}
-    serve(works, ("pfl", "torch", "numpy"), torch.set_num_threads)
+    serve(works, ("pfl", "torch", "numpy"), double, torch.set_num_threads)

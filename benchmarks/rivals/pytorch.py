@@ -86,5 +86,6 @@ class Sweep(Loop):
 
 
 if __name__ == "__main__":
+    double = partial(torch.set_default_dtype, torch.float64)
     works = {w: partial(Loop, w) for w in ("A", "B", "cnn", "resnet")}
-    serve({**works, "F": Sweep}, ("torch", "numpy"), torch.set_num_threads)
+    serve({**works, "F": Sweep}, ("torch", "numpy"), double, torch.set_num_threads)
