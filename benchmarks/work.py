@@ -84,15 +84,24 @@ def federated(
 
 def initial(model: Any, seed: int) -> dict[str, np.ndarray]:
     """The initial model by name, such as "init/head/kernel"."""
-    leaves = jax.tree.leaves_with_path(model.init(jax.random.key(seed)))
+    x = model.init(jax.random.key(seed))
+    return {f"init/{name}": a.astype(np.float32) for name, a in flat(x).items()}
+
+
+def flat(x: Any) -> dict[str, np.ndarray]:
+    """A model by name, such as "head/kernel", all dense kernels `[in, out]`.
+
+    The heads of these works have few outputs: jaxfl keeps their kernels as `[out, in]`.
+    """
+    leaves = jax.tree.leaves_with_path(x)
     return {
-        "init/" + "/".join(k.key for k in path): np.asarray(leaf, np.float32)
-        for path, leaf in leaves
+        name: np.asarray(a).T if name == "head/kernel" else np.asarray(a)
+        for name, a in (("/".join(k.key for k in path), a) for path, a in leaves)
     }
 
 
 def params(arrays: Any, prefix: str = "init/") -> Any:
-    """The nested dict of parameters that `initial` made flat."""
+    """jaxfl's nested dict of the parameters that `initial` made flat."""
     tree: dict[str, Any] = {}
     for name in arrays:
         if name.startswith(prefix):
@@ -101,6 +110,7 @@ def params(arrays: Any, prefix: str = "init/") -> Any:
             for key in path:
                 node = node.setdefault(key, {})
             node[leaf] = arrays[name]
+    tree["head"]["kernel"] = tree["head"]["kernel"].T
     return tree
 
 

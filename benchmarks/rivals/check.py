@@ -63,8 +63,7 @@ def by_jaxfl(name, data):
     x = jax.tree.map(jnp.asarray, work.params(data))
     for t in range(ROUNDS[name]):
         x = step(x, clients, data["cohorts"][t], data["index"][t], jax.random.key(t))
-    leaves = jax.tree.leaves_with_path(x)
-    return {"/".join(k.key for k in path): np.asarray(a) for path, a in leaves}
+    return work.flat(x)
 
 
 def by_replay(data, drawn):
