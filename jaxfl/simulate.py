@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
-from jaxfl import comm
+from jaxfl import comm, devices
 from jaxfl.clients import Clients, LossShapeError
 from jaxfl.networks.topologies import check as check_network
 from jaxfl.networks.topologies import layers
@@ -107,7 +107,8 @@ def keys(key: Key, t: Scalar) -> tuple[Key, Key]:
 
 def init(alg: Any, clients: Clients, params: Params, key: Key) -> Any:
     """The state before the first round, its key apart from those of the rounds."""
-    return alg.init(params, clients, fork(key, "init"))
+    start = lambda clients: alg.init(params, clients, fork(key, "init"))
+    return start(clients) if clients.over is None else devices.stay(start, clients)
 
 
 def simulate(
