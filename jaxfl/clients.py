@@ -292,8 +292,8 @@ class Clients:
                 f"such as {self.n + -self.n % many} clients"
             )
         over = jax.NamedSharding(mesh, jax.P(axis))
-        start, count, ids = jax.device_put((self.start, self.count, self.id), over)
-        data = jax.device_put(self.data, jax.NamedSharding(mesh, jax.P()))
+        start, count, ids = devices.place((self.start, self.count, self.id), over)
+        data = devices.place(self.data, jax.NamedSharding(mesh, jax.P()))
         return dataclasses.replace(self, data=data, start=start, count=count, id=ids, over=over)
 
     def split(
@@ -425,7 +425,7 @@ class Clients:
 
     def _groups(self):
         """Over how many devices these clients are spread evenly; a cohort may not be."""
-        groups = 1 if self.over is None else self.over.mesh.shape[self.over.spec[0]]
+        groups = 1 if self.over is None else devices.along(self.over)
         return groups if self.n % groups == 0 else 1
 
     def _block(self, one, rows):

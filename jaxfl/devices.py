@@ -45,7 +45,7 @@ def spread(tree: Any, mesh: jax.sharding.Mesh, axis: str = "clients") -> Any:
                 f"leading axis does not spread evenly over {devices} devices; use a multiple, or "
                 f"another mesh axis than {axis!r}"
             )
-    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P(axis)))
+    return place(tree, jax.NamedSharding(mesh, jax.P(axis)))
 
 
 def check(mesh: jax.sharding.Mesh, axis: str) -> int:
@@ -59,16 +59,54 @@ def check(mesh: jax.sharding.Mesh, axis: str) -> int:
     return mesh.shape[axis]
 
 
-def stay(start: Callable, clients: Any) -> Any:
-    """`start(clients)`, a state, its rows of clients where these are.
+def place(tree: Any, over: jax.NamedSharding) -> Any:
+    """Arrays on a mesh, also one of several hosts, which all hold the same arrays.
 
-    Which leaves have such rows, `start` itself tells: they grow with the number of clients.
+    What is spread over its devices already stays as it is.
     """
-    more = jax.eval_shape(lambda: start(clients[jnp.zeros(2 * clients.n, jnp.int32)]))
-    here = lambda a, b: (
-        a if a.shape == b.shape else jax.lax.with_sharding_constraint(a, clients.over)
-    )
-    return jax.tree.map(here, start(clients), more)
+
+    def one(a):
+        spread = isinstance(a, jax.Array) and not a.is_fully_replicated
+        if spread and a.sharding.device_set == over.device_set:
+            return a
+        if over.is_fully_addressable:
+            return jax.device_put(a, over)
+        if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                one(jax.random.key_data(a)), impl=jax.random.key_impl(a)
+            )
+        host = np.asarray(a, jnp.result_type(a))
+        return jax.make_array_from_callback(host.shape, over, lambda index: host[index])
+
+    return jax.tree.map(one, tree)
+
+
+def along(over: jax.NamedSharding) -> int:
+    """The number of devices that rows are spread over."""
+    return over.mesh.shape[over.spec[0]]
+
+
+def grows(start: Callable, clients: Any) -> Any:
+    """Which leaves of the state `start(clients)` have a row per client, as a pytree of bools.
+
+    `start` itself tells: they grow with the number of clients.
+    """
+    size = lambda n: jax.eval_shape(lambda: start(clients[jnp.zeros(n, jnp.int32)]))
+    some, more = size(clients.n), size(2 * clients.n)
+    return jax.tree.map(lambda a, b: a.shape != b.shape, some, more)
+
+
+def stay(start: Callable, clients: Any) -> Any:
+    """`start(clients)`, a state, its rows of clients where these are."""
+    here = lambda a, each: jax.lax.with_sharding_constraint(a, clients.over) if each else a
+    return jax.tree.map(here, start(clients), grows(start, clients))
+
+
+def placed(shapes: Any, each: Any, over: jax.NamedSharding) -> Any:
+    """The shapes of a state with the shardings that it will have."""
+    whole = jax.NamedSharding(over.mesh, jax.P())
+    put = lambda a, each: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=over if each else whole)
+    return jax.tree.map(put, shapes, each)
 
 
 @struct.dataclass
@@ -118,16 +156,16 @@ def _exchange(idx, mesh, axis):
     most = [max(len(r) for (_, o, _), r in rows.items() if o == offset) for offset in offsets]
     starts = np.cumsum([each, *most])
     send = [np.zeros((len(tables), devices, size), np.int32) for size in most]
-    place = np.zeros((len(tables), devices, n), np.int32)  # of a sender's row at a receiver
-    place[:, np.arange(n) // each, np.arange(n)] = np.arange(n) % each
+    at = np.zeros((len(tables), devices, n), np.int32)  # of a sender's row at a receiver
+    at[:, np.arange(n) // each, np.arange(n)] = np.arange(n) % each
     for (phase, offset, p), r in rows.items():
         j = offsets.index(offset)
         send[j][phase, p, : len(r)] = r - p * each
-        place[phase, (p + offset) % devices, r] = starts[j] + np.arange(len(r))
+        at[phase, (p + offset) % devices, r] = starts[j] + np.arange(len(r))
     receiver = np.arange(n)[:, None] // each
-    slots = np.stack([at[receiver, table] for at, table in zip(place, tables)])
+    slots = np.stack([rows[receiver, table] for rows, table in zip(at, tables)])
     over = jax.NamedSharding(mesh, jax.P(*(None,) * len(lead), axis))
-    put = lambda a: jax.device_put(a.reshape(*lead, *a.shape[1:]), over)
+    put = lambda a: place(a.reshape(*lead, *a.shape[1:]), over)
     return Exchange(put(slots), tuple(map(put, send)), offsets, mesh, axis)
 
 

@@ -1,14 +1,20 @@
 """Eight devices: equal to one, and nothing moves but what must, counted in the compiled program."""
 
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfl import Clients, comm, grid, networks, simulate, spread
+from jaxfl import Clients, cli, comm, compare, grid, networks, simulate, spread
 from jaxfl.algorithms import DSGD, FedAvg, Scaffold
+from jaxfl.compare import Comparison
 
 N, D = 32, 57  # no other size of the program is 57
 RNG = np.random.default_rng(0)
@@ -200,3 +206,50 @@ def test_what_does_not_spread_is_said():
         spread(networks.graph("ring", N), over, "nodes")
     dense = networks.graph("complete", N)
     assert spread(dense, over) is dense
+
+
+def test_two_hosts(tmp_path):
+    """`jaxfl run --distributed` in two processes: the numbers of one process with two devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = (
+        "--data wine --clients 4 --cohort 4 --minimum 1 --rounds 2 --every 1 --seeds 1 --lr 0.1"
+    )
+    meet = f"--distributed --coordinator 127.0.0.1:{port} --processes 2 --process"
+    words = [sys.executable, "-m", "jaxfl.cli", "run", "dsgd @ path", *options.split()]
+    setting = os.environ | {
+        "JAX_ENABLE_X64": "1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1",
+    }
+    hosts = [
+        subprocess.Popen(
+            [*words, "--out", str(tmp_path / f"{process}"), *meet.split(), f"{process}"],
+            env=setting,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    deadline, said = time.monotonic() + 240, []
+    for host in hosts:
+        try:
+            said.append(host.communicate(timeout=max(1, deadline - time.monotonic()))[0])
+        except subprocess.TimeoutExpired:
+            host.kill()
+            said.append(f"not done in 240 s\n{host.communicate()[0]}")
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(said)
+    assert "test accuracy" in said[0] and "test accuracy" not in said[1]
+    assert not (tmp_path / "1").exists()  # only the first one writes
+    many = Comparison.load(tmp_path / "0")
+    one = compare(many.config, mesh=mesh(clients=2))
+    assert one.config.algorithms == ("dsgd @ path",)
+    for name in ("train_loss", "loss", "score", "worst", "consensus"):
+        np.testing.assert_allclose(many.results[name], one.results[name], rtol=1e-9, err_msg=name)
+
+
+def test_processes_that_cannot_meet(capsys):
+    for words in ("--processes 2", "--distributed --coordinator h:1 --processes 2 --process 2"):
+        assert cli.main(["run", "fedavg", *words.split()]) == 2
+        assert "go together, with --distributed; for example" in capsys.readouterr().err
