@@ -32,6 +32,7 @@ examples:
   jaxfl compare --quick
   jaxfl compare --algorithms fedavg scaffold "dsgd @ torus" --alpha 0.5 --rounds 100
   jaxfl run "fedprox(mu=0.1)" --data wine --clients 10 --cohort 5 --minimum 1
+  srun jaxfl run fedavg --clients 64 --cohort 32 --distributed
   jaxfl graph "erdos_renyi(p=0.3)" --n 16 --out graph.pdf
 """
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise ValueError(f"no command {words[0]!r}{nearest(words[0], list(COMMANDS))}")
         COMMANDS[words[0]](words[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if debug:
             raise
         print(f"jaxfl: error: {error}", file=sys.stderr)
@@ -109,9 +110,12 @@ def _join(distributed: bool, coordinator: str, processes: int, process: int) -> 
         return None
     import jax
 
-    options = (coordinator, processes, process) if coordinator else ()
+    names = ("coordinator_address", "num_processes", "process_id")
+    where: dict[str, Any] = dict(zip(names, (coordinator, processes, process)))
     try:
-        jax.distributed.initialize(*options)  # before anything asks for a device
+        jax.distributed.initialize(
+            **(where if coordinator else {})
+        )  # before anything asks for a device
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"the processes did not meet: {error}; outside of SLURM, MPI or a TPU pod, say where: "

@@ -182,6 +182,6 @@ def _network(network, mesh, axis, devices, wrapped):
     w = getattr(network, "w", None)
     if w is None or isinstance(w, comm.Dense) or (isinstance(w, comm.Shifts) and not wrapped):
         return network
-    near = w if isinstance(w, comm.Near) else comm.to_near(w)
+    near: Any = comm.to_near(w)
     plan = _exchange(near.idx, mesh, axis)
     return dataclasses.replace(network, w=near.replace(plan=plan))

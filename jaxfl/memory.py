@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 
 from jaxfl import devices
 from jaxfl.clients import Clients
-from jaxfl.types import Params
+from jaxfl.types import Key, Params
 
 _MARGIN = 1.08  # of activations: XLA packs buffers that overlap in time with gaps
 
@@ -128,16 +128,21 @@ def limit() -> int | None:
         return physical
 
 
-def refuse(clients: Clients, state: Any, rounds: int) -> None:
+def refuse(
+    start: Any, alg: Any, clients: Clients, params: Params, key: Key, *, rounds: int
+) -> None:
     """Raises MemoryError if data, state and history alone exceed the device's memory.
 
+    Nothing is said of what is being traced.
+
     Args:
-        clients: the local problems.
-        state: of the run, shapes suffice; nothing is said of what is being traced.
-        rounds: of the history.
+        start: the jitted `jaxfl.simulate.init`, of whose trace the next call makes use.
+        alg, clients, params, key, rounds: as for `simulate`.
     """
-    if any(isinstance(a, Tracer) for a in jax.tree.leaves((clients, state))):
+    given = (alg, clients, params, key)
+    if any(isinstance(a, Tracer) for a in jax.tree.leaves(given)):
         return
+    state = start.eval_shape(*given)
     share = 1 if clients.over is None else devices.along(clients.over)
     data, held, history = _bytes(clients), _bytes(state) // share, 28 * rounds
     text = f"data {_size(data)}, state {_size(held)} and history {_size(history)}"

@@ -154,7 +154,7 @@ def simulate(
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
-    memory.refuse(clients, _init.eval_shape(alg, clients, params, key), rounds)
+    memory.refuse(_init, alg, clients, params, key, rounds=rounds)
     if state is None:
         state = _init(alg, clients, params, key)
     return _scan(
@@ -259,7 +259,7 @@ def run(
             f"chunk must be a multiple of every = {every}, got {chunk}; for example {5 * every}"
         )
     chunk = chunk or _chunk_size(rounds, every or 1)
-    memory.refuse(clients, _init.eval_shape(alg, clients, params, key), rounds)
+    memory.refuse(_init, alg, clients, params, key, rounds=rounds)
     own = _init(alg, clients, params, key) if state is None else state
     own = jax.tree.map(jnp.copy, own)
     evaluate, schedule = _callable(evaluate), _callable(schedule)
