@@ -19,6 +19,8 @@
 | `simulate`, `run` | an experiment: as one program; in chunks with a host in between |
 | `grid` | every combination of hyperparameters, for `jax.vmap` |
 | `compare`, `train`, `Config` | the main job, as `jaxfl compare` runs it |
+| `spread` | clients, networks and sweeps over the devices of a mesh |
+| `estimate` | the memory of a run in advance |
 | `save`, `load` | models and states on disk |
 | `cite` | whom to cite for an algorithm |
 | `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots` | modules |
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from jaxfl import algorithms, data, metrics, models, networks, plots, problems
     from jaxfl.checkpoint import load, save
     from jaxfl.compare import Config, compare, train
+    from jaxfl.devices import spread
     from jaxfl.docs import cite
+    from jaxfl.memory import estimate
 
 __version__ = "0.1.0"
 
@@ -49,6 +53,7 @@ __all__ = [
     "cite",
     "compare",
     "data",
+    "estimate",
     "grid",
     "load",
     "metrics",
@@ -59,6 +64,7 @@ __all__ = [
     "run",
     "save",
     "simulate",
+    "spread",
     "train",
 ]
 
@@ -67,8 +73,10 @@ _NAMES = {
     "Config": "compare",
     "cite": "docs",
     "compare": "compare",
+    "estimate": "memory",
     "load": "checkpoint",
     "save": "checkpoint",
+    "spread": "devices",
     "train": "compare",
 }
 

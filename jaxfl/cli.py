@@ -32,6 +32,7 @@ examples:
   jaxfl compare --quick
   jaxfl compare --algorithms fedavg scaffold "dsgd @ torus" --alpha 0.5 --rounds 100
   jaxfl run "fedprox(mu=0.1)" --data wine --clients 10 --cohort 5 --minimum 1
+  srun jaxfl run fedavg --clients 64 --cohort 32 --distributed
   jaxfl graph "erdos_renyi(p=0.3)" --n 16 --out graph.pdf
 """
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise ValueError(f"no command {words[0]!r}{nearest(words[0], list(COMMANDS))}")
         COMMANDS[words[0]](words[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if debug:
             raise
         print(f"jaxfl: error: {error}", file=sys.stderr)
@@ -83,16 +84,57 @@ def _run(words: list[str]) -> None:
         "name": (Positional, None, "the algorithm, with options: 'fedprox(mu=0.1)', 'dsgd @ ring'"),
         "out": (str, "", "folder for the table, the figure and the results; none by default"),
     }
+    extras |= {
+        "distributed": (bool, False, "spread the clients over the devices of all processes"),
+        "coordinator": (str, "", "HOST:PORT of process 0, where no cluster (SLURM, MPI) tells"),
+        "processes": (int, 0, "how many there are, with --coordinator"),
+        "process": (int, -1, "which one this is, with --coordinator"),
+    }
     config, given = _configure("run", words, extras, without=("algorithms",))
     config = dataclasses.replace(config, algorithms=(given["name"],))
-    _report(config, given["out"], figure=bool(given["out"]))
+    out = given["out"]
+    mesh = _join(*(given[k] for k in ("distributed", "coordinator", "processes", "process")))
+    _report(config, out, figure=bool(out), **({} if mesh is None else {"mesh": mesh}))
 
 
-def _report(config: Any, out: str, figure: bool) -> None:
+def _join(distributed: bool, coordinator: str, processes: int, process: int) -> Any:
+    """Meets the other processes; the mesh of all their devices, or None without --distributed."""
+    given = (bool(coordinator), processes > 0, process >= 0)
+    if any(given) and not (distributed and all(given) and process < processes):
+        raise ValueError(
+            "--coordinator, --processes and --process go together, with --distributed; for "
+            "example, on the second of two hosts: "
+            "`--distributed --coordinator first:1234 --processes 2 --process 1`"
+        )
+    if not distributed:
+        return None
+    import jax
+
+    names = ("coordinator_address", "num_processes", "process_id")
+    where: dict[str, Any] = dict(zip(names, (coordinator, processes, process)))
+    try:
+        jax.distributed.initialize(
+            **(where if coordinator else {})
+        )  # before anything asks for a device
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the processes did not meet: {error}; outside of SLURM, MPI or a TPU pod, say where: "
+            "`--distributed --coordinator HOST:PORT --processes 2 --process 0`"
+        ) from error
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((jax.device_count(),), ("clients",), axis_types=auto)
+
+
+def _report(config: Any, out: str, figure: bool, mesh: Any = None) -> None:
+    import jax
+
     from jaxfl.compare import compare
 
     cache()
-    comparison = compare(config, out=out or None, progress=True)
+    if mesh is not None and jax.process_index():  # computes with the others, says nothing
+        compare(config, mesh=mesh)
+        return
+    comparison = compare(config, out=out or None, progress=True, mesh=mesh)
     _console().print(comparison)
     if figure:
         print(f"\nin {out}: comparison.png, .pdf, table.txt, .csv, .md, results.nc, config.toml")

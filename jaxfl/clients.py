@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxfl import comm
+from jaxfl import comm, devices
 from jaxfl.types import Key, Params, Scalar, Stacked, fork
 
 # Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.
@@ -191,7 +191,7 @@ class Clients:
     largest: int = struct.field(pytree_node=False, default=1)
     augment: Callable = struct.field(pytree_node=False, default=_same)
     precision: str = struct.field(pytree_node=False, default="float32")
-    devices: int = struct.field(pytree_node=False, default=1)  # that the clients are spread over
+    over: Any = struct.field(pytree_node=False, default=None)  # sharding of the client axis
     host: bool = struct.field(pytree_node=False, default=False)  # examples stay with the host
     population: int = struct.field(pytree_node=False, default=0)  # of whom these are one chunk's
 
@@ -298,7 +298,10 @@ class Clients:
                 f"idx must be in 0..{self.n - 1}, or {self.n} for an empty slot, got "
                 f"{idx.min()} to {idx.max()}"
             )
-        start, count, ids = comm.pick((self.start, self.count, self.id), idx)
+        rows = comm.pick((self.start, self.count, self.id), idx)
+        if self.over is not None:  # else every device computes the whole cohort
+            rows = jax.jit(jax.lax.with_sharding_constraint, static_argnums=1)(rows, self.over)
+        start, count, ids = rows
         return dataclasses.replace(self, start=start, count=count, id=ids, population=0)
 
     def _resident(self):
@@ -325,25 +328,16 @@ class Clients:
                 devices along it.
         """
         self._resident()
-        auto = jax.sharding.AxisType.Auto
-        if axis not in mesh.shape or set(mesh.axis_types) != {auto}:
+        many = devices.check(mesh, axis)
+        if self.n % many:
             raise ValueError(
-                f"mesh must have an axis {axis!r} and types Auto, got {dict(mesh.shape)} of types "
-                f"{mesh.axis_types}; use `jax.make_mesh(({mesh.size},), ({axis!r},), "
-                "axis_types=(jax.sharding.AxisType.Auto,))`"
-            )
-        devices = mesh.shape[axis]
-        if self.n % devices:
-            raise ValueError(
-                f"{self.n} clients do not spread evenly over {devices} devices; use a multiple, "
-                f"such as {self.n + -self.n % devices} clients"
+                f"{self.n} clients do not spread evenly over {many} devices; use a multiple, "
+                f"such as {self.n + -self.n % many} clients"
             )
         over = jax.NamedSharding(mesh, jax.P(axis))
-        start, count, ids = jax.device_put((self.start, self.count, self.id), over)
-        data = jax.device_put(self.data, jax.NamedSharding(mesh, jax.P()))
-        return dataclasses.replace(
-            self, data=data, start=start, count=count, id=ids, devices=devices
-        )
+        start, count, ids = devices.place((self.start, self.count, self.id), over)
+        data = devices.place(self.data, jax.NamedSharding(mesh, jax.P()))
+        return dataclasses.replace(self, data=data, start=start, count=count, id=ids, over=over)
 
     def split(
         self, fraction: float, *, seed: int | np.random.Generator = 0
@@ -484,7 +478,8 @@ class Clients:
 
     def _groups(self):
         """Over how many devices these clients are spread evenly; a cohort may not be."""
-        return self.devices if self.n % self.devices == 0 else 1
+        groups = 1 if self.over is None else devices.along(self.over)
+        return groups if self.n % groups == 0 else 1
 
     def _block(self, one, rows):
         """Clients at once: all while what they return is small, else blocks of about equal size."""

@@ -36,6 +36,7 @@ class Near:
     idx: Scalar  # [n, k] sender in slot k of receiver n
     w: Scalar  # [n, k]
     back: Scalar  # [n, k] the slot of row idx[n, k] that points back here, -1 for a one-way edge
+    plan: Any = None  # who sends what over a mesh, of `jaxfl.devices.spread`; None: XLA decides
 
 
 @struct.dataclass
@@ -83,7 +84,7 @@ def mix(w: Any, x: Any, own: Any = None) -> Any:
         coef = jnp.einsum("ik,ikm->im", to_near(w).w, x.coef, precision=_HIGHEST)
         return mix(Dense(coef), x.rows)
     if isinstance(w, Near):
-        one = partial(_near, w)
+        one = partial(_near, w) if w.plan is None else partial(w.plan.mix, _near, w)
     elif isinstance(w, Shifts):
         one = partial(_shifted, w)
     elif isinstance(w, Dense):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxfl import metrics
+from jaxfl import devices, metrics
 from jaxfl.clients import Clients
 from jaxfl.config import Config, adversaries, parse, partitioners
 from jaxfl.networks import Links
@@ -49,6 +49,7 @@ class _Problem(NamedTuple):
     evaluate: Any
     evaluate_axes: Any
     first: tuple[Clients, Any]  # clients and params of the first seed, to check
+    mesh: Any = None  # whose devices share the clients
 
 
 def partitions(config: Config, dataset: Any) -> list[Any]:
@@ -194,6 +195,22 @@ class _Scores:
         }
 
 
+def _spread(problem, mesh):
+    """The clients of every seed over the devices of a mesh, all else on each of them."""
+    if mesh is None:
+        return problem
+    one = devices.spread(problem.first[0], mesh)
+    over = jax.NamedSharding(mesh, jax.P(None, *one.over.spec))
+    clients = problem.clients
+    start, count = devices.place((clients.start, clients.count), over)
+    order = devices.place(clients.data.order, jax.NamedSharding(mesh, jax.P()))
+    clients = one.replace(
+        data=one.data._replace(order=order), start=start, count=count, largest=clients.largest
+    )
+    axes = problem.axes.replace(over=one.over)
+    return problem._replace(clients=clients, axes=axes, mesh=mesh)
+
+
 class _Job(NamedTuple):
     """One algorithm, ready to compile."""
 
@@ -303,7 +320,12 @@ def _program(problem, job, *, rounds, every):
     seeds = jax.vmap(rates, in_axes=axes)
     alg = grid(job.alg, lr=list(job.lr))
     values = alg, problem.clients, network, problem.params, problem.keys, problem.evaluate
-    return _compile(jax.jit(seeds).lower(*values)), values
+    if problem.mesh is None:
+        return _compile(jax.jit(seeds).lower(*values)), values
+    whole = jax.NamedSharding(problem.mesh, jax.P())
+    network = network if per_seed else devices.spread(network, problem.mesh)
+    values = devices.place((alg, problem.clients, network, *values[3:]), whole)
+    return _compile(jax.jit(seeds, out_shardings=whole).lower(*values)), values  # for every host
 
 
 def _compile(lowered):
@@ -326,6 +348,7 @@ def compare(
     progress: bool = False,
     data: Any = None,
     model: Any = None,
+    mesh: Any = None,
     **changes: Any,
 ) -> "Comparison":
     """Algorithms side by side: `compare(rounds=100, algorithms=["fedavg", "scaffold"])`.
@@ -340,6 +363,8 @@ def compare(
         progress: show progress on the terminal.
         data: a `jaxfl.data.Dataset`, in place of `config.data`.
         model: a `jaxfl.models.Model`, in place of `config.model`.
+        mesh: over whose axis "clients" to spread them, as `jaxfl.spread`; of several hosts, all
+            call this with the same arguments and get the same.
         changes: fields of `Config` to change; `data` and `model` may also be names.
 
     Raises:
@@ -365,6 +390,7 @@ def compare(
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
     problem = _problem(config, data, split, model if isinstance(model, Model) else None)
+    problem = _spread(problem, mesh)
     for job in jobs:
         check(job.alg, problem.first[0], job.networks[0], problem.first[1], rounds=config.rounds)
     if out is not None:
@@ -390,12 +416,14 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
 def _compare(config, problem, jobs, report):
     """Runs the jobs in order, while the next ones compile in threads.
 
-    On the CPU two run at a time: programs of small models keep little more than one core busy.
+    On the CPU two run at a time: programs of small models keep little more than one core busy. Over
+    several devices one does: all hosts must start them in the same order.
     """
     options = {"rounds": config.rounds, "every": config.every}
     threads = max(1, min(2, len(jobs), os.cpu_count() or 1))
     compilers = ThreadPoolExecutor(threads)
-    runners = ThreadPoolExecutor(threads if jax.default_backend() == "cpu" else 1)
+    alone = problem.mesh is not None or jax.default_backend() != "cpu"
+    runners = ThreadPoolExecutor(1 if alone else threads)
 
     def work(job, compiling):
         program, values = compiling.result()

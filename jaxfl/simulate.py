@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
-from jaxfl import comm
+from jaxfl import comm, devices, memory
 from jaxfl.clients import Clients, LossShapeError
 from jaxfl.networks.topologies import check as check_network
 from jaxfl.networks.topologies import layers
@@ -107,7 +107,8 @@ def keys(key: Key, t: Scalar) -> tuple[Key, Key]:
 
 def init(alg: Any, clients: Clients, params: Params, key: Key) -> Any:
     """The state before the first round, its key apart from those of the rounds."""
-    return alg.init(params, clients, fork(key, "init"))
+    start = lambda clients: alg.init(params, clients, fork(key, "init"))
+    return start(clients) if clients.over is None else devices.stay(start, clients)
 
 
 def simulate(
@@ -154,6 +155,7 @@ def simulate(
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
+    memory.refuse(_init, alg, clients, params, key, rounds=rounds)
     if state is None:
         state = _init(alg, clients, params, key)
     return _scan(
@@ -287,6 +289,7 @@ def run(
             own = stack.enter_context(feed).state
         else:
             feed = None
+            memory.refuse(_init, alg, clients, params, key, rounds=rounds)
             own = _init(alg, clients, params, key) if state is None else state
             own = jax.tree.map(jnp.copy, own)
         advance = stack.enter_context(_bar(rounds, progress))

@@ -76,9 +76,9 @@ class Feed:
                 "stay on the host; use `Clients.make(..., host=False)` and `run(...)` without "
                 "`offload`"
             )
-        if clients.devices > 1:
+        if clients.over is not None:
             raise ValueError(
-                f"clients spread over {clients.devices} devices cannot stay on the host; use them "
+                "clients spread over devices cannot stay on the host; use them "
                 "without `spread`, or `run(...)` without `offload`"
             )
         self.spans, self.data = spans, clients.data

@@ -4,7 +4,7 @@ import os
 
 # Before JAX starts: the tests' programs are tiny and compile for longer than they run.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4 "
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8 "
     + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
