@@ -78,7 +78,7 @@ class Feed:
             )
         if clients.over is not None:
             raise ValueError(
-                "clients spread over devices cannot stay on the host; use them "
+                f"clients spread over {clients.over.num_devices} devices cannot stay on the host; use them "
                 "without `spread`, or `run(...)` without `offload`"
             )
         self.spans, self.data = spans, clients.data

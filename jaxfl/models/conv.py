@@ -79,7 +79,8 @@ def _windows(x, size, strides):
 @_windows.defjvp
 def _(size, strides, at, by):
     # as slices: their transpose is pads, that of a gather a scatter, which is slower
-    return _windows(*at, size, strides), _slices(*by, size, strides)
+    (x,), (dx,) = at, by
+    return _windows(x, size, strides), _slices(dx, size, strides)
 
 
 def _slices(x, size, strides):
