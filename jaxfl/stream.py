@@ -78,8 +78,8 @@ class Feed:
             )
         if clients.over is not None:
             raise ValueError(
-                f"clients spread over {clients.over.num_devices} devices cannot stay on the host; use them "
-                "without `spread`, or `run(...)` without `offload`"
+                f"clients spread over {clients.over.num_devices} devices cannot stay on the host; "
+                "use them without `spread`, or `run(...)` without `offload`"
             )
         self.spans, self.data = spans, clients.data
         self.start, self.count, self.id = (  # of all clients
