@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 HERE = Path(__file__).resolve().parent / "rivals"
 # Name -> script, and the virtual environment that runs it; None for that of jaxfl.
 RIVALS = {
+    "jaxfl": ("../ours.py", None),
     "pytorch": ("pytorch.py", "pytorch"),
     "pfl": ("pfl_run.py", "pytorch"),
     "fedjax": ("fedjax_loop.py", "fedjax"),
@@ -130,6 +133,30 @@ def check(name: str, work: str, data: str | Path, path: str | Path, rounds: int 
     if done.returncode:
         raise RivalError(f"{name} ended with status {done.returncode}; its stderr is above")
     return json.loads(done.stdout)
+
+
+def programs(programs: Mapping[str, Callable[[], Any]], repeats: int, rounds: int = 1) -> dict:
+    """`alternate` for compiled JAX programs of this process, per round, warm.
+
+    Args:
+        programs: by name, a call that returns arrays.
+        repeats: turns.
+        rounds: of one call.
+    """
+
+    def timed(f):
+        begin = time.perf_counter()
+        jax.block_until_ready(f())
+        return (time.perf_counter() - begin) / rounds
+
+    for f in programs.values():
+        jax.block_until_ready(f())
+    return alternate({name: lambda f=f: timed(f) for name, f in programs.items()}, repeats)
+
+
+def ratio(times: Mapping[str, dict], a: str, b: str) -> float:
+    """How many times longer a took than b: the median over turns."""
+    return statistics.median(x / y for x, y in zip(times[a]["all"], times[b]["all"]))
 
 
 def alternate(runners: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, dict]:

@@ -1,8 +1,8 @@
 """The protocol that all rivals speak, on NumPy and the standard library only.
 
-A rival prepares, prints `{"ready": true, "cold": seconds, ...}`, then for each line `go` on stdin
-runs `--rounds` rounds from the initial model and prints `{"seconds": ..., "rounds": ..., ...}`; at
-`quit` it prints its peak memory and versions. With `--check FILE` it instead runs two rounds on the
+A rival prepares, runs a round (all rounds if they are one program), prints
+`{"ready": true, "cold": seconds, ...}`, then for each line `go` on stdin runs `--rounds` rounds
+from the initial model and prints `{"seconds": ..., "rounds": ..., ...}`; at `quit` it prints its peak memory and versions. With `--check FILE` it instead runs two rounds on the
 given minibatches in float64 and without dropout, prints a checksum of the model, and writes it to
 the file (`check.py` compares).
 """
@@ -25,6 +25,8 @@ LOADED = time.time()
 
 class Rival:
     """What a script defines for each work item it can do."""
+
+    whole = False  # rounds are one program: getting ready means a run of all of them
 
     def run(self, rounds: int) -> None:
         """So many rounds from the initial model; returns when they are done."""
@@ -95,7 +97,7 @@ def serve(
         answers.write(json.dumps({"sum": flat.sum(), "norm": np.linalg.norm(flat)}) + "\n")
         return
     rounds = args.rounds or 10
-    rival.run(1)
+    rival.run(rounds if rival.whole else 1)
     ready = {"ready": True, "cold": time.time() - args.started}
     if set_threads:
         if not args.threads:

@@ -1,0 +1,141 @@
+"""jaxfl on the work items, behind the protocol of its rivals (`rivals/serve.py`)."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "rivals"))
+
+import work
+from serve import Rival, serve
+
+from jaxfl import Clients, algorithms, grid, models, networks, simulate
+
+MODELS = {
+    "A": models.logistic(784, 10),
+    "B": models.cifar_cnn(),
+    "cnn": models.fedavg_cnn(),
+    "resnet": models.resnet18(),
+    "C": models.logistic(57, 2),
+}
+
+
+class Run(Rival):
+    """All rounds as one program; `result` is outside the clock."""
+
+    whole = True
+    runs = 0
+
+    def prepare(self, name, data, split, n):
+        self.model = MODELS[name]
+        examples = {k: jnp.asarray(data[k]) for k in ("x", "y")}
+        loss = models.cross_entropy(self.model)
+        self.clients = Clients.make(examples, split, loss, batch=int(data["batch"]))
+        self.params = jax.tree.map(jnp.asarray, work.params(data))
+        self.test = jnp.asarray(data["x_test"]), jnp.asarray(data["y_test"])
+        self.lr = float(data["lr"])
+        self.program = jax.jit(self.simulate, static_argnames="rounds")
+
+    def run(self, rounds):
+        key = jax.random.key(self.runs)
+        self.out = self.program(self.alg, self.clients, self.params, key, rounds=rounds)
+        jax.block_until_ready(self.out)
+        self.runs += 1
+
+    @partial(jax.jit, static_argnums=0)
+    def score(self, params, x, y):
+        out = self.model.apply(params, x)
+        losses = jax.nn.logsumexp(out, -1) - jnp.take_along_axis(out, y[:, None], 1)[:, 0]
+        return losses.mean(), (out.argmax(-1) == y).mean()
+
+    def result(self):
+        x, y = self.test
+        parts = [self.score(self.out, *part) for part in zip(*(jnp.split(a, 10) for a in (x, y)))]
+        loss, accuracy = np.mean(parts, 0)
+        return {"loss": float(loss), "accuracy": float(accuracy)}
+
+
+class FedAvg(Run):
+    def __init__(self, name, data):
+        n, size = int(data["clients"]), int(data["size"])
+        split = np.arange(n * size), np.arange(n) * size, np.full(n, size)
+        self.prepare(name, data, split, n)
+        self.network = networks.Uniform(n, int(data["cohort"]))
+        self.alg = algorithms.FedAvg(lr=self.lr, epochs=1)
+
+    def simulate(self, alg, clients, params, key, rounds):
+        return simulate(alg, clients, self.network, params, key, rounds=rounds).state.params
+
+
+class Sweep(FedAvg):
+    """All 64 runs (8 learning rates x 8 seeds) as one program."""
+
+    def __init__(self, data):
+        super().__init__("A", data)
+        self.alg = grid(self.alg, lr=np.repeat(data["lrs"], 8))
+
+    def simulate(self, alg, clients, params, key, rounds):
+        keys = jnp.tile(jax.random.split(key, 8), 8)
+        one = lambda alg, key: FedAvg.simulate(self, alg, clients, params, key, rounds)
+        return jax.vmap(one)(alg, keys)
+
+    def result(self):
+        self.out = jax.tree.map(lambda a: a[-1], self.out)
+        return {**super().result(), "runs": 64, "of": 64}
+
+
+class Gossip(Run):
+    """Schedules are drawn in advance, one per repeat, within the clock."""
+
+    def __init__(self, data):
+        count = data["count"]
+        split = np.arange(count.sum()), data["start"], count
+        self.prepare("C", data, split, len(count))
+        self.alg = algorithms.GossipLearning(lr=self.lr, epochs=1, slots=12)
+        self.adjacency, self.drop = data["adjacency"].astype(float), float(data["drop"])
+        self.period, self.delay = int(data["delta"]), int(data["delay"])
+
+    def run(self, rounds):
+        network = networks.gossip(
+            self.adjacency,
+            rounds,
+            period=self.period,
+            delay=(0, self.delay),
+            drop=self.drop,
+            seed=self.runs,
+            waves=12,
+        )
+        key = jax.random.key(self.runs)
+        self.out, self.curve = self.program(
+            self.alg, self.clients, network, self.params, key, rounds=rounds
+        )
+        jax.block_until_ready(self.out)
+        self.runs += 1
+
+    def simulate(self, alg, clients, network, params, key, rounds):
+        # all nodes' accuracies at once, outside jaxfl's metrics: as cheap as gossipy's recorder
+        def accuracy(state):
+            out = jax.vmap(self.model.apply, (0, None))(state.params, self.test[0])
+            return (out.argmax(-1) == self.test[1][None]).mean()
+
+        done = simulate(
+            alg, clients, network, params, key, rounds=rounds, every=1, evaluate=accuracy
+        )
+        return done.state.params, done.evaluations
+
+    def result(self):
+        curve = np.asarray(self.curve).tolist()
+        return {"accuracy": curve[-1], "curve": curve}
+
+
+if __name__ == "__main__":
+    works = {name: partial(FedAvg, name) for name in ("A", "B", "cnn", "resnet")}
+    serve(
+        {**works, "C": Gossip, "F": Sweep},
+        ("jax", "jaxlib", "flax", "optax", "numpy"),
+        partial(jax.config.update, "jax_enable_x64", True),
+    )
