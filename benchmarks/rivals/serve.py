@@ -2,9 +2,10 @@
 
 A rival prepares, runs a round (all rounds if they are one program), prints
 `{"ready": true, "cold": seconds, ...}`, then for each line `go` on stdin runs `--rounds` rounds
-from the initial model and prints `{"seconds": ..., "rounds": ..., ...}`; at `quit` it prints its peak memory and versions. With `--check FILE` it instead runs two rounds on the
-given minibatches in float64 and without dropout, prints a checksum of the model, and writes it to
-the file (`check.py` compares).
+from the initial model and prints `{"seconds": ..., "rounds": ..., ...}`; at `quit` it prints its
+peak memory and versions. With `--check FILE` it instead runs two rounds on the given minibatches in
+float64 and without dropout, prints a checksum of the model, and writes it to the file (`check.py`
+compares).
 """
 
 import argparse
