@@ -107,28 +107,27 @@ class Gossip(Run):
             delay=(0, self.delay),
             drop=self.drop,
             seed=self.runs,
+            cap=10,
             waves=12,
         )
-        key = jax.random.key(self.runs)
-        self.out, self.curve = self.program(
-            self.alg, self.clients, network, self.params, key, rounds=rounds
-        )
-        jax.block_until_ready(self.out)
-        self.runs += 1
+        # room for twelve copies always: the number needed is static, another one another program
+        network = network.replace(nets=network.nets.replace(slots=12))
+        self.given = self.alg, self.clients, network, self.params, jax.random.key(self.runs)
+        jax.block_until_ready(self.program(*self.given, rounds=rounds))
+        self.runs, self.rounds = self.runs + 1, rounds
 
-    def simulate(self, alg, clients, network, params, key, rounds):
-        # all nodes' accuracies at once, outside jaxfl's metrics: as cheap as gossipy's recorder
+    def simulate(self, alg, clients, network, params, key, rounds, **options):
+        return simulate(alg, clients, network, params, key, rounds=rounds, **options)
+
+    def result(self):
+        """The same run once more, with all nodes' mean accuracy in every round."""
+
         def accuracy(state):
             out = jax.vmap(self.model.apply, (0, None))(state.params, self.test[0])
             return (out.argmax(-1) == self.test[1][None]).mean()
 
-        done = simulate(
-            alg, clients, network, params, key, rounds=rounds, every=1, evaluate=accuracy
-        )
-        return done.state.params, done.evaluations
-
-    def result(self):
-        curve = np.asarray(self.curve).tolist()
+        done = self.simulate(*self.given, rounds=self.rounds, every=1, evaluate=accuracy)
+        curve = np.asarray(done.evaluations).tolist()
         return {"accuracy": curve[-1], "curve": curve}
 
 
