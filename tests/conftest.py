@@ -16,6 +16,14 @@ from jaxtyping import install_import_hook
 install_import_hook("jaxfl", "checker.check")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """A process may map 65 530 regions of memory, and thousands of compiled programs take more."""
+    yield
+    jax.clear_caches()
