@@ -1,4 +1,4 @@
-"""What is chosen for speed equals what is plain, to the rounding of float64, in every combination."""
+"""What is chosen for speed equals what is plain, to the rounding of float64."""
 
 from functools import partial
 from itertools import combinations, permutations, product
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from jaxfl import Clients, clients, comm, networks, spread
 from jaxfl.algorithms import DSGD, Scaffold
@@ -36,86 +37,62 @@ def host(f, *args):
 
 # Whole runs ---------------------------------------------------------------------------------------
 
-N, S, D, ROUNDS = 16, 8, 3, 4  # nodes; a cohort, the only clients that its round computes
+N, S, D, ROUNDS = 40, 40, 3, 4  # nodes; clients of a round's cohort, from 2 N
 RNG = np.random.default_rng(0)
-COUNT = RNG.integers(1, 5, N)
+COUNT = RNG.integers(1, 5, 2 * N)
+ORDER = RNG.permutation(COUNT.sum())
 DATA = {"x": RNG.normal(size=(COUNT.sum(), D)), "y": RNG.normal(size=COUNT.sum())}
+RING = networks.graph("ring", N, weights="lazy")
+KINDS = {
+    "dense": (DSGD(lr=0.05), RING.replace(w=comm.Dense(comm.to_dense(RING.w)))),
+    "near": (DSGD(lr=0.05), RING.replace(w=comm.to_near(RING.w))),
+    "shifts": (DSGD(lr=0.05), RING),
+    "cohort": (Scaffold(lr=0.05, steps=1), networks.Uniform(2 * N, S)),
+}
+BLOCKS = (N, 0, 1, 8, 16)  # all at once, automatic, one client, a divisor, filled up
+CHUNKS = (0, 2, 3)  # `simulate`, and `run` in chunks that divide the rounds or do not
+DEVICES = (1, 8)
+# A pairwise cover: every two levels of any two columns meet in a row. The first is the plain one.
+COVER = [
+    (block, kind, CHUNKS[(i + j) % 3], DEVICES[(i + j) % 2])
+    for i, block in enumerate(BLOCKS)
+    for j, kind in enumerate(KINDS)
+]
+
+
+def test_the_cover_is_pairwise():
+    for a, b in combinations(zip(*COVER), 2):
+        assert {*product(a, b)} == {*zip(a, b)}
+    assert isinstance(RING.w, comm.Shifts) and COVER[0] == (N, "dense", 0, 1)
 
 
 def loss(params, examples, key):
-    return jnp.square(examples["x"] @ params["w"] + params["b"] - examples["y"])
+    return jnp.square(examples["x"] @ params - examples["y"])
 
 
-PARTITION = (RNG.permutation(COUNT.sum()), np.cumsum(COUNT) - COUNT, COUNT)
-CLIENTS = Clients.make(DATA, PARTITION, loss, batch=2)
-PARAMS = {"w": np.ones(D), "b": np.zeros(())}
-CHUNKS = (0, 2, 3)  # `simulate`; chunks that divide the rounds, or do not
-DEVICES = (1, 8)
-FORMS = ("dense", "near", "shifts")
-RING = networks.graph("ring", N, weights="lazy")
-
-# Pairwise covers: every two levels of any two columns meet in some row. Chunk and block meet in
-# exactly one, so no cover is smaller. Blocks: automatic, one client, a divisor, not one, all.
-GRAPHS = [
-    (block, chunk, DEVICES[(i + j) % 2], FORMS[(i + j) % 3])
-    for i, block in enumerate((0, 1, 4, 6, N))
-    for j, chunk in enumerate(CHUNKS)
-]
-COHORTS = [
-    (block, chunk, DEVICES[(i + j) % 2])
-    for i, block in enumerate((0, 1, 4, 3, S))
-    for j, chunk in enumerate(CHUNKS)
-]
-
-
-@pytest.mark.parametrize("cover", [GRAPHS, COHORTS], ids=["graphs", "cohorts"])
-def test_covers_are_pairwise(cover):
-    columns = [*zip(*cover)]
-    for a, b in combinations(columns, 2):
-        assert {*product(a, b)} == {*zip(a, b)}
-
-
-def mixing(form):
-    to = {"dense": lambda w: comm.Dense(comm.to_dense(w)), "near": comm.to_near}
-    return RING.replace(w=to.get(form, lambda w: w)(RING.w))
-
-
-def go(alg, network, block, chunk, devices):
-    world = CLIENTS.replace(block=block), network
+def go(block, kind, chunk, devices):
+    alg, network = KINDS[kind]
+    n = 2 * N if kind == "cohort" else N
+    partition = ORDER, (np.cumsum(COUNT) - COUNT)[:n], COUNT[:n]
+    world = Clients.make(DATA, partition, loss, batch=2, block=block), network
     if devices > 1:
-        axes = dict(axis_types=(jax.sharding.AxisType.Auto,))
-        world = spread(world[0], jax.make_mesh((devices,), ("clients",), **axes)), spread(
-            network, jax.make_mesh((devices,), ("clients",), **axes)
-        )
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((devices,), ("clients",), axis_types=auto)
+        world = spread(world[0], mesh), network if kind == "cohort" else spread(network, mesh)
     how = partial(run, chunk=chunk) if chunk else simulate
-    return jax.device_get(how(alg, *world, PARAMS, KEY, rounds=ROUNDS))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_blocks():
-    """The automatic block is neither one client nor all of these tiny ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clients, "_CPU", (0, 6 * 8 * (D + 4)))
-        yield
+    return jax.device_get(how(alg, *world, np.ones(D), KEY, rounds=ROUNDS))
 
 
 @pytest.fixture(scope="module")
 def plain():
-    """All clients at once, one scan, one device, the full matrix."""
-    graph = go(DSGD(lr=0.05, steps=2), mixing("dense"), N, 0, 1)
-    return graph, go(Scaffold(lr=0.05, steps=2), networks.Uniform(N, S), S, 0, 1)
+    return {kind: go(N, kind, 0, 1) for kind in ("dense", "cohort")}
 
 
-@pytest.mark.parametrize("block, chunk, devices, form", GRAPHS)
-def test_graphs(plain, block, chunk, devices, form):
-    assert isinstance(RING.w, comm.Shifts)
-    close(go(DSGD(lr=0.05, steps=2), mixing(form), block, chunk, devices), plain[0], 1e-11)
-
-
-@pytest.mark.parametrize("block, chunk, devices", COHORTS)
-def test_cohorts(plain, block, chunk, devices):
-    alg = Scaffold(lr=0.05, steps=2)
-    close(go(alg, networks.Uniform(N, S), block, chunk, devices), plain[1], 1e-11)
+@pytest.mark.parametrize("block, kind, chunk, devices", COVER[1:])
+def test_runs(monkeypatch, plain, block, kind, chunk, devices):
+    """Parameters, other state and history."""
+    monkeypatch.setattr(clients, "_CPU", (0, 160))  # a few of these tiny clients at once
+    close(go(block, kind, chunk, devices), plain["cohort" if kind == "cohort" else "dense"], 1e-11)
 
 
 # Mixing by a full matrix --------------------------------------------------------------------------
@@ -182,7 +159,7 @@ def products():
     def program(w, x):
         out = {}
         for name, f in (("matrix", comm._matmul), ("mix", leaf), ("vector", first)):
-            alone = jax.lax.map(lambda at: f(*at), (w, x))
+            alone = jax.lax.map(lambda at, f=f: f(*at), (w, x))
             out[name] = alone, jax.vmap(f)(w, x)
         shared = jax.vmap(comm._matmul, (None, 0))(w[0], x)
         narrow = jax.vmap(comm._matmul)(w.astype(jnp.float32), jnp.clip(x, -3, 3).astype("f4"))
@@ -222,10 +199,9 @@ def masked(w, x):
 
 @pytest.mark.parametrize("tangent", ["finite", "NaN"])
 def test_derivatives_of_the_product(tangent):
-    """Those of the masked product, NaN in the tangent of a NaN number or from a NaN receiver too."""
+    """Those of the masked product; also NaN tangents of NaN numbers, and NaN from NaN receivers."""
     rng = np.random.default_rng(2)
-    calm = [i for i, name in enumerate(CASES) if "huge" not in name and "large" not in name]
-    calm = [i for i in calm if "overflows" not in [*CASES][i]]
+    calm = [i for i in range(len(X)) if (np.abs(X[i], where=FINITE[i], out=0 * X[i]) < HUGE).all()]
     w, x = W[calm], X[calm]
     dw, dx, pull = (rng.normal(size=a.shape) for a in (w, x, x))
     if tangent == "NaN":
@@ -289,8 +265,8 @@ def test_a_gather_rolls(monkeypatch, mine):
 
 # Clipping -----------------------------------------------------------------------------------------
 
-SPECIAL = np.array([1.5, -0.0, 0.0, 5e-324, -np.inf, np.nan, 1e300, -3e-310])
-NARROW = np.array([1.5, -0.0, 1e-45, 3e38], np.float32)
+SPECIAL = np.array([1.5, -0.0, 0.0, 3e-308, -np.inf, np.nan, 1e300])  # XLA flushes denormals
+NARROW = np.array([1.5, -0.0, 2e-38, 3e38], np.float32)
 
 
 def bits(a):
@@ -321,12 +297,13 @@ def test_clipping_is_the_formula_over_clients_and_sweeps():
     wave = lambda g: jnp.sin(g["a"]).sum() + jnp.sin(g["b"])
 
     def formula(g, bound):
+        bound = jnp.minimum(bound, 1e9)  # inf times the derivative 0 of `minimum` is NaN
         scale = jnp.minimum(1, bound / jnp.sqrt(jnp.square(g["a"]).sum() + g["b"] ** 2))
         return {k: a * scale for k, a in g.items()}
 
     def all_of(f, g, bound):
         y, (by_g, by_bound) = jax.value_and_grad(lambda *a: wave(f(*a)), (0, 1))(g, bound)
-        return f(g, bound), y, by_g, jnp.where(jnp.isfinite(bound), by_bound, 0)
+        return f(g, bound), y, by_g, by_bound
 
     def program(g, clips):
         ask = partial(all_of, _clip)
@@ -350,7 +327,7 @@ def sums(jaxpr, inside=False):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "reduce_sum":
             found.add(inside)
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in jaxprs_in_params(eqn.params):
             found |= sums(inner, inside or eqn.primitive.name == "cond")
     return found
 
@@ -372,17 +349,18 @@ def test_the_norm_is_computed_only_where_some_run_has_a_bound():
 # Orders -------------------------------------------------------------------------------------------
 
 
-def epochs(largest, count, times, batch=4):
-    """`[times, steps * batch]` places, and the weights."""
+def epochs(largest, counts, times):
+    """Places `[clients, times, steps * 4]` of clients with so many examples, and their weights."""
 
-    def program(key, count):
-        client = Client(
-            None, 0, count, 0, loss=loss, batch=batch, largest=largest, augment=None, precision=""
-        )
-        xi = client.epochs(key, times)
+    def program(key, counts):
+        one = lambda count: Client(
+            None, 0, count, 0, loss=loss, batch=4, largest=largest, augment=loss, precision=""
+        ).epochs(key, times)
+        xi = jax.vmap(one)(counts)
         return xi.index, xi.weight
 
-    return (a.reshape(times, -1) for a in host(program, KEY, jnp.int32(count)))
+    counts = np.array(counts, np.int32)
+    return (a.reshape(len(counts), times, -1) for a in host(program, KEY, counts))
 
 
 @pytest.fixture
@@ -394,8 +372,8 @@ def switches(monkeypatch):
 
 @pytest.mark.parametrize("largest", [1, 3, 4, 5, 8, 9, 13])
 def test_epochs_are_permutations(switches, largest):
-    for count in {1, largest // 2 + 1, largest}:
-        index, weight = epochs(largest, count, 30)
+    counts = (1, largest // 2 + 1, largest)
+    for count, index, weight in zip(counts, *epochs(largest, counts, 30)):
         assert index.dtype == np.int32 and index.shape[1] == -(-largest // 4) * 4
         assert (weight == (np.arange(index.shape[1]) < count)).all()
         assert (np.sort(index[:, :count]) == np.arange(count)).all()
@@ -406,7 +384,7 @@ def test_epochs_are_permutations(switches, largest):
 @pytest.mark.parametrize("largest", [4, 5, 8, 9])
 def test_orders_are_uniform(switches, largest):
     """All 24 of four examples, alone or beside padding, within 5 standard errors of chi-square."""
-    index, _ = epochs(largest, 4, 4800)
+    (index,), _ = epochs(largest, [4], 4800)
     orders, counts = np.unique(index[:, :4], axis=0, return_counts=True)
     assert {*map(tuple, orders)} == {*permutations(range(4))}
     chi = (np.square(counts - 200) / 200).sum()
@@ -472,17 +450,11 @@ def test_the_threshold_is_the_sorted_one(dtype):
         return [v[:6].reshape(2, 3), v[6], v[7:7], v[7:]]
 
     def program(flat, raw, ks):
-        each_k = lambda scores: jax.vmap(lambda k: _threshold(scores, k))(ks)
-        size = lambda v: jnp.concatenate([s.ravel() for s in _magnitudes(parts(v))])
-        return (
-            jax.vmap(size)(flat),
-            jax.vmap(lambda v: each_k(_magnitudes(parts(v))))(flat),
-            jax.vmap(lambda s: each_k(parts(s)))(raw),
-            _threshold(_magnitudes(parts(flat[0])), ks[4]),
-        )
+        size = jnp.stack([jnp.concatenate([*map(jnp.ravel, _magnitudes(parts(v)))]) for v in flat])
+        each_k = lambda v: jax.vmap(lambda k: _threshold(parts(v), k))(ks)
+        return size, jax.lax.map(each_k, jnp.concatenate([size, raw]))
 
-    size, of_flat, of_raw, one = host(program, flat, raw, np.arange(1.0, 15.0))
+    size, got = host(program, flat, raw, np.arange(1.0, 15.0))
     np.testing.assert_array_equal(size, unsigned)
-    np.testing.assert_array_equal(of_flat, np.sort(unsigned)[:, ::-1])
-    np.testing.assert_array_equal(of_raw, np.sort(raw)[:, ::-1])
-    assert one == of_flat[0, 4] and of_flat.dtype == of_raw.dtype == unsigned.dtype
+    np.testing.assert_array_equal(got, np.sort(np.concatenate([unsigned, raw]))[:, ::-1])
+    assert got.dtype == unsigned.dtype
