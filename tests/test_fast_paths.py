@@ -201,7 +201,7 @@ def masked(w, x):
 def test_derivatives_of_the_product(tangent):
     """Those of the masked product; also NaN tangents of NaN numbers, and NaN from NaN receivers."""
     rng = np.random.default_rng(2)
-    calm = [i for i in range(len(X)) if (np.abs(X[i], where=FINITE[i], out=0 * X[i]) < HUGE).all()]
+    calm = ~(X == HUGE).any((1, 2))
     w, x = W[calm], X[calm]
     dw, dx, pull = (rng.normal(size=a.shape) for a in (w, x, x))
     if tangent == "NaN":
