@@ -381,7 +381,7 @@ def test_epochs_are_permutations(switches, largest):
         assert count < 4 or len(np.unique(index[:, :count], axis=0)) > 8
 
 
-@pytest.mark.parametrize("largest", [4, 5, 8, 9])
+@pytest.mark.parametrize("largest", [4, 8, 9])
 def test_orders_are_uniform(switches, largest):
     """All 24 of four examples, alone or beside padding, within 5 standard errors of chi-square."""
     (index,), _ = epochs(largest, [4], 4800)
