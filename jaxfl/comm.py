@@ -108,6 +108,11 @@ def _dense(w, leaf, own):
     return (y if own is leaf else y + _weighted(share, own)).astype(leaf.dtype)
 
 
+def _tainted(w, finite):
+    """Which receivers hear a row that is not finite, `[m, 1]`."""
+    return ((w != 0) & ~finite.all(1)[None]).any(1, keepdims=True)
+
+
 @jax.custom_jvp
 def _matmul(w, rows):
     """`w @ rows` in which a weight of 0 ignores its row, and another makes all of it NaN."""
@@ -116,8 +121,7 @@ def _matmul(w, rows):
     def mask(_):
         finite = jnp.isfinite(rows)
         y = jnp.matmul(w, jnp.where(finite, rows, 0), precision=_HIGHEST)
-        tainted = ((w != 0) & ~finite.all(1)[None]).any(1)
-        return jnp.where(tainted[:, None], jnp.nan, y), False
+        return jnp.where(_tainted(w, finite), jnp.nan, y), False
 
     # Masking costs passes over all rows, and looking costs one row of y: 0 times NaN or inf is NaN,
     # so whatever is not finite shows in every row. A loop of at most one trip: `cond` would copy.
@@ -128,9 +132,12 @@ def _matmul(w, rows):
 @_matmul.defjvp
 def _(at, by):
     (w, rows), (dw, drows) = at, by
-    finite = jnp.where(jnp.isfinite(rows), rows, 0)
-    masked = jnp.where(((w != 0).any(0))[:, None], drows, 0)
-    dy = jnp.matmul(dw, finite, precision=_HIGHEST) + jnp.matmul(w, masked, precision=_HIGHEST)
+    # A number that is not finite, or that nobody hears, passes nothing on, nor does a NaN receiver:
+    # its cotangent is often NaN, and 0 times it would reach every row.
+    finite = jnp.isfinite(rows)
+    passed = jnp.where(finite & (w != 0).any(0)[:, None], drows, 0)
+    dy = jnp.matmul(dw, jnp.where(finite, rows, 0), precision=_HIGHEST)
+    dy = jnp.where(_tainted(w, finite), 0, dy + jnp.matmul(w, passed, precision=_HIGHEST))
     return _matmul(w, rows), dy
 
 

@@ -106,22 +106,6 @@ def test_samples_are_minibatches_or_epochs(drawn):
     assert (np.sort(epoch[4].ravel()) == np.arange(12)).all()
 
 
-@pytest.mark.parametrize("largest", [64, 70])  # counted, and sorted
-def test_epochs_are_permutations(largest):
-    count = np.array([1, 5, largest])
-    data = {"x": np.zeros(count.sum())}
-    partition = (np.arange(count.sum()), np.cumsum(count) - count, count)
-    clients = Clients.make(data, partition, lambda p, e, key: e["x"], batch=8)
-    xi = jax.jit(lambda c: c.each(lambda client, key: client.epochs(key, 40), key=KEY))(clients)
-    index = np.asarray(xi.index).reshape(3, 40, -1)
-    weight = np.asarray(xi.weight).reshape(index.shape)
-    for i, own in enumerate(count):
-        assert (weight[i, :, :own] == 1).all() and (weight[i, :, own:] == 0).all()
-        assert (np.sort(index[i, :, :own]) == np.arange(own)).all()
-    mean, error = index[2, :, 0].mean(), largest / np.sqrt(12 * 40)
-    assert abs(mean - (largest - 1) / 2) <= 5 * error and len(set(index[2, :, 0])) > 15
-
-
 def test_relabelled_clients_draw_the_same(drawn):
     """Keys follow the identity, not the position."""
     order, plain, moved = drawn

@@ -1,0 +1,460 @@
+"""What is chosen for speed equals what is plain, to the rounding of float64."""
+
+from functools import partial
+from itertools import combinations, permutations, product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from jaxfl import Clients, clients, comm, networks, spread
+from jaxfl.algorithms import DSGD, Scaffold
+from jaxfl.clients import Client
+from jaxfl.compress import _magnitudes, _threshold
+from jaxfl.local import _clip
+from jaxfl.models import conv
+from jaxfl.simulate import run, simulate
+
+KEY = jax.random.key(0)
+
+
+def close(got, want, tol=1e-12):
+    """To rounding of the leaf's largest number."""
+
+    def one(a, b):
+        scale = np.abs(b).max(initial=0, where=np.isfinite(b)) if np.size(b) else 0
+        np.testing.assert_allclose(a, b, rtol=tol, atol=tol * scale)
+
+    jax.tree.map(one, got, want)
+
+
+def host(f, *args):
+    """One program, results on the host."""
+    return jax.device_get(jax.jit(f)(*args))
+
+
+# Whole runs ---------------------------------------------------------------------------------------
+
+N, S, D, ROUNDS = 40, 40, 3, 4  # nodes; clients of a round's cohort, from 2 N
+RNG = np.random.default_rng(0)
+COUNT = RNG.integers(1, 5, 2 * N)
+ORDER = RNG.permutation(COUNT.sum())
+DATA = {"x": RNG.normal(size=(COUNT.sum(), D)), "y": RNG.normal(size=COUNT.sum())}
+RING = networks.graph("ring", N, weights="lazy")
+KINDS = {
+    "dense": (DSGD(lr=0.05), RING.replace(w=comm.Dense(comm.to_dense(RING.w)))),
+    "near": (DSGD(lr=0.05), RING.replace(w=comm.to_near(RING.w))),
+    "shifts": (DSGD(lr=0.05), RING),
+    "cohort": (Scaffold(lr=0.05, steps=1), networks.Uniform(2 * N, S)),
+}
+BLOCKS = (N, 0, 1, 8, 16)  # all at once, automatic, one client, a divisor, filled up
+CHUNKS = (0, 2, 3)  # `simulate`, and `run` in chunks that divide the rounds or do not
+DEVICES = (1, 8)
+# A pairwise cover: every two levels of any two columns meet in a row. The first is the plain one.
+COVER = [
+    (block, kind, CHUNKS[(i + j) % 3], DEVICES[(i + j) % 2])
+    for i, block in enumerate(BLOCKS)
+    for j, kind in enumerate(KINDS)
+]
+
+
+def test_the_cover_is_pairwise():
+    for a, b in combinations(zip(*COVER), 2):
+        assert {*product(a, b)} == {*zip(a, b)}
+    assert isinstance(RING.w, comm.Shifts) and COVER[0] == (N, "dense", 0, 1)
+
+
+def loss(params, examples, key):
+    return jnp.square(examples["x"] @ params - examples["y"])
+
+
+def go(block, kind, chunk, devices):
+    alg, network = KINDS[kind]
+    n = 2 * N if kind == "cohort" else N
+    partition = ORDER, (np.cumsum(COUNT) - COUNT)[:n], COUNT[:n]
+    world = Clients.make(DATA, partition, loss, batch=2, block=block), network
+    if devices > 1:
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((devices,), ("clients",), axis_types=auto)
+        world = spread(world[0], mesh), network if kind == "cohort" else spread(network, mesh)
+    how = partial(run, chunk=chunk) if chunk else simulate
+    return jax.device_get(how(alg, *world, np.ones(D), KEY, rounds=ROUNDS))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return {kind: go(N, kind, 0, 1) for kind in ("dense", "cohort")}
+
+
+@pytest.mark.parametrize("block, kind, chunk, devices", COVER[1:])
+def test_runs(monkeypatch, plain, block, kind, chunk, devices):
+    """Parameters, other state and history."""
+    monkeypatch.setattr(clients, "_CPU", (0, 160))  # a few of these tiny clients at once
+    close(go(block, kind, chunk, devices), plain["cohort" if kind == "cohort" else "dense"], 1e-11)
+
+
+# Mixing by a full matrix --------------------------------------------------------------------------
+
+M, HUGE = 5, 1e308  # receivers, senders
+
+
+def cases():
+    """Weights with zeros `[cases, M, M]`, rows `[cases, M, 4]`, by name."""
+    rng = np.random.default_rng(1)
+    out = {}
+
+    def add(name, *bad, only=None):
+        """Rows `bad`, each `(row, column, value)`; `only` one receiver hears the first."""
+        w = rng.random((M, M)) * (rng.random((M, M)) < 0.6) + 0.1 * np.eye(M)
+        x = rng.normal(size=(M, 4))
+        for row, column, value in bad:
+            x[row, column] = value
+        if only is not None:
+            w[:, bad[0][0]] = np.where(np.arange(M) == only, 0.3, 0)
+        out[name] = w, x
+
+    add("finite")
+    for row, value in product(range(M), (np.nan, np.inf, -np.inf)):
+        add(f"{value} in {row}", (row, row % 4, value))
+        add(f"{value} in {row}, nobody hears it", (row, row % 4, value), only=M)
+    for only in (0, 1, M - 1):
+        add(f"only {only} hears a NaN", (2, 1, np.nan), only=only)
+        add(f"only {only} hears an inf", (0, 3, np.inf), only=only)
+    add("inf - inf", (1, 2, np.inf), (3, 2, -np.inf))
+    add("inf - inf in one sum of a row", (1, 0, np.inf), (1, 1, -np.inf))
+    add("NaN everywhere", *((row, 0, np.nan) for row in range(M)))
+    add("huge", *((row, column, HUGE) for row in range(M) for column in range(2)))
+    add("huge beside a NaN", *((row, 0, HUGE) for row in range(M)), (4, 1, np.nan), only=3)
+    w, x = (a.copy() for a in out["huge"])
+    out["one sum is too large"] = np.where(np.arange(M)[:, None] == 0, 3.0, 0.1 * np.eye(M)), x
+    out["finite, whose sum of the first receiver overflows"] = np.eye(M), x
+    return out
+
+
+CASES = cases()
+W, X = (np.stack(a) for a in zip(*CASES.values()))
+FINITE = np.isfinite(X)
+TAINTED = ((W != 0) & ~FINITE.all(2)[:, None]).any(2)
+
+
+def by_numpy(w, x):
+    """Zero weights ignore their row; any other on a non-finite row makes the receiver NaN."""
+    y = np.full((len(w), x.shape[1]), np.nan)
+    for i, weights in enumerate(w):
+        heard = weights != 0
+        if np.isfinite(x[heard]).all():
+            with np.errstate(over="ignore"):
+                y[i] = weights[heard] @ x[heard]
+    return y
+
+
+@pytest.fixture(scope="module")
+def products():
+    """Every case alone, then all of them as one batch; a server's vector is the first row."""
+    leaf = lambda w, x: comm.mix(comm.Dense(w), {"x": x.reshape(M, 2, 2)})["x"].reshape(M, 4)
+    first = lambda w, x: comm.mix(w[0], x)
+
+    def program(w, x):
+        out = {}
+        for name, f in (("matrix", comm._matmul), ("mix", leaf), ("vector", first)):
+            alone = jax.lax.map(lambda at, f=f: f(*at), (w, x))
+            out[name] = alone, jax.vmap(f)(w, x)
+        shared = jax.vmap(comm._matmul, (None, 0))(w[0], x)
+        narrow = jax.vmap(comm._matmul)(w.astype(jnp.float32), jnp.clip(x, -3, 3).astype("f4"))
+        return out, shared, narrow
+
+    return host(program, W, X)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_product_with_weights_of_0(products, name):
+    i = [*CASES].index(name)
+    want = by_numpy(W[i], X[i])
+    for kind, results in products[0].items():
+        for got in results:
+            close(got[i], want[0] if kind == "vector" else want, 1e-14)
+    close(products[1][i], by_numpy(W[0], X[i]), 1e-14)
+    np.testing.assert_allclose(
+        products[2][i], by_numpy(W[i], np.clip(X[i], -3, 3)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_cases_are_what_they_are_called():
+    of = lambda name: TAINTED[[*CASES].index(name)]
+    assert not of("finite").any() and not of("huge").any() and of("NaN everywhere").all()
+    assert of("only 0 hears a NaN").tolist() == [True] + [False] * 4
+    assert not of("nan in 0, nobody hears it").any()
+    assert np.isinf(by_numpy(*CASES["one sum is too large"])[0, :2]).all()
+    assert 5 < TAINTED.any(1).sum() < len(CASES) - 5
+
+
+def masked(w, x):
+    """What the fast product stands for."""
+    finite = jnp.isfinite(x)
+    tainted = ((w != 0) & ~finite.all(1)[None]).any(1)
+    return jnp.where(tainted[:, None], jnp.nan, w @ jnp.where(finite, x, 0))
+
+
+@pytest.mark.parametrize("tangent", ["finite", "NaN"])
+def test_derivatives_of_the_product(tangent):
+    """Those of the masked product; also NaN tangents of NaN numbers, and NaN from NaN receivers."""
+    rng = np.random.default_rng(2)
+    calm = ~(X == HUGE).any((1, 2))
+    w, x = W[calm], X[calm]
+    dw, dx, pull = (rng.normal(size=a.shape) for a in (w, x, x))
+    if tangent == "NaN":
+        dx = np.where(np.isfinite(x), dx, np.nan)
+        pull = np.where(TAINTED[calm][:, :, None], np.nan, pull)
+
+    def both(f, w, x, dw, dx, pull):
+        (by_w, by_x), of = jax.vjp(f, w, x)[1](pull), jax.jvp(f, (w, x), (dw, dx))[1]
+        return of, by_w, by_x
+
+    def server(f, w, x, dw, dx, pull):
+        return both(lambda w, x: f(w[None], x)[0], w[0], x, dw[0], dx, pull[0])
+
+    def program(*args):
+        alone = lambda f: jax.lax.map(lambda a: (both(f, *a), server(f, *a)), args)
+        batch = jax.vmap(lambda *a: (both(comm._matmul, *a), server(comm._matmul, *a)))(*args)
+        return alone(masked), alone(comm._matmul), batch
+
+    want, *got = host(program, w, x, dw, dx, pull)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(want))
+    for results in got:
+        close(results, want, 1e-13)
+
+
+# Circulant weights --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_a_gather_rolls(monkeypatch, mine):
+    """One CPU gathers, several roll: the same bits, gradients, and deaf to NaN with weight 0."""
+    n, offsets, values = 7, (0, 1, -2, 10, 2), np.array([0.4, 0.3, 0.2, 0.1, 0.0])
+    rng = np.random.default_rng(3)
+    x, own, pull = rng.normal(size=(3, n, 2, 2))
+    sent = x.copy()
+    sent[5, 0] = np.nan  # also heard, by those for whom the offset of weight 0 is not its own
+    matrix = sum(v * np.roll(np.eye(n), s, 1) for v, s in zip(values, offsets))
+    deaf = matrix[:, 5] == 0
+    assert deaf[3]  # hears it with weight 0 only
+
+    def program(values, sent, x, own, pull):
+        mix = lambda values, x, own: comm.mix(comm.Shifts(values, offsets, n), x, own)
+        mine_ = own if mine else None
+        return mix(values, sent, mine_), jax.vjp(lambda v, x: mix(v, x, mine_), values, x)[1](pull)
+
+    out = {}
+    for devices in (1, 8):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        fresh = lambda *a: program(*a)
+        assert ("gather" in str(jax.make_jaxpr(fresh)(values, sent, x, own, pull))) == (devices < 2)
+        out[devices] = host(fresh, values, sent, x, own, pull)
+    jax.tree.map(np.testing.assert_array_equal, out[1], out[8])
+    mixed, (_, by_x) = out[1]
+    off = matrix * (1 - np.eye(n)) if mine else matrix
+    want = np.tensordot(off, np.nan_to_num(sent), 1)
+    want += np.diag(matrix)[:, None, None] * own if mine else 0
+    heard = off[:, 5] != 0
+    assert np.isnan(mixed[heard, 0]).all() and (~heard).sum() >= 3
+    close(mixed[~heard], want[~heard], 1e-15)
+    close(by_x, np.tensordot(off.T, pull, 1), 1e-15)
+
+
+# Clipping -----------------------------------------------------------------------------------------
+
+SPECIAL = np.array([1.5, -0.0, 0.0, 3e-308, -np.inf, np.nan, 1e300])  # XLA flushes denormals
+NARROW = np.array([1.5, -0.0, 2e-38, 3e38], np.float32)
+
+
+def bits(a):
+    return np.asarray(a).view(f"u{np.asarray(a).itemsize}")
+
+
+def test_without_a_bound_no_bit_changes():
+    g = {"a": SPECIAL, "b": NARROW, "c": np.array([0.1, -3e38], jnp.bfloat16)}
+    two = jax.tree.map(lambda a: np.stack([a, a]), g)
+    clips = np.array([np.inf, 1.0])
+
+    def program(g, two, bound, clips):
+        return (
+            _clip(g, bound),
+            jax.tree.map(lambda a: a[0], jax.vmap(_clip, (0, None))(two, bound)),
+            jax.tree.map(lambda a: a[0], jax.vmap(_clip, (None, 0))(g, clips)),
+        )
+
+    for got in host(program, g, two, np.inf, clips):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), got, g)
+
+
+def test_clipping_is_the_formula_over_clients_and_sweeps():
+    """Also by derivatives, of the gradient and of a finite bound."""
+    rng = np.random.default_rng(4)
+    g = {"a": rng.normal(size=(3, 4, 2)), "b": rng.normal(size=3)}
+    clips = np.array([np.inf, 1.0, 0.3, 50.0])
+    wave = lambda g: jnp.sin(g["a"]).sum() + jnp.sin(g["b"])
+
+    def formula(g, bound):
+        bound = jnp.minimum(bound, 1e9)  # inf times the derivative 0 of `minimum` is NaN
+        scale = jnp.minimum(1, bound / jnp.sqrt(jnp.square(g["a"]).sum() + g["b"] ** 2))
+        return {k: a * scale for k, a in g.items()}
+
+    def all_of(f, g, bound):
+        y, (by_g, by_bound) = jax.value_and_grad(lambda *a: wave(f(*a)), (0, 1))(g, bound)
+        return f(g, bound), y, by_g, by_bound
+
+    def program(g, clips):
+        ask = partial(all_of, _clip)
+        over = lambda f: jax.vmap(jax.vmap(f, (0, None)), (None, 0))
+        total = lambda clips: over(lambda g, c: wave(_clip(g, c)))(g, clips).sum()
+        alone = jax.lax.map(
+            lambda c: jax.lax.map(lambda g: (ask(g, c), all_of(formula, g, c)), g), clips
+        )
+        return *alone, over(ask)(g, clips), jax.grad(total)(clips)
+
+    alone, want, swept, by_clips = host(program, g, clips)
+    close(alone, want, 1e-14)
+    close(swept, want, 1e-14)
+    close(by_clips, want[3].sum(1), 1e-14)
+    assert (want[3][1:3] != 0).all() and (want[3][3] == 0).all()
+
+
+def sums(jaxpr, inside=False):
+    """Where the reductions of a program are: `{True}` if all within the branches of a `cond`."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "reduce_sum":
+            found.add(inside)
+        for inner in jaxprs_in_params(eqn.params):
+            found |= sums(inner, inside or eqn.primitive.name == "cond")
+    return found
+
+
+def test_the_norm_is_computed_only_where_some_run_has_a_bound():
+    """A branch over clients and over a sweep of bounds as well, where `vmap` would select."""
+    g = {"a": jnp.ones((5, 3)), "b": jnp.ones(5)}
+    clients = jax.vmap(_clip, (0, None))
+    sweep = jax.vmap(clients, (None, 0))
+    both = jax.vmap(clients, (0, 0))
+    twice = jax.tree.map(lambda a: jnp.stack([a, a]), g)
+    bounds = jnp.array([jnp.inf, jnp.inf])
+    assert sums(jax.make_jaxpr(lambda g: jnp.square(g["a"]).sum())(g).jaxpr) == {False}
+    for f, *args in ((_clip, g, jnp.inf), (clients, g, jnp.inf), (sweep, g, bounds)):
+        assert sums(jax.make_jaxpr(f)(*args).jaxpr) == {True}
+    assert sums(jax.make_jaxpr(both)(twice, bounds).jaxpr) == {True}
+
+
+# Orders -------------------------------------------------------------------------------------------
+
+
+def epochs(largest, counts, times):
+    """Places `[clients, times, steps * 4]` of clients with so many examples, and their weights."""
+
+    def program(key, counts):
+        one = lambda count: Client(
+            None, 0, count, 0, loss=loss, batch=4, largest=largest, augment=loss, precision=""
+        ).epochs(key, times)
+        xi = jax.vmap(one)(counts)
+        return xi.index, xi.weight
+
+    counts = np.array(counts, np.int32)
+    return (a.reshape(len(counts), times, -1) for a in host(program, KEY, counts))
+
+
+@pytest.fixture
+def switches(monkeypatch):
+    """Examples are counted up to 4, sorted with their place up to 8, and by arguments beyond."""
+    monkeypatch.setattr(clients, "_RANKED", 4)
+    monkeypatch.setattr(clients, "_PACKED", 8)
+
+
+@pytest.mark.parametrize("largest", [1, 3, 4, 5, 8, 9, 13])
+def test_epochs_are_permutations(switches, largest):
+    counts = (1, largest // 2 + 1, largest)
+    for count, index, weight in zip(counts, *epochs(largest, counts, 30)):
+        assert index.dtype == np.int32 and index.shape[1] == -(-largest // 4) * 4
+        assert (weight == (np.arange(index.shape[1]) < count)).all()
+        assert (np.sort(index[:, :count]) == np.arange(count)).all()
+        assert (index[:, count:] >= count).all()  # padding last
+        assert count < 4 or len(np.unique(index[:, :count], axis=0)) > 8
+
+
+@pytest.mark.parametrize("largest", [4, 8, 9])
+def test_orders_are_uniform(switches, largest):
+    """All 24 of four examples, alone or beside padding, within 5 standard errors of chi-square."""
+    (index,), _ = epochs(largest, [4], 4800)
+    orders, counts = np.unique(index[:, :4], axis=0, return_counts=True)
+    assert {*map(tuple, orders)} == {*permutations(range(4))}
+    chi = (np.square(counts - 200) / 200).sum()
+    assert abs(chi - 23) <= 5 * np.sqrt(2 * 23)
+
+
+# Windows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [((3, 3), (1, 1), "SAME"), ((4, 2), (3, 2), ((2, 0), (1, 3))), ((2, 1), (3, 2), "VALID")],
+)
+def test_windows_differentiate_twice(monkeypatch, size, strides, padding):
+    """Forward, and forward and backward over backward, over clients: gather, slices, `lax.conv`."""
+    rng = np.random.default_rng(5)
+    x, dx = rng.normal(size=(2, 2, 2, 7, 6, 2))  # two clients, of two images
+    kernel, dk = rng.normal(size=(2, 2, *size, 2, 3))
+
+    def derivatives(f, *args):
+        at, by = args[:2], args[2:]
+        f_ = lambda *at: f(*at, strides, padding)
+        pull = lambda *at: jax.grad(lambda *at: jnp.cos(f_(*at)).sum(), (0, 1))(*at)
+        along = lambda *at: sum(jnp.vdot(g, d) for g, d in zip(pull(*at), by))
+        twice = jax.jvp(lambda *at: jax.jvp(lambda *a: jnp.cos(f_(*a)), at, by)[1], at, by)[1]
+        return jax.jvp(f_, at, by), jax.jvp(pull, at, by)[1], jax.grad(along, (0, 1))(*at), twice
+
+    def program(*args):
+        gather = jax.vmap(partial(derivatives, conv.shifts))(*args)
+        with monkeypatch.context() as patch:
+            patch.setattr(conv, "_windows", conv._slices)
+            slices = jax.vmap(partial(derivatives, conv.shifts))(*args)
+        return gather, slices, jax.lax.map(lambda a: derivatives(conv.grouped, *a), args)
+
+    gather, slices, plain = host(program, x, kernel, dx, dk)
+    close(gather, plain)
+    close(slices, plain)
+
+
+# Thresholds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_threshold_is_the_sorted_one(dtype):
+    """For every k; numbers that are not numbers come first, as their bits do."""
+    tiny, top = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
+    rng = np.random.default_rng(6)
+    special = [0, -0.0, tiny, -3 * tiny, np.inf, -np.inf, np.nan, -np.nan, top, -top, 1, 1, -1, 2]
+    vectors = {
+        "special": special,
+        "normal": rng.normal(size=14) * 10.0 ** rng.integers(-30, 30, 14),
+        "ties": rng.integers(-2, 3, 14),
+        "zeros": np.zeros(14),
+        "denormal": rng.integers(-9, 9, 14) * tiny,
+        "NaN": np.full(14, np.nan),
+    }
+    flat = np.stack([*vectors.values()]).astype(dtype)
+    unsigned = np.abs(flat).view(f"u{dtype().itemsize}")
+    raw = rng.integers(0, 2 ** (8 * dtype().itemsize), (3, 14), unsigned.dtype, endpoint=False)
+    raw[0, :2] = 0, ~raw.dtype.type(0)
+
+    def parts(v):
+        return [v[:6].reshape(2, 3), v[6], v[7:7], v[7:]]
+
+    def program(flat, raw, ks):
+        size = jnp.stack([jnp.concatenate([*map(jnp.ravel, _magnitudes(parts(v)))]) for v in flat])
+        each_k = lambda v: jax.vmap(lambda k: _threshold(parts(v), k))(ks)
+        return size, jax.lax.map(each_k, jnp.concatenate([size, raw]))
+
+    size, got = host(program, flat, raw, np.arange(1.0, 15.0))
+    np.testing.assert_array_equal(size, unsigned)
+    np.testing.assert_array_equal(got, np.sort(np.concatenate([unsigned, raw]))[:, ::-1])
+    assert got.dtype == unsigned.dtype
