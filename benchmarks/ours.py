@@ -72,7 +72,7 @@ class FedAvg(Run):
 
 
 class Sweep(FedAvg):
-    """All 64 runs (8 learning rates x 8 seeds) as one program, four at a time: they fit the cache."""
+    """All 64 runs (8 learning rates x 8 seeds) as one program, four at a time, for the cache."""
 
     def __init__(self, data):
         super().__init__("A", data)
