@@ -441,6 +441,24 @@ def test_huggingface(tmp_path):
     assert d.train["x"].tolist() == [[1, 2], [3, 4]]
 
 
+def test_huggingface_by_name(tmp_path, monkeypatch):
+    """The library's own saved files, and what it loads by name, here without a network."""
+    hub = pytest.importorskip("datasets", reason="the extra jaxfl[data] is not installed")
+    rows = hub.Dataset.from_dict({"image": IMAGES.tolist(), "label": DIGITS.tolist()})
+    both = hub.DatasetDict({"train": rows, "validation": rows.select([1, 0])})
+    both.save_to_disk(tmp_path / "saved")
+    names = []
+    monkeypatch.setattr(hub, "load_dataset", lambda *name: names.append(name) or both)
+    monkeypatch.chdir(tmp_path)
+    found = data.read(tmp_path / "saved", test=0)
+    named = data.read("some/name", "huggingface", config="small", test=0)
+    for d in (found, named):
+        np.testing.assert_array_equal(d.train["x"], IMAGES)
+        assert d.train["y"].tolist() == DIGITS.tolist() and d.classes == 3
+        np.testing.assert_array_equal(d.valid["x"], IMAGES[[1, 0]])
+    assert names == [("some/name", "small")]
+
+
 def test_the_extra_is_named(tmp_path, monkeypatch):
     import sys
 
@@ -451,6 +469,206 @@ def test_the_extra_is_named(tmp_path, monkeypatch):
 
 
 # Wrong files ---------------------------------------------------------------------------------
+
+
+def spoil(name, raw, load, match):
+    return pytest.param(name, raw, load, match, id=match[:40])
+
+
+WRONG = [
+    spoil("train-images-idx3", b"\0\1\2\3", data.idx, "expected an IDX header.*found 00 01 02 03"),
+    spoil("train-images-idx3", idx_bytes(IMAGES), data.idx, "expected labels beside"),
+    spoil("data_batch_1.bin", b"a" * 3073, data.cifar, "expected labels 0 to 9; found 97 to 97"),
+    spoil("train.bin", b"a" * 3073, data.cifar, "expected records of 3074 bytes.*found 3073 bytes"),
+    spoil("a", b"+1 1:nan", data.libsvm, r"finite numbers in line 1; found '\+1 1:nan'"),
+    spoil("a", b"1 1:2\n1 a:2", data.libsvm, "in line 2; found '1 a:2'"),
+    spoil("a", b"1 2:1 1:1", data.libsvm, r"ascending in line 1; found \[2, 1\]"),
+    spoil("a", b"1 0:1", data.libsvm, r"expected indices 1, 2, .*; found \[0\]"),
+    spoil("a", b"0.5 1:1", data.libsvm, "regression=True takes targets"),
+    spoil("a", b"1 999999999:1", data.libsvm, "a dense matrix of 3.7 GiB; features=999999999"),
+    spoil("a", b"1 3:1", lambda p: data.libsvm(p, features=2), "indices 1 to 2; found 3"),
+    spoil("t", b"a,b\n1\n", lambda p: data.table(p, target="b"), "2 cells.*found 1 in line 2"),
+    spoil("t", b"a,b\n1,2\n", lambda p: data.table(p, target="c"), "expected a column 'c'"),
+    spoil("t", b"a,b\nx,2\n", lambda p: data.table(p, target="b"), "numbers in column 'a'.*'x'"),
+    spoil("t", b"a,b\nnan,2\n", lambda p: data.table(p, target="b"), "must be finite"),
+    spoil("t", b"a,b\n1,x\n2,\n", lambda p: data.table(p, target="b"), "label.*none for example 1"),
+    spoil("t", b"a,b\n1,\n2,3\n", lambda p: data.table(p, target="b"), "label.*none for example 0"),
+    spoil("t", b"a,b\n1,2\n", data.read, "expected the column of labels, target="),
+    spoil("a.json", b'{"users": []}', data.leaf, "expected an object with users, num_samples"),
+    spoil("b.npz", b"PK\3\4", data.read, "expected whole, readable .npz; found BadZipFile"),
+    spoil("x", bytes(99), data.read, "expected an IDX header"),
+    spoil("x", b"\x01\0", data.read, "expected one of the formats idx, cifar, .*; found none"),
+    spoil("x.h5", b"\x89HDF\r\n\x1a\n", data.read, "expected whole, readable HDF5; found OSError"),
+]
+
+
+@pytest.mark.parametrize("name, raw, load, match", WRONG)
+def test_wrong(name, raw, load, match, tmp_path):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(FileError, match=match) as error:
+        load(tmp_path / name)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_lengths_and_clients_that_disagree(tmp_path):
+    import h5py
+
+    make_idx(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(DIGITS[:5]))
+    with pytest.raises(FileError, match="expected 6 labels, as many as .*; found 5"):
+        data.idx(tmp_path)
+    path = make_leaf(tmp_path / "a.json")
+    good = json.loads(path.read_text())
+    for change, match in (
+        (lambda r: r["num_samples"].pop(), "expected 2 numbers in num_samples"),
+        (lambda r: r["user_data"]["bob"]["y"].pop(), "'bob'; found 2 x, 1 y, num_samples 2"),
+        (lambda r: r["user_data"].pop("bob"), "the users of `users`"),
+        (lambda r: r["user_data"]["bob"].update(x=[], y=[]), "user 'bob', not empty"),
+        (lambda r: r["user_data"]["bob"].update(y=[0, 62]), "0 to 61; got 0 to 62"),
+        (lambda r: r["user_data"]["bob"].update(y=[0, 0.5]), "must be integers 0 to 61; got 0.5"),
+        (lambda r: r["user_data"]["bob"]["x"].__setitem__(0, [1]), "expected whole, readable LEAF"),
+    ):
+        record = json.loads(json.dumps(good))
+        change(record)
+        path.write_text(json.dumps(record))
+        with pytest.raises(FileError, match=match):
+            data.leaf(path)
+    for field, value, match in (
+        ("label", np.arange(2, dtype=np.int32), "3 pixels, 2 label"),
+        ("label", np.zeros(0, np.int32), "expected 'label' of client 'f0001_41', stored"),
+        ("label", np.array([0, 62, 1]), "0 to 61; got 0 to 62"),
+        ("pixels", np.zeros((3, 28, 27), np.float32), "'pixels' of one shape"),
+        ("pixels", np.full((3, 28, 28), np.nan, np.float32), "must be finite"),
+    ):
+        path = make_tff(tmp_path / "a_train.h5")
+        with h5py.File(path, "a") as file:
+            del file[f"examples/f0001_41/{field}"]
+            file[f"examples/f0001_41/{field}"] = value
+        with pytest.raises(FileError, match=match):
+            data.tff(path)
+    for ids, match in (
+        ([1.0] * 5 + [np.nan], "none for example 5"),
+        (list("abcd") + [""] * 2, "4"),
+    ):
+        np.savez(tmp_path / "a.npz", x=IMAGES, y=DIGITS, client=ids)
+        with pytest.raises(FileError, match=f"id or label for every example; found.*{match}"):
+            data.npz(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=DIGITS[:5])
+    with pytest.raises(FileError, match="as many x as y and clients in train; found 6, 5"):
+        data.npz(tmp_path / "a.npz")
+
+
+def test_read_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match='for a name on the hub, format="huggingface"'):
+        data.read(tmp_path / "nothing")
+    with pytest.raises(FileError, match="one of the formats"):
+        data.read(tmp_path)
+    with pytest.raises(ValueError, match="no format 'libsvn'; did you mean 'libsvm'"):
+        data.read(tmp_path, format="libsvn")
+    for options, match in (({"labels": "best"}, "fine"), ({"task": "x"}, "task must be")):
+        with pytest.raises(ValueError, match=match):
+            data.tff(tmp_path, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recognised(kind, tmp_path):
+    """`read` finds the same as the function of the format, and the same twice."""
+    path, load = make(kind, tmp_path)
+    table = {"csv": ("label", "country"), "parquet": ("label", "user"), "arrow": ("label", "user")}
+    options = dict(zip(("target", "client"), table.get(kind, ())))
+    options |= {"features": ["a"]} if kind in ("parquet", "arrow") else {}
+    place = path.parent if kind == "cifar.bin" else path
+    options |= {"valid": 0, "test": 0} if kind == "batch" else {}
+    a, b, c = load(path), data.read(place, **options), data.read(place, **options)
+    for d in (b, c):
+        for part in ("train", "valid", "test"):
+            for name in "xy":
+                np.testing.assert_array_equal(getattr(a, part)[name], getattr(d, part)[name])
+
+
+# Splits, tokens, descriptions ----------------------------------------------------------------
+
+
+def test_clients_held_out():
+    owner = np.repeat(np.arange(10), 7)
+    x = np.arange(70.0)[:, None]
+    d = data.from_arrays(x, owner % 3, owner, by="clients", valid=0.2, test=0.3)
+    seen = {}
+    for part, n in (("train", 5), ("valid", 2), ("test", 3)):
+        p = d.partitions[part]
+        rows = getattr(d, part)["x"][:, 0].astype(int)
+        for i in np.flatnonzero(p.count):
+            assert set(rows[p.of(i)]) == set(np.flatnonzero(owner == d.names[i]))
+        seen[part] = set(d.names[np.flatnonzero(p.count)])
+        assert len(seen[part]) == n and p.count.sum() == 7 * n
+    assert not seen["train"] & (seen["valid"] | seen["test"]) and d.partition.n == 5
+    assert len(d.names) == 10 and d.partition.count.min() == 7
+    with pytest.raises(ValueError, match='by="clients" needs clients'):
+        data.from_arrays(x, owner, by="clients")
+    with pytest.raises(ValueError, match='"examples" or "clients"; got \'users\''):
+        data.from_arrays(x, owner, by="users")
+
+
+def test_tokens():
+    assert len(text.SHAKESPEARE) == len(set(text.SHAKESPEARE)) == 86
+    assert len(text.LEAF_LETTERS) == len(set(text.LEAF_LETTERS)) == 80
+    sentences = [s.split() for s in ("b a a", "a c b", "d")]
+    known = data.vocabulary(sentences, 3)
+    assert known == ("a", "b", "c")
+    tokens = data.Tokens(known, buckets=2)
+    assert (tokens.oov, tokens.bos, tokens.eos, tokens.size) == (4, 6, 7, 8)
+    x, y = data.words([["a", "c"], ["b"] * 5, [], ["zzz", "d", "e"]], tokens, 3)
+    assert x[0].tolist() == [6, 1, 3] and y[0].tolist() == [1, 3, 7]
+    assert x[1].tolist() == [6, 2, 2] and y[1].tolist() == [2, 2, 2]
+    assert x[2].tolist() == [6, 7, 0] and y[2].tolist() == [7, 0, 0]
+    assert set(y[3]) <= {4, 5} and x.dtype == y.dtype == np.int32
+    np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+    x, y, origin = data.characters(["ab", "abcd", ""], 3, data.Tokens("abcd"))
+    assert x.tolist() == [[6, 1, 2], [6, 1, 2], [4, 7, 0], [6, 7, 0]]
+    assert y.tolist() == [[1, 2, 7], [1, 2, 3], [7, 0, 0], [7, 0, 0]]
+    assert origin.tolist() == [0, 1, 1, 2]
+    assert data.characters([], 3)[0].shape == (0, 3)
+    for call, match in (
+        (lambda: data.Tokens(["a", "a"]), "different words; got 2, of which 1 differ"),
+        (lambda: data.Tokens([]), "different words"),
+        (lambda: data.Tokens("a", 0), "buckets"),
+        (lambda: data.characters(["a"], 0), "length"),
+        (lambda: data.vocabulary([], 0), "size"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+def test_describe(tmp_path):
+    d = data.from_arrays(np.ones((8, 2)), [0, 0, 1, 1, 0, 0, 0, 3], list("aaabbbbb"), test=0)
+    about = data.describe(d)
+    assert about.parts == {"train": 7, "valid": 1, "test": 0} and about.clients == 2
+    y, p = d.train["y"], d.partition
+    right = [np.bincount(y[p.of(i)], minlength=4).tolist() for i in range(2)]
+    assert about.histogram.tolist() == right and about.sizes.tolist() == p.count.tolist()
+    shown = str(about)
+    assert "examples     7 train, 1 valid, 0 test\n" in shown and "classes      4\n" in shown
+    assert "per client   3 to 4, median 3.5" in shown and len(shown.splitlines()) == 7
+    ax = about.plot()
+    assert len(ax.collections[0].get_offsets()) == np.count_nonzero(right)
+    bare = data.describe(data.load("iris"))
+    assert bare.clients == 0 and "clients" not in str(bare)
+    with pytest.raises(ValueError, match="no clients with labels to draw"):
+        bare.plot()
+    iris = data.load("iris")
+    assert data.describe(iris, data.iid(iris.train["y"], 3)).histogram.shape == (3, 3)
+    numbers = data.from_arrays(np.ones((4, 1)), np.ones(4), [1, 1, 2, 2], valid=0, test=0)
+    assert data.describe(numbers).histogram is None and "median 2" in str(data.describe(numbers))
+
+
+def test_describe_clients():
+    from jaxfl import Clients
+
+    d = data.from_arrays(np.ones((8, 2)), [0, 0, 1, 1, 0, 0, 0, 3], list("aaabbbbb"), valid=0)
+    clients = Clients.make(d.train, d.partition, lambda p, e, k: e["x"][:, 0], host=True)
+    a, b = data.describe(clients), data.describe(d)
+    np.testing.assert_array_equal(a.histogram, b.histogram[:, : a.classes])
+    assert a.sizes.tolist() == b.sizes.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -468,7 +686,7 @@ def test_truncated(kind, tmp_path):
         assert str(tmp_path) in str(error.value) and "; found " in str(error.value)
 
 
-def check_spoiled(path, load, raw, draw):
+def check_spoiled(kind, path, load, raw, right, draw):
     spoiled = bytearray(raw)
     for _ in range(draw.draw(st.integers(1, 3))):
         place = draw.draw(st.integers(0, min(len(raw), 400) - 1) | st.integers(0, len(raw) - 1))
@@ -490,6 +708,9 @@ def check_spoiled(path, load, raw, draw):
         assert np.isfinite(part["x"]).all() and np.isfinite(part["y"]).all()
         if d.classes is not None and part["y"].ndim == 1:
             assert part["y"].min(initial=0) >= 0 and part["y"].max(initial=0) < d.classes
+    if kind in ("idx.gz", "cifar.tar.gz", "npz.deflated"):  # these have a checksum
+        np.testing.assert_array_equal(d.train["x"], right.train["x"])
+        np.testing.assert_array_equal(d.train["y"], right.train["y"])
     for name, p in d.partitions.items():
         p.check(len(getattr(d, name)["y"]), 0)
 
@@ -498,11 +719,11 @@ def check_spoiled(path, load, raw, draw):
 def test_fuzz(kind, tmp_path):
     """A spoiled file is a data set of valid shape or an error of ours, never anything else."""
     path, load = make(kind, tmp_path)
-    raw = path.read_bytes()
+    raw, right = path.read_bytes(), load(path)
 
     @settings(derandomize=True, deadline=None, max_examples=120, database=None)
     @given(st.data())
     def run(draw):
-        check_spoiled(path, load, raw, draw)
+        check_spoiled(kind, path, load, raw, right, draw)
 
     run()

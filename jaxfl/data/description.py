@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int
 
 from jaxfl.data.partition import Partition
 
@@ -19,7 +19,7 @@ class Description:
     sizes: Int[np.ndarray, " n"]  # training examples of every client
     classes: int | None  # None: regression
     histogram: Int[np.ndarray, "n classes"] | None  # training examples by client and label
-    effective: Shaped[np.ndarray, " n"]  # e to the entropy of a client's labels
+    effective: Float[np.ndarray, " n"] | None  # e to the entropy of a client's labels
 
     def __str__(self) -> str:
         rows = {"data": self.name}
@@ -32,7 +32,7 @@ class Description:
             rows["clients"] = str(self.clients)
             spread = f"{s.min()} to {s.max()}, median {np.median(s):g}"
             rows["per client"] = f"{spread}, deviation over mean {cv:.3g}"
-        if self.histogram is not None:
+        if self.histogram is not None and self.effective is not None:
             total, e = self.histogram.sum(0), self.effective
             rows["labels"] = f"{total.min()} to {total.max()} examples each"
             rows["per client "] = f"{e.min():.2g} to {e.max():.2g} labels, effectively"
@@ -76,7 +76,7 @@ def describe(data: Any, partition: Partition | None = None) -> Description:
         y, name, classes = data.train["y"], data.name, data.classes
         parts = {part: len(getattr(data, part)["y"]) for part in ("train", "valid", "test")}
         partition = data.partitions.get("train") if partition is None else partition
-    sizes, histogram, effective = np.zeros(0, np.int64), None, np.zeros(0)
+    sizes, histogram, effective = np.zeros(0, np.int64), None, None
     if partition is not None:
         labelled = classes is not None and y is not None and y.ndim == 1
         facts = partition.describe(y if labelled else None)

@@ -101,10 +101,10 @@ def idx(
         x_path = images if part == "train" else _beside(images, "train", ("t10k", "test"))
         if x_path is None:
             continue
-        y_path = _beside(x_path, "images", ("labels",))
+        x, y_path = _idx(x_path), _beside(x_path, "images", ("labels",))
         if y_path is None:
             raise bad(path, f"labels beside {x_path.name}", "none")
-        x, y = _idx(x_path), _idx(y_path)
+        y = _idx(y_path)
         if x.ndim < 2:
             raise bad(x_path, "images, at least two dimensions", x.shape)
         if y.ndim != 1 or y.dtype.kind == "f":

@@ -45,7 +45,7 @@ def reading(path: Any, kind: str) -> Iterator[None]:
     except (FileError, FileNotFoundError, IsADirectoryError, PermissionError, ImportError):
         raise
     except Exception as error:  # there is no list of what zlib, pickle and HDF5 may raise
-        raise bad(path, f"a whole {kind} file", f"{type(error).__name__}: {error}") from error
+        raise bad(path, f"whole, readable {kind}", f"{type(error).__name__}: {error}") from error
 
 
 def opened(path: str | Path) -> Any:
@@ -92,6 +92,16 @@ def collect(
     return parts, shares[0], shares[1]
 
 
+def known_ids(path: Any, ids: np.ndarray) -> np.ndarray:
+    """Ids, or strings for labels, none of which is missing."""
+    ids = np.asarray(ids)
+    missing = ids == "" if ids.dtype.kind in "US" else ids != ids
+    if ids.ndim != 1 or missing.any():
+        found = f"none for example {missing.argmax()}" if ids.ndim == 1 else f"shape {ids.shape}"
+        raise bad(path, "one id or label for every example", found)
+    return ids
+
+
 def assemble(
     path: str | Path,
     parts: Mapping[str, Part],
@@ -126,7 +136,7 @@ def assemble(
                 shapes = clean["train"][0].shape[1:], clean[part][0].shape[1:]
                 raise bad(path, f"x of shape {shapes[0]} in {part} as in train", shapes[1])
             if client is not None:
-                ids[part] = np.asarray(client)
+                ids[part] = known_ids(path, client)
         if regression:
             clean = {part: (x, y.astype(dtype)) for part, (x, y) in clean.items()}
         else:

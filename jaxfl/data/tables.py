@@ -17,6 +17,7 @@ from jaxfl.data.parts import (
     assemble,
     bad,
     collect,
+    known_ids,
     opened,
     pixels,
     reading,
@@ -76,6 +77,8 @@ def _arrow(path: str | Path) -> Any:
             kind = pa.ipc.open_file if head == b"ARROW1" else pa.ipc.open_stream
             table = kind(pa.memory_map(str(path))).read_all()
         table.validate(full=True)
+        if len(set(table.column_names)) < len(table.column_names):
+            raise bad(path, "different column names", table.column_names)
         return table
 
 
@@ -94,7 +97,7 @@ def _values(path: Any, table: Any, name: str) -> np.ndarray:
             raw = [cell["bytes"] for cell in column.to_pylist()]
             return np.stack([np.asarray(Image.open(io.BytesIO(b))) for b in raw])
     if kind.startswith(("list", "large_list", "fixed_size_list", "extension")):
-        with reading(path, f"table, whose lists {name!r} are equally long,"):
+        with reading(path, f"lists {name!r} of equal length"):
             return np.stack([np.asarray(cell) for cell in column.to_pylist()])
     values = column.to_numpy()
     return values.astype(str) if values.dtype == object else values
@@ -161,7 +164,7 @@ def table(
             raise bad(file, f"columns besides {target!r} and {client!r}", "none")
         x = np.stack([columns[name].astype(np.float64) for name in wanted], axis=1)
         parts[part] = Part(x, columns[target], None if client is None else columns[client])
-    parts, known = _renumbered(parts)
+    parts, known = _renumbered(path, parts)
     return assemble(
         path,
         parts,
@@ -175,11 +178,12 @@ def table(
     )
 
 
-def _renumbered(parts: dict[str, Part]) -> tuple[dict[str, Part], int | None]:
+def _renumbered(path: Any, parts: dict[str, Part]) -> tuple[dict[str, Part], int | None]:
     """Labels that are strings as numbers, and how many there are."""
     if all(part.y.dtype.kind not in "US" for part in parts.values()):
         return parts, None
-    names, y = np.unique(np.concatenate([p.y.astype(str) for p in parts.values()]), False, True)
+    whole = np.concatenate([p.y.astype(str) for p in parts.values()])
+    names, y = np.unique(known_ids(path, whole), return_inverse=True)
     cut = np.split(y, np.cumsum([len(p.y) for p in parts.values()])[:-1])
     return {k: p._replace(y=v) for (k, p), v in zip(parts.items(), cut)}, len(names)
 
@@ -248,7 +252,7 @@ def huggingface(
             found = {part: pa.concat_tables(tables) for part, tables in found.items()}
     else:
         hub = _lazily("datasets")
-        with reading(path, "Hugging Face data set, as a file here or by name from the hub;"):
+        with reading(path, "Hugging Face data set, here or on the hub"):
             for part, rows in hub.load_dataset(str(path), config).items():
                 said = _PART.search(part)
                 if said and said[1] not in found:
@@ -275,7 +279,7 @@ def huggingface(
             data = data[..., None] if data.ndim == 3 else data
         ids = None if client is None else _values(path, found[part], client)
         parts[part] = Part(data, labels, ids)
-    parts, known = _renumbered(parts)
+    parts, known = _renumbered(path, parts)
     return assemble(
         path,
         parts,

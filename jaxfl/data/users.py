@@ -226,7 +226,7 @@ def _h5(path: Path, clients: int | Sequence[str] | None, more: Sequence[str]):
             sizes.append(length.pop())
         whole = {}
         for name, arrays in columns.items():
-            if len({(a.shape[1:], a.dtype) for a in arrays}) > 1:
+            if len({(a.shape[1:], a.dtype.kind) for a in arrays}) > 1:
                 raise bad(path, f"{name!r} of one shape and type", "several")
             whole[name] = np.concatenate(arrays)
     return kind, whole, np.repeat(np.array(ids, dtype=str), sizes)
