@@ -60,9 +60,21 @@ def make_cifar_binary(folder, hundred=False):
 
 
 def python2_pickle(batch):
-    """As Python 2 and the numpy of its time wrote them: protocol 2, strings as bytes."""
-    raw = pickle.dumps(batch, protocol=2)
-    return raw.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    """As Python 2 and the numpy of its time wrote them, code by code: strings are bytes."""
+    out = b"\x80\x02}q\x01("
+    for key, value in batch.items():
+        out += b"U" + bytes([len(key)]) + key
+        if isinstance(value, list):
+            out += b"](" + b"".join(b"K" + bytes([v]) for v in value) + b"e"
+        elif isinstance(value, bytes):
+            out += b"U" + bytes([len(value)]) + value
+        else:
+            out += b"cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04"
+            out += b"K\x00\x85U\x01b\x87Rq\x05(K\x01" + b"K" + bytes([len(value)])
+            out += b"M\x00\x0c\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNN"
+            out += b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+            out += b"T" + value.size.to_bytes(4, "little") + value.tobytes() + b"tb"
+    return out + b"u."
 
 
 def make_cifar_python(folder, hundred=False):
@@ -253,6 +265,8 @@ def test_cifar_hundred(tmp_path, labels, y):
 
 
 def test_cifar_python(tmp_path):
+    theirs = pickle.loads(python2_pickle({b"data": PHOTOS, b"labels": [1]}), encoding="bytes")
+    np.testing.assert_array_equal(theirs[b"data"], PHOTOS)  # numpy itself can read our true file
     d = data.read(make_cifar_python(tmp_path), valid=0)
     np.testing.assert_allclose(d.train["x"], photos(PHOTOS) / 255, rtol=1e-6)
     assert d.test["y"].tolist() == [3, 0, 9, 1] and d.classes == 10

@@ -115,7 +115,7 @@ def idx(
         y = y - np.uint8(1) if "letters" in y_path.name and y.min(initial=1) == 1 else y
         x = pixels(x, dtype) if x.dtype == np.uint8 else x
         parts[part] = Part(x[..., None] if x.ndim == 3 else x, y)
-    return assemble(images, parts, classes=classes, valid=valid, test=test, seed=seed, dtype=dtype)
+    return assemble(path, parts, classes=classes, valid=valid, test=test, seed=seed, dtype=dtype)
 
 
 def _beside(path: Path, old: str, new: tuple[str, ...]) -> Path | None:
