@@ -1,6 +1,14 @@
-"""Data: who owns which example, real and generated data sets, shifts between clients."""
+"""Data: who owns which example, files and generated data sets, shifts between clients."""
 
 from jaxfl.data.augment import crop_and_flip as crop_and_flip
+from jaxfl.data.description import Description as Description
+from jaxfl.data.description import describe as describe
+from jaxfl.data.files import cifar as cifar
+from jaxfl.data.files import idx as idx
+from jaxfl.data.files import libsvm as libsvm
+from jaxfl.data.files import npz as npz
+from jaxfl.data.formats import FORMATS as FORMATS
+from jaxfl.data.formats import read as read
 from jaxfl.data.generators import mixture as mixture
 from jaxfl.data.generators import planted_regression as planted_regression
 from jaxfl.data.generators import synthetic as synthetic
@@ -17,8 +25,17 @@ from jaxfl.data.partition import quantity as quantity
 from jaxfl.data.partition import rotate as rotate
 from jaxfl.data.partition import shards as shards
 from jaxfl.data.partition import split as split
+from jaxfl.data.parts import FileError as FileError
 from jaxfl.data.sets import DATASETS as DATASETS
 from jaxfl.data.sets import Dataset as Dataset
 from jaxfl.data.sets import from_arrays as from_arrays
 from jaxfl.data.sets import from_table as from_table
 from jaxfl.data.sets import load as load
+from jaxfl.data.tables import huggingface as huggingface
+from jaxfl.data.tables import table as table
+from jaxfl.data.text import Tokens as Tokens
+from jaxfl.data.text import characters as characters
+from jaxfl.data.text import vocabulary as vocabulary
+from jaxfl.data.text import words as words
+from jaxfl.data.users import leaf as leaf
+from jaxfl.data.users import tff as tff

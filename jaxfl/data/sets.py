@@ -26,6 +26,7 @@ class Dataset:
     partitions: Mapping[str, Partition] = field(default_factory=dict)  # natural ones, by part
     names: Shaped[np.ndarray, " n"] = field(default_factory=lambda: np.arange(0))  # of the clients
     truth: Mapping[str, np.ndarray] = field(default_factory=dict)  # what generated the data
+    vocabulary: tuple[str, ...] = ()  # of texts: `jaxfl.data.Tokens` numbers it
 
     @property
     def partition(self) -> Partition:
@@ -74,7 +75,7 @@ def _numeric(name: str, values: ArrayLike, dtype: Any) -> np.ndarray:
         raise ValueError(f"{name} must have a leading example axis [N, ...]; got a single number")
     if array.dtype.kind == "f":
         with np.errstate(over="ignore", under="ignore"):
-            array = array.astype(dtype)
+            array = array.astype(dtype, copy=False)  # what is mapped stays mapped
         bad = np.asarray(~np.isfinite(array)).any(axis=tuple(range(1, array.ndim)))
         if bad.any():
             raise ValueError(
@@ -112,6 +113,43 @@ def _labels(y: np.ndarray, classes: int | None) -> tuple[np.ndarray, int | None]
     return y, high + 1 if classes is None else classes
 
 
+def _sides(
+    y: np.ndarray,
+    client: Int[np.ndarray, " N"] | None,
+    classes: int | None,
+    valid: Number,
+    test: Number,
+    by: str,
+    rng: np.random.Generator | None,
+) -> Int[np.ndarray, " N"]:
+    """0 (train), 1 (valid) or 2 (test) for every example."""
+    if by not in ("examples", "clients"):
+        raise ValueError(f'by must be "examples" or "clients"; got {by!r}')
+    if by == "clients":
+        if client is None:
+            raise ValueError('by="clients" needs clients: name the column of their ids, client=')
+        return _thirds(np.zeros(int(client.max()) + 1, np.int64), valid, test, rng)[client]
+    if client is None and classes is not None and y.ndim == 1:
+        client = np.unique(y, return_inverse=True)[1]
+    return _thirds(np.zeros(len(y), np.int64) if client is None else client, valid, test, rng)
+
+
+def _owned(ids: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Partition]]:
+    """Names and partitions from the ids by part: client i of every part is `names[i]`.
+
+    Who trains comes first; who does not is none of the clients of `train`.
+    """
+    train = np.unique(ids["train"])
+    others = np.concatenate([train[:0], *(v for part, v in ids.items() if part != "train")])
+    names = np.concatenate([train, np.setdiff1d(others, train)])
+    place = np.argsort(names)
+    partitions = {}
+    for part, v in ids.items():
+        owner = place[np.searchsorted(names, v, sorter=place)]
+        partitions[part] = _grouped(owner, len(train) if part == "train" else len(names))
+    return names, partitions
+
+
 def _dataset(
     name: str,
     x: np.ndarray,
@@ -125,14 +163,10 @@ def _dataset(
     names: np.ndarray | None = None,
     standardise: bool = False,
     truth: Mapping[str, np.ndarray] | None = None,
+    by: str = "examples",
 ) -> Dataset:
-    """Split inside every client, else inside every class."""
-    if client is not None:
-        group = client
-    else:
-        stratify = classes is not None and y.ndim == 1
-        group = np.unique(y, return_inverse=True)[1] if stratify else np.zeros(len(y), np.int64)
-    which = _thirds(group, valid, test, rng)
+    """Split inside every client, else inside every class; or between clients."""
+    which = _sides(y, client, classes, valid, test, by, rng)
     if standardise:
         seen = x[which == 0].astype(np.float64)
         spread = seen.std(0)
@@ -140,12 +174,12 @@ def _dataset(
     parts = {part: which == i for i, part in enumerate(("train", "valid", "test"))}
     partitions = {}
     if client is not None:
-        n = int(client.max()) + 1
-        names = np.arange(n) if names is None else names
-        partitions = {part: _grouped(client[mask], n) for part, mask in parts.items()}
+        names = np.arange(int(client.max()) + 1) if names is None else names
+        names, partitions = _owned({part: names[client[mask]] for part, mask in parts.items()})
+    arrays: Any = {part: {"x": x[mask], "y": y[mask]} for part, mask in parts.items()}
     return Dataset(
         name,
-        **{part: {"x": x[mask], "y": y[mask]} for part, mask in parts.items()},
+        **arrays,
         classes=classes,
         partitions=partitions,
         names=np.arange(0) if names is None else names,
@@ -165,11 +199,14 @@ def from_arrays(
     standardise: bool = False,
     seed: Seed = 0,
     dtype: Any = np.float32,
+    by: str = "examples",
 ) -> Dataset:
     """A data set from arrays, checked, and split in three.
 
     The split keeps the shares of the classes, or, with a client column, of the clients: each keeps
-    at least one example for training; a small one may have none to validate or to test.
+    at least one example for training; a small one may have none to validate or to test. Or it is
+    one of clients: those who validate and test are never seen in training, and come last in
+    `names`.
 
     Args:
         x: `[N, ...]`, numbers. Integers (tokens, raw images) stay integers.
@@ -182,6 +219,7 @@ def from_arrays(
         standardise: subtract the mean of the training examples, divide by their deviation.
         seed: a number or a NumPy generator, for the split.
         dtype: of the floats.
+        by: "examples", or "clients" to share out whole clients.
 
     Raises:
         ValueError: NaN, inf or something that is not a number; labels out of range; lengths that
@@ -216,6 +254,7 @@ def from_arrays(
         rng=rng,
         names=names,
         standardise=standardise,
+        by=by,
     )
 
 
