@@ -33,9 +33,7 @@ def duration(seconds):
 
 
 def table(found):
-    head = (
-        "| One round of | jaxfl | cold | memory | how many times slower |\n|---|---|---|---|---|\n"
-    )
+    head = "| One round of | jaxfl | cold | memory | time of rivals, in that of jaxfl |\n|---|---|---|---|---|\n"
     rows = []
     for name, entry in found.items():
         programs = entry["results"]["programs"]
@@ -64,8 +62,8 @@ def figure(found, path):
                 continue
             times = programs[rival]["times slower than jaxfl"]
             label = rival if rival not in axes.get_legend_handles_labels()[1] else None
-            axes.barh(y, times, color=colours[rival], label=label)
-            axes.text(times * 1.05, y, f"{times:.3g}", va="center", fontsize=8)
+            axes.barh(y, times - 1, left=1, color=colours[rival], label=label)
+            axes.text(max(times, 1) * 1.05, y, f"{times:.3g}", va="center", fontsize=8)
             y += 1
         ticks[(first + y - 1) / 2] = WORK[name].split(",")[0]
         y += 0.6
@@ -75,7 +73,7 @@ def figure(found, path):
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlim(right=axes.get_xlim()[1] * 2)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=5, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
