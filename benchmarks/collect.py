@@ -33,7 +33,8 @@ def duration(seconds):
 
 
 def table(found):
-    head = "| One round of | jaxfl | cold | memory | time of rivals, in that of jaxfl |\n|---|---|---|---|---|\n"
+    columns = ("One round of", "jaxfl", "cold", "memory", "time of rivals, in that of jaxfl")
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
     rows = []
     for name, entry in found.items():
         programs = entry["results"]["programs"]
