@@ -19,7 +19,7 @@ CASES = {
     "logistic 784 x 10, 200 clients": (models.logistic(784, 10), (784,), 200),
     "MLP 64-64-10, 64 clients": (models.mlp(64, 10, (64,)), (64,), 64),
     "2NN 784-200-200-10, 20 clients": (models.mlp(784, 10, (200, 200)), (784,), 20),
-    "LeNet-5, 20 clients": (models.lenet5(), (28, 28, 1), 20),
+    "LeNet-5, 20 clients": (models.lenet5(), (32, 32, 3), 20),
     "CIFAR CNN, 10 clients": (models.cifar_cnn(), (32, 32, 3), 10),
 }
 

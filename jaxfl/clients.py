@@ -21,7 +21,7 @@ from jaxfl.types import Key, Params, Scalar, Stacked, fork
 _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 # Bytes of what all clients return up to which they run at once, and bytes of a block beyond. On the
 # CPU a block should fit the cache; elsewhere it only bounds memory.
-_CPU, _ACCELERATOR = (1 << 23, 1 << 20), (1 << 31, 1 << 30)
+_CPU, _ACCELERATOR = (1 << 22, 1 << 22), (1 << 31, 1 << 30)
 # Examples of a client up to which their places share 32 bits with a random number, and up to which
 # counting who comes before is cheaper than sorting.
 _PACKED, _RANKED = 1024, 256
