@@ -112,10 +112,8 @@ def _join(distributed: bool, coordinator: str, processes: int, process: int) -> 
 
     names = ("coordinator_address", "num_processes", "process_id")
     where: dict[str, Any] = dict(zip(names, (coordinator, processes, process)))
-    try:
-        jax.distributed.initialize(
-            **(where if coordinator else {})
-        )  # before anything asks for a device
+    try:  # before anything asks for a device
+        jax.distributed.initialize(**(where if coordinator else {}))
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"the processes did not meet: {error}; outside of SLURM, MPI or a TPU pod, say where: "

@@ -16,6 +16,7 @@ import platform
 import resource
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -24,22 +25,21 @@ import numpy as np
 LOADED = time.time()
 
 
-class Rival:
-    """What a script defines for each work item it can do."""
+class Rival(ABC):
+    """What a script defines for each work item it can do.
+
+    For `--check` also `check(rounds)`: the model after rounds on the given minibatches, by name.
+    """
 
     whole = False  # rounds are one program: getting ready means a run of all of them
 
+    @abstractmethod
     def run(self, rounds: int) -> None:
         """So many rounds from the initial model; returns when they are done."""
-        raise NotImplementedError
 
     def result(self) -> dict[str, Any]:
         """What the last run came to, outside the clock: loss, accuracy."""
         return {}
-
-    def check(self, rounds: int) -> dict[str, np.ndarray]:
-        """The model after rounds on the given minibatches, by jaxfl's names."""
-        raise NotImplementedError
 
 
 def batches(data: dict[str, np.ndarray], rounds: int) -> list[list[np.ndarray]]:
