@@ -83,8 +83,8 @@ def sample(key: Key, n: int, size: int) -> Int[Array, " size"]:
     """`size` of n numbers without replacement, every subset equally likely.
 
     Small cohorts: draw with replacement and redraw what repeats an earlier slot until nothing does.
-    The procedure treats all numbers alike, so every subset is equally likely. Ten of a thousand take
-    a hundredth of a permutation, and no longer than ten of a million.
+    The procedure treats all numbers alike, so every subset is equally likely. Ten of a thousand
+    take a hundredth of a permutation, and no longer than ten of a million.
     """
     if 4 * size > n:
         return jnp.argsort(jax.random.bits(key, (n,), jnp.uint32))[:size].astype(jnp.int32)
