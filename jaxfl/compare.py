@@ -12,7 +12,6 @@ import inspect
 import io
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxfl import devices, metrics
+from jaxfl import devices, folder, metrics
 from jaxfl.clients import Clients
 from jaxfl.config import Config, adversaries, parse, partitioners
 from jaxfl.networks import Links
@@ -382,7 +381,7 @@ def compare(
             raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
     config = Config.make(config, **named, **changes)
     if out is not None:
-        _possible(Path(out))
+        folder.possible(out)
     data = data if isinstance(data, Dataset) else dataset(config.data)
     split = partitions(config, data)
     jobs = [_job(text, config, split[0].n) for text in config.algorithms]
@@ -394,7 +393,7 @@ def compare(
     for job in jobs:
         check(job.alg, problem.first[0], job.networks[0], problem.first[1], rounds=config.rounds)
     if out is not None:
-        _writable(Path(out))  # makes it: last, so that bad input leaves no folder behind
+        folder.writable(out)  # makes it: last, so that bad input leaves no folder behind
     with _progress(labels, progress) as report:
         comparison = _compare(config, problem, jobs, report)
     if out is not None:
@@ -780,25 +779,24 @@ class Comparison:
 
         axes: Any = plots.learning_curves(self, **options)
         if path is not None:
-            _atomic(Path(path), lambda p: axes[0].figure.savefig(p, dpi=300))
+            folder.atomic(path, lambda p: axes[0].figure.savefig(p, dpi=300))
         return axes
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, out: str | Path) -> None:
         """Writes results.nc, comparison.png and .pdf, table.txt, .csv and .md, and config.toml.
 
         Each file is written whole or not at all. `compare(Config.from_toml("config.toml"))` gives
         the same numbers again, unless data or model were passed as objects.
         """
-        folder = Path(folder)
-        _writable(folder)
-        _atomic(folder / "results.nc", lambda p: self.results.to_netcdf(p, engine="h5netcdf"))
+        out = Path(out)
+        folder.writable(out)
+        folder.atomic(out / "results.nc", lambda p: self.results.to_netcdf(p, engine="h5netcdf"))
         texts = {"table.txt": self.text(), "table.csv": self.csv(), "table.md": self.markdown()}
         for name, text in (texts | {"config.toml": self.config.to_toml()}).items():
-            _atomic(folder / name, lambda p, text=text: Path(p).write_text(text, encoding="utf-8"))
+            folder.text(out / name, text)
         figure = self.plot()[0].figure
         for kind in ("png", "pdf"):
-            path = folder / f"comparison.{kind}"
-            _atomic(path, lambda p: figure.savefig(p, dpi=300))
+            folder.atomic(out / f"comparison.{kind}", lambda p: figure.savefig(p, dpi=300))
         from matplotlib import pyplot
 
         pyplot.close(figure)
@@ -827,49 +825,6 @@ def _short(value):
         if value >= 10 * scale or (scale > 1e3 and value >= scale):
             return f"{value / scale:.3g}{letter}"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _possible(folder):
-    """An OSError if a folder cannot be made, without making it."""
-    folder = folder.absolute()
-    last = next(p for p in (folder, *folder.parents) if p.exists())
-    if not last.is_dir() or not os.access(last, os.W_OK | os.X_OK):
-        reason = "not writable" if last.is_dir() else "not a folder"
-        raise OSError(_NOWHERE.format(folder=str(folder), reason=f"{last} is {reason}"))
-
-
-def _writable(folder):
-    """The folder, made if need be; an OSError where nothing can be written."""
-    _possible(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(_NOWHERE.format(folder=str(folder), reason=error.strerror)) from error
-
-
-_NOWHERE = "cannot write to the output folder {folder!r}: {reason}; choose another: `out='results'`"
-
-
-def _atomic(path, write):
-    """Writes beside the path, then renames: a file is whole or not there."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(partial)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        raise
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

@@ -391,7 +391,7 @@ def test_unwritable_folder_is_refused_before_computing(tmp_path, monkeypatch):
 
 
 def test_files_are_whole_or_not_there(tmp_path):
-    atomic = sys.modules["jaxfl.compare"]._atomic
+    from jaxfl.folder import atomic
 
     def fails(path):
         Path(path).write_text("half")

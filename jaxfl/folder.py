@@ -1,0 +1,171 @@
+"""Folders of results: files that are whole or not there, one writer at a time, provenance."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_NOWHERE = "cannot write to the output folder {folder!r}: {reason}; choose another: `out='results'`"
+
+
+def possible(folder: str | Path) -> None:
+    """Asks whether a folder can be made, without making it.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = Path(folder).absolute()
+    last = next(p for p in (folder, *folder.parents) if p.exists())
+    if not last.is_dir() or not os.access(last, os.W_OK | os.X_OK):
+        reason = "not writable" if last.is_dir() else "not a folder"
+        raise OSError(_NOWHERE.format(folder=str(folder), reason=f"{last} is {reason}"))
+
+
+def writable(folder: str | Path) -> None:
+    """Makes a folder if need be.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    possible(folder)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(_NOWHERE.format(folder=str(folder), reason=error.strerror)) from error
+
+
+def atomic(path: str | Path, write: Callable[[str], Any]) -> None:
+    """Writes beside the path, then renames: a file is whole or not there, also after a crash.
+
+    Args:
+        path: the file.
+        write: `write(name)` writes a file of that name.
+    """
+    path = Path(path)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
+    _settle(path.parent)
+
+
+def text(path: str | Path, words: str) -> None:
+    """Writes a text file whole or not at all."""
+    atomic(path, lambda name: Path(name).write_text(words, encoding="utf-8"))
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _settle(folder):
+    """The rename itself reaches the disk; not every system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Holds a folder, so that one process at a time writes to it.
+
+    The lock belongs to the process and the kernel: it is gone when the process is, however it ends.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OSError(
+            f"another process is writing to {str(folder)!r}; wait for it, or choose another "
+            "folder: `out='results-2'`"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def provenance() -> dict[str, Any]:
+    """Where numbers come from: versions, device, commit of the source tree (if any), now."""
+    import jax
+
+    from jaxfl import __version__
+
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "xarray")
+    return {
+        "versions": {"jaxfl": __version__, **{n: _version(n) for n in names}},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "commit": commit(Path(__file__).parent),
+        "start": now(),
+    }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def commit(folder: str | Path) -> str:
+    """The commit that a folder of sources is at, "-dirty" if it differs; "" outside of git."""
+    if not (Path(folder).parent / ".git").exists():
+        return ""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.stdout.strip()
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: a file that cannot be read, or holds something else.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {what} from {str(path)!r}: {error}") from error
