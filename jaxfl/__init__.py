@@ -21,9 +21,9 @@
 | `compare`, `train`, `Config` | the main job, as `jaxfl compare` runs it |
 | `spread` | clients, networks and sweeps over the devices of a mesh |
 | `estimate` | the memory of a run in advance |
-| `save`, `load` | models and states on disk |
+| `save`, `load`, `Checkpoints` | models and states on disk; long runs that go on |
 | `cite` | whom to cite for an algorithm |
-| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots` | modules |
+| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots`, `writers` | modules |
 
 Everything but `Clients`, `simulate`, `run` and `grid` is imported when it is first asked for.
 """
@@ -37,8 +37,8 @@ from jaxfl.clients import Clients
 from jaxfl.simulate import grid, run, simulate
 
 if TYPE_CHECKING:
-    from jaxfl import algorithms, data, metrics, models, networks, plots, problems
-    from jaxfl.checkpoint import load, save
+    from jaxfl import algorithms, data, metrics, models, networks, plots, problems, writers
+    from jaxfl.checkpoint import Checkpoints, load, save
     from jaxfl.compare import Config, compare, train
     from jaxfl.devices import spread
     from jaxfl.docs import cite
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoints",
     "Clients",
     "Config",
     "algorithms",
@@ -66,10 +67,12 @@ __all__ = [
     "simulate",
     "spread",
     "train",
+    "writers",
 ]
 
-_MODULES = ("algorithms", "data", "metrics", "models", "networks", "plots", "problems")
+_MODULES = ("algorithms", "data", "metrics", "models", "networks", "plots", "problems", "writers")
 _NAMES = {
+    "Checkpoints": "checkpoint",
     "Config": "compare",
     "cite": "docs",
     "compare": "compare",
