@@ -8,9 +8,12 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
+import re
 import shutil
 import signal
+import tempfile
 import threading
 import time
 import warnings
@@ -256,28 +259,22 @@ class Checkpoints:
 
     def _open(self):
         if self._disk is None:
-            with self._writing(None):
+            with _writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._stack.enter_context(locked(self.folder))
-                self._clean()
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
+            self._stack.enter_context(locked(self.folder))
+            _clean(self.folder)
             self._disk = _Disk()
         return self._disk
-
-    def _clean(self):
-        """What a killed process, or a full disk, left half done."""
-        for path in self.folder.iterdir():
-            if _TEMPORARY in path.name or path.name.endswith(_DELETED):
-                shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self, t):
         try:
-            with _writing(self.folder if t is None else self.folder / str(t), self):
+            with _writing(self.folder / str(t), self):
                 yield
         except OSError:
             self._pending = None
-            with contextlib.suppress(OSError):
-                self._clean()
             raise
 
 
@@ -469,8 +466,10 @@ class _Disk:
             _seal(Path(directory), self.meta)
 
         handler.finalize = finalize  # orbax knows the arguments of this class, of no subclass
+        self.quiet = functools.partial(_quiet)  # each has its own to remove
+        logging.getLogger("absl").addFilter(self.quiet)
         self.checkpointer = ocp.AsyncCheckpointer(handler)
-        self.wait, self.close = self.checkpointer.wait_until_finished, self.checkpointer.close
+        self.wait = self.checkpointer.wait_until_finished
 
     def save(self, path, arrays, meta):
         self.wait()
@@ -478,9 +477,18 @@ class _Disk:
         args = self.args.PyTreeSave(arrays)
         self.checkpointer.save(path, self.args.Composite(arrays=args))
 
+    def close(self):
+        self.checkpointer.close()
+        logging.getLogger("absl").removeFilter(self.quiet)
+
     def restore(self, path, names):
         args = self.args.PyTreeRestore(restore_args=dict.fromkeys(names, self.how))
         return self.checkpointer.restore(path, self.args.Composite(arrays=args)).arrays
+
+
+def _quiet(record):
+    """What orbax raises it also logs, in hundreds of lines."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _seal(path, meta):
@@ -508,17 +516,32 @@ def _crc(path):
 
 @contextlib.contextmanager
 def _writing(path, checkpoints=None):
-    """What orbax and the system raise, as one OSError."""
+    """What orbax and the system raise, as one OSError; what was left half done is removed."""
     try:
         yield
     except Exception as error:  # orbax raises many kinds
-        saved = checkpoints.saved if checkpoints else []
-        kept = f"those of rounds {saved} are whole; then the same call goes on" if saved else ""
-        raise OSError(
-            getattr(error, "errno", None) or 0,
-            f"checkpoint {path} cannot be written: {error}; free or choose another disk or "
-            f"folder{'; ' if kept else ''}{kept}",
-        ) from error
+        code = getattr(error, "errno", None) or _code(error)
+        kept = checkpoints.saved if checkpoints else []
+        said = f"checkpoint {path} cannot be written: {os.strerror(code) if code else error}; "
+        said += "make room, or choose another folder"
+        if kept:
+            said += f"; those of rounds {kept} are whole, and the same call goes on from there"
+        with contextlib.suppress(OSError):
+            _clean(path.parent, f"{path.name}.")
+        raise (OSError(code, said) if code else OSError(said)) from error
+
+
+def _code(error):
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else 0
+
+
+def _clean(folder, name=""):
+    """What a killed process, or a full disk, left half done."""
+    for path in folder.iterdir():
+        left = _TEMPORARY in path.name or path.name.endswith(_DELETED)
+        if left and path.name.startswith(name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(path):
