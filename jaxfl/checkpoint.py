@@ -422,13 +422,14 @@ def fingerprint(a: Any) -> Any:
 
 def _print(a):
     """An array; integers of any width, and floats as JAX will hold them, are the same."""
+    shape = [*np.shape(a)]
     a, key = _host(a, sample=True)
-    shape, kind = list(a.shape), a.dtype.name
+    kind = a.dtype.name
     if a.dtype.kind in "iu" and not key:
         a, kind = a.astype(np.int64), "int"
     if a.size <= 8:
-        values = [str(v) for v in a.ravel()]
-        return " ".join([*([key] if key else []), *values]) if a.ndim < 2 else values
+        kind = [key or kind] if a.ndim else []
+        return " ".join([*kind, *[str(shape)] * (len(shape) > 1), *map(str, a.ravel())])
     return {"dtype": key or kind, "shape": shape, "crc32": zlib.crc32(a.tobytes())}
 
 
