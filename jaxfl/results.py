@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +88,10 @@ def interval(ds: "xarray.Dataset", name: str = "", *, level: float = 0.95) -> "x
     Returns:
         `mean` and `half`, without the dimension seed.
     """
-    values = _named(ds, name) if name else final(ds)
+    return _interval(_named(ds, name) if name else final(ds), level)
+
+
+def _interval(values, level=0.95):
     return _apply(values, lambda a: metrics.t_interval(a, level))
 
 
@@ -192,6 +196,80 @@ def worst_case(
     return found.assign({one: flat[one].isel(attack=at).reset_coords(drop=True) for one in dims})
 
 
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The best setting, chosen on validation data, with its test score: as a table of text."""
+
+    ds: "xarray.Dataset"
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows: one row for every algorithm, data set, graph, attack and so on."""
+        ds, hyper = self.ds, _hyper(self.ds)
+        chosen = best(ds, quiet=True)
+        metric = ds.attrs["metric"]
+        scale, digits, unit = (100, 1, " [%]") if metric == "accuracy" else (1, 3, "")
+        test, valid = (
+            interval(chosen),
+            interval(chosen.assign(v=final(chosen, f"valid_{metric}")), "v"),
+        )
+        dims = [str(d) for d in test["mean"].dims]
+        more = [d for d in hyper if d in ds.dims]
+        count = lambda k: (chosen["status"] == k).sum("seed")
+        ended = {
+            word: count(k) for k, word in enumerate(("", "at target", "stopped", "diverged")) if k
+        }
+        ended = {word: k for word, k in ended.items() if bool((k > 0).any())}
+        seeds = ds.sizes["seed"]
+        headers = [*dims, *more, f"validation{unit}", f"test{unit}", *ended]
+        rows = []
+        for at in np.ndindex(*(chosen.sizes[d] for d in dims)):
+            here = dict(zip(dims, at, strict=True))
+            row = [_short(chosen[d].values[k]) for d, k in here.items()]
+            for d in more:
+                flag = f"{d}_edge"
+                own = chosen[d].isel({k: v for k, v in here.items() if k in chosen[d].dims})
+                edge = flag in chosen.coords and bool(
+                    chosen[flag].isel({k: v for k, v in here.items() if k in chosen[flag].dims})
+                )
+                row.append(_short(own.values[()]) + ("*" if edge else ""))
+            for scores in (valid, test):
+                mean, half = (float(scores[k].isel(here)) * scale for k in ("mean", "half"))
+                text = f"{mean:.{digits}f}" if np.isfinite(mean) else "NaN"
+                row.append(text + (f" ± {half:.{digits}f}" if np.isfinite(half) else ""))
+            row += [f"{int(k.isel(here))}/{seeds}" for k in ended.values()]
+            rows.append(row)
+        return headers, rows
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        """The table and its notes, at most 40 rows of it."""
+        from rich.table import Table
+
+        headers, rows = self.cells()
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for header in headers:
+            table.add_column(header, justify="left" if header == "algorithm" else "right")
+        for row in rows[:40]:
+            table.add_row(*row)
+        yield table
+        yield ""
+        yield "\n".join(self.notes())
+        if len(rows) > 40:
+            yield f"{len(rows) - 40} more rows are in the data set"
+
+    def notes(self) -> list[str]:
+        """What a reader of the table must know."""
+        seeds = self.ds.sizes["seed"]
+        half = "mean and half a 95% t interval over" if seeds > 1 else "of"
+        hyper = [d for d in _hyper(self.ds) if d in self.ds.dims]
+        lines = [f"Scores: {half} {seeds} seed{'s' if seeds > 1 else ''}, in the last round."]
+        if hyper:
+            lines.append(f"{', '.join(hyper)}: the best on validation data.")
+        chosen = best(self.ds, quiet=True)
+        if any(bool(chosen[k].any()) for k in chosen.coords if str(k).endswith("_edge")):
+            lines.append("* best at the edge of the grid, a wider one may do better.")
+        return lines
+
+
 # Everything that is about the world, and not chosen by whoever trains.
 _WORLD = (
     *("seed", "algorithm", "data", "clients", "partition", "alpha", "minimum", "graph", "cohort"),
@@ -227,6 +305,10 @@ def _apply(values, function, names=("mean", "half")):
     outputs = [[] for _ in names]
     found = xr.apply_ufunc(function, values, input_core_dims=[["seed"]], output_core_dims=outputs)
     return xr.Dataset(dict(zip(names, found, strict=True)))
+
+
+def _short(value):
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _edge(values, edge):

@@ -3,9 +3,11 @@
 import dataclasses
 import operator
 import threading
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -245,6 +247,8 @@ class Plan:
     bytes: int | None  # of the largest chunk, where it was estimated
     task: experiment.Task
     clients: int  # at most
+    done: int = 0  # chunks that a folder holds
+    left: float = 0.0  # seconds for the others, at the pace of those
 
     @property
     def runs(self) -> int:
@@ -265,13 +269,25 @@ class Plan:
         lines.append(f"{count(config.rounds, 'round')}, evaluated every {config.every}")
         if self.bytes is not None:
             lines.append(f"about {memory._size(self.bytes)} of memory for a chunk")
+        if self.done:
+            lines.append(
+                f"{self.done} of {len(self.chunks)} chunks are there, {_time(self.left)} left"
+            )
+        else:
+            lines.append("the time it takes is known after the first chunk")
         return "\n".join(lines)
+
+
+def _time(seconds):
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def plan(
     over: Any,
     config: Config | None = None,
     *,
+    out: str | Path | None = None,
     width: int = 0,
     devices: int = 0,
     data: Any = None,
@@ -281,13 +297,29 @@ def plan(
     """What `sweep` of the same arguments will do, without doing it: runs, programs, memory.
 
     Args:
-        over, config, width, devices, data, model, settings: as for `sweep`.
+        over, config, out, width, devices, data, model, settings: as for `sweep`.
 
     Raises:
         ValueError: what `sweep` refuses.
     """
     space = over if isinstance(over, Space) else Space.make(over, config, **settings)
-    return make(space, width, devices or jax.local_device_count(), data, model)
+    made = make(space, width, devices or jax.local_device_count(), data, model)
+    elapsed = [] if out is None else _times(out)
+    made.done = len(elapsed)
+    made.left = (len(made.chunks) - made.done) * float(np.mean(elapsed or [0.0]))
+    return made
+
+
+def _times(out: str | Path) -> list[float]:
+    """Seconds of the chunks that a folder holds."""
+    times = []
+    for path in sorted(Path(out).glob("chunks/*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                times.append(float(file["elapsed"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # said when it is needed
+    return times
 
 
 def make(space, width, devices, data, model, widths=()):

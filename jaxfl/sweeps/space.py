@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxfl.config import Call, Config, adversaries, components, parse, partition
 from jaxfl.types import nearest
 
 MOST = 1_000_000  # runs of one sweep
+OPTIONS = ("stop_at", "patience", "width")  # of `sweep`, beside the settings of runs
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Space:
         for name in space.names - {"algorithm", "lr", "seed"}:
             if name in _FIXED:
                 raise ValueError(f"{name} cannot be swept: {_FIXED[name]}")
-            if name in settings:
+            if name in settings and isinstance(axes, dict):
                 fix = f"`sweep({{{name!r}: [...]}})`"
                 raise ValueError(f"{name} is both swept and set; keep it in the sweep only: {fix}")
         if "algorithm" in space.names and len(made.algorithms) > 1:
@@ -122,11 +124,44 @@ class Space:
             who = "none of these settings" if "." in name else "neither Config nor an algorithm"
             raise ValueError(f"{who} has {name!r}{nearest(name, sorted(known))}")
 
+    @classmethod
+    def read(cls, path: str | Path) -> "tuple[Space, dict[str, Any]]":
+        """The space of a TOML file, and its options `stop_at`, `patience` and `width`.
+
+        Raises:
+            ValueError: a file that cannot be read, and what `make` refuses.
+        """
+        import tomllib
+
+        example = "`rounds = 100`, then `[sweep]`, `lr = [0.1, 0.3]`, `seed = 8`"
+        try:
+            with open(path, "rb") as file:
+                values = tomllib.load(file)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"cannot read the sweep {str(path)!r}: {error}; write lines like {example}"
+            ) from error
+        if "sweep" not in values:
+            raise ValueError(f"{str(path)!r} has no table [sweep]; write lines like {example}")
+        options = {k: values.pop(k) for k in OPTIONS if k in values}
+        for name, value in options.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        over = values.pop("sweep")
+        if strangers := [name for name in values if name not in _CONFIG]:
+            known = [*_CONFIG, *OPTIONS, "sweep"]
+            raise ValueError(f"no setting {strangers[0]!r}{nearest(strangers[0], known)}")
+        return cls.make(over, **values), options
+
     def toml(self) -> str:
         """The text of a file for `jaxfl sweep`."""
         import tomli_w
 
-        return tomli_w.dumps(dataclasses.asdict(self.config) | {"sweep": self.over})
+        swept = self.names if isinstance(self.over, dict) else set()
+        fixed = {
+            k: v for k, v in dataclasses.asdict(self.config).items() if k not in swept - {"seed"}
+        }
+        return tomli_w.dumps(fixed | {"sweep": self.over})
 
 
 _CONFIG = [field.name for field in dataclasses.fields(Config)]
