@@ -20,6 +20,25 @@ from jaxfl.types import nearest
 # Data ------------------------------------------------------------------------------------------
 
 
+def objects(data: Any, model: Any) -> tuple[Any, Any, dict[str, str]]:
+    """Data and model where they are objects, and settings where they are names.
+
+    Raises:
+        ValueError: neither a name nor a `jaxfl.data.Dataset` or `jaxfl.models.Model`.
+    """
+    from jaxfl.data import Dataset
+    from jaxfl.models import Model
+
+    named, found = {}, []
+    for name, value, kind in (("data", data, Dataset), ("model", model, Model)):
+        if isinstance(value, str | os.PathLike):
+            named[name] = os.fspath(value)
+        elif value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
+        found.append(value if isinstance(value, kind) else None)
+    return found[0], found[1], named
+
+
 def dataset(name: str) -> Any:
     """The data set of a name with options, or of an .npz file with x, y and maybe client."""
     from jaxfl import data

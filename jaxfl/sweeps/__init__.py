@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxfl import folder
+from jaxfl import experiment, folder
 from jaxfl.config import Config
-from jaxfl.sweeps.execute import Stop, execute
+from jaxfl.sweeps.execution import Stop, execute
 from jaxfl.sweeps.plan import Plan, plan
 from jaxfl.sweeps.plan import make as _plan
 from jaxfl.sweeps.result import dataset
@@ -74,8 +74,10 @@ def sweep(
     Raises:
         ValueError: bad input of any kind, before anything is computed; a folder of another sweep.
         OSError: a folder that cannot be written, or that another process is writing to.
+        Interrupted: Ctrl-C or SIGTERM; what there was is in the folder.
     """
-    space = over if isinstance(over, Space) else Space.make(over, config, **settings)
+    data, model, named = experiment.objects(data, model)
+    space = over if isinstance(over, Space) else Space.make(over, config, **named, **settings)
     stop = _stop(stop_at, patience)
     if out is not None:
         folder.possible(out)

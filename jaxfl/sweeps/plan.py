@@ -174,8 +174,8 @@ class Group:
         key = jax.random.wrap_key_data(start["key"])
         return strong(alg, start["params"]), clients, network, start["params"], key, evaluate
 
-    def programs(self, width: int, span: int, mesh: Any) -> tuple[Any, Any]:
-        """Compiled: the initial states of `width` runs, and `span` rounds of them."""
+    def programs(self, width: int, span: int, mesh: Any) -> tuple[Any, Any, Any]:
+        """Compiled: the first states of `width` runs, `span` rounds of them; their structure."""
         axes = [0 if own else None for own in self.batched]
 
         def begin(leaves):
@@ -215,7 +215,8 @@ class Group:
             put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
             state = jax.tree.map(put, state)
         stepped = jax.jit(advance, donate_argnums=1)
-        return begun, compiled(stepped.lower(leaves, state, np.int32(0)))
+        advanced = compiled(stepped.lower(leaves, state, np.int32(0)))
+        return begun, advanced, jax.tree.structure(state)
 
     def program(self, width: int, span: int, mesh: Any, pool: ThreadPoolExecutor) -> Future:
         """The programs of a width, compiled in the background, once."""
@@ -302,7 +303,8 @@ def plan(
     Raises:
         ValueError: what `sweep` refuses.
     """
-    space = over if isinstance(over, Space) else Space.make(over, config, **settings)
+    data, model, named = experiment.objects(data, model)
+    space = over if isinstance(over, Space) else Space.make(over, config, **named, **settings)
     made = make(space, width, devices or jax.local_device_count(), data, model)
     elapsed = [] if out is None else _times(out)
     made.done = len(elapsed)
@@ -315,7 +317,7 @@ def _times(out: str | Path) -> list[float]:
     times = []
     for path in sorted(Path(out).glob("chunks/*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 times.append(float(file["elapsed"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue  # said when it is needed

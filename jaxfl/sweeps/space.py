@@ -46,25 +46,29 @@ class Space:
         """
         if config is None:
             settings = {"algorithms": ("fedavg",)} | settings
-        made = Config.make(config, **settings)
+        seed = settings.get("seed", config.seed if config else 0)
         if isinstance(over, Mapping) and over:
-            axes: Any = {str(k): _several(str(k), v, made) for k, v in over.items()}
+            axes: Any = {str(k): _several(str(k), v, seed) for k, v in over.items()}
+            first = {k: v[0] for k, v in axes.items()}
         elif isinstance(over, Sequence) and over and all(isinstance(p, Mapping) for p in over):
             axes = [{str(k): _single(k, _plain(k, v)) for k, v in p.items()} for p in over]
             _distinct("the list of points", axes)
+            first = axes[0]
         else:
             raise ValueError(
                 f"over must be a table of lists or a list of tables, got {over!r}; for example "
                 "`sweep({'lr': [0.1, 0.3], 'seed': 5})`"
             )
-        space = cls(made, axes)
-        for name in space.names - {"algorithm", "lr", "seed"}:
+        for name in set().union(*([axes] if isinstance(axes, dict) else axes)):
             if name in _FIXED:
                 raise ValueError(f"{name} cannot be swept: {_FIXED[name]}")
-            if name in settings and isinstance(axes, dict):
+            if name in settings and isinstance(axes, dict) and name not in ("lr", "seed"):
                 fix = f"`sweep({{{name!r}: [...]}})`"
                 raise ValueError(f"{name} is both swept and set; keep it in the sweep only: {fix}")
-        if "algorithm" in space.names and len(made.algorithms) > 1:
+        # what is swept takes the place of a default that may not fit, such as a cohort's
+        own = {k: v for k, v in first.items() if k in _CONFIG and k not in ("lr", "seed")}
+        space = cls(Config.make(config, **own | settings), axes)
+        if "algorithm" in space.names and len(space.config.algorithms) > 1:
             raise ValueError("algorithms are both swept and set; keep them in one of the two")
         if space.size > MOST:
             raise ValueError(
@@ -188,9 +192,9 @@ def _plain(name, value):
     )
 
 
-def _several(name, values, config):
+def _several(name, values, seed):
     if name == "seed" and isinstance(values, int) and not isinstance(values, bool) and values > 0:
-        return list(range(config.seed, config.seed + values))
+        return list(range(seed, seed + values))
     several = _plain(name, values)
     if not isinstance(several, list) or not several or name == "point":
         raise ValueError(f"{name} needs a list of values, got {values!r}; for example `[0.1, 0.3]`")
@@ -218,6 +222,8 @@ def _configured(config, setting, fields):
         plain = experiment.job(str(call), config).alg
         fields[call.name] = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
     own, options = fields[call.name], dict(call.options)
+    if np.ndim(options.get("lr", 0)):
+        raise ValueError(f"{call.name} has learning rates of its own; sweep them, as lr")
     for name, value in setting.items():
         head, _, tail = name.partition(".")
         value = _component(value)
@@ -235,11 +241,7 @@ def _configured(config, setting, fields):
             continue
         used.add(name)
         (options if head in own else changes)[head] = value
-    rates = options.get("lr", config.lr)
-    rates = [rates] if np.ndim(rates) == 0 else list(rates)
-    if len(rates) > 1:
-        raise ValueError(f"{call.name} has learning rates of its own; sweep them: lr={rates}")
-    options["lr"] = lr = rates[0]
+    options["lr"] = lr = options.get("lr", config.lr[0])
     text = str(call._replace(args=(), options=options))
     more = {"algorithms": (text,), "lr": (lr,), "seeds": 1, "seed": seed}
     return Config.make(config, **{k: _named(v) for k, v in changes.items()}, **more), used

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import tomllib
 import zipfile
 import zlib
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl import folder
+from jaxfl.checkpoint import Checkpoints
 from jaxfl.sweeps.plan import Plan
 from jaxfl.sweeps.space import Space
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import xarray
 
 FORMAT = 1  # of the folder
+_MINUTES = 5.0  # between the states of a chunk that is kept while it runs
 
 
 @dataclass
@@ -86,7 +89,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
             if not np.array_equal(found.pop("runs"), self._runs(i)):
                 raise ValueError("it holds other runs")
@@ -96,6 +99,13 @@ class Store:
             ) from error
         return found
 
+    @contextlib.contextmanager
+    def partial(self, i: int) -> Iterator[Checkpoints]:
+        """Where an unfinished chunk is kept now and then; removed when it is finished."""
+        keep = Checkpoints(self.path / "partial" / f"{i:06d}", minutes=_MINUTES, keep=1)
+        with keep:
+            yield keep
+
     def write(self, i: int, found: dict[str, np.ndarray]) -> None:
         """Keeps a finished chunk: one file, whole or not there."""
         path = self._file(i)
@@ -104,6 +114,7 @@ class Store:
             folder.atomic(path, lambda name: np.savez(name, **arrays))
         except OSError as error:
             raise _full(path, error) from error
+        shutil.rmtree(self.path / "partial" / f"{i:06d}", ignore_errors=True)
 
     def finish(self, ds: "xarray.Dataset") -> None:
         """Writes the whole result."""

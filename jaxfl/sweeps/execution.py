@@ -1,7 +1,10 @@
 """Chunks of runs: rounds pass, runs that are finished leave."""
 
+import contextlib
 import math
+import operator
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxfl.checkpoint import Interrupted, graceful
 from jaxfl.simulate import _chunk_size
 from jaxfl.sweeps.plan import Group
 from jaxfl.sweeps.progress import progress as progressing
@@ -24,6 +28,8 @@ class Stop(NamedTuple):
 
 class _Record:
     """What is kept of the runs of a chunk, filled in as rounds pass."""
+
+    _OWN = ("totals", "best", "since", "status", "stopped")
 
     def __init__(self, runs: int, rounds: int, every: int, stop: Stop):
         self.rounds, self.every, self.stop = rounds, every, stop
@@ -75,8 +81,13 @@ class _Record:
 
     def tree(self) -> dict[str, np.ndarray]:
         """Everything, as arrays by name."""
-        own = ("totals", "best", "since", "status", "stopped")
-        return self.arrays | {k: getattr(self, k) for k in own}
+        return self.arrays | {k: getattr(self, k) for k in self._OWN}
+
+    def restore(self, tree: dict[str, np.ndarray]) -> None:
+        """What `tree` gave."""
+        for name in self._OWN:
+            setattr(self, name, np.array(tree.pop(name)))
+        self.arrays = {name: np.array(a) for name, a in tree.items()}
 
 
 def _run(
@@ -86,38 +97,66 @@ def _run(
     mesh: Any,
     pool: ThreadPoolExecutor,
     report: Callable[[int], None],
-) -> dict[str, np.ndarray]:
-    """The results of a chunk, leaves `[runs, ...]`.
+    keep: Any,
+    asked: Callable[[], bool],
+) -> dict[str, np.ndarray] | None:
+    """The results of a chunk, leaves `[runs, ...]`; None if it was asked to stop before.
 
     Runs that have finished leave: the batch is halved when half of it has.
+
+    Args:
+        keep: `Checkpoints` that hold what a killed process had of this chunk.
+        asked: whether to stop, saving what there is.
     """
     rounds, every = group.config.rounds, group.config.every
     span = _chunk_size(rounds, every)
     record = _Record(len(places), rounds, every, stop)
-    at = np.arange(len(places))
-    width, state, leaves = -(-group.width // _devices(mesh)) * _devices(mesh), None, None
-    for t in range(0, rounds, span):
-        begin, advance = group.program(width, span, mesh, pool).result()
+    at, t, state, leaves = np.arange(len(places)), 0, None, None
+    width = -(-group.width // _devices(mesh)) * _devices(mesh)
+    if keep is not None and (saved := _restored(keep)):
+        t, at, width = saved.pop("t"), saved.pop("at"), int(saved.pop("width"))
+        _, _, like = group.program(width, span, mesh, pool).result()
+        state = _spread(jax.tree.unflatten(like, saved.pop("state")), mesh)
+        record.restore(saved)
+        report(t * len(places))
+    while t < rounds:
+        begin, advance, _ = group.program(width, span, mesh, pool).result()
         if leaves is None:
             leaves = _placed(group, places[_filled(at, width)], mesh)
         if state is None:
             state = begin(leaves)
         state, history, scores = advance(leaves, state, np.int32(t))
         record.add(at, t, *jax.device_get((history, scores)))
-        report(span * len(at))
+        t += span
+        report(span * len(places))
         live = np.flatnonzero(record.status[at] == 0)
-        if not len(live):
-            report((rounds - t - span) * len(at))
+        if not len(live) or t == rounds:
+            report((rounds - t) * len(places))
             break
         half = width
         while half % 2 == 0 and half // 2 >= len(live) and half // 2 % _devices(mesh) == 0:
             half //= 2
-        if half < width and t + span < rounds:
-            report((rounds - t - span) * (len(at) - len(live)))
+        if half < width:
             rows = _filled(live, half)
-            state = _taken(state, rows, mesh)
+            state = _spread(jax.tree.map(operator.itemgetter(rows), state), mesh)
             at, width, leaves = at[live], half, None
+        if asked() or (keep is not None and keep.due(t)):
+            if keep is not None:
+                leaf = {"state": jax.tree.leaves(state), "at": at, "width": width}
+                keep.save(t, leaf | record.tree())
+            if asked():
+                return None
     return record.tree()
+
+
+def _restored(keep):
+    """What was saved of a chunk; one that is damaged is run again."""
+    if keep.latest is None:
+        return None
+    with contextlib.suppress(ValueError):
+        t, saved = keep.restore()
+        return saved | {"t": t}
+    return None
 
 
 def _filled(rows, width):
@@ -129,9 +168,10 @@ def _devices(mesh):
     return mesh.size if mesh is not None else 1
 
 
-def _taken(state, rows, mesh):
-    part = jax.tree.map(lambda a: a[rows], state)
-    return part if mesh is None else jax.device_put(part, jax.NamedSharding(mesh, jax.P("sweep")))
+def _spread(state, mesh):
+    if mesh is None:
+        return state
+    return jax.device_put(state, jax.NamedSharding(mesh, jax.P("sweep")))
 
 
 def _placed(group, places, mesh):
@@ -142,20 +182,35 @@ def _placed(group, places, mesh):
     return jax.device_put(leaves, [jax.NamedSharding(mesh, spec) for spec in specs])
 
 
-def execute(made, stop, mesh, store, progress):
-    """Results by chunk; those in the folder are read, all others run."""
-    results: list[Any] = [None if store is None else store.read(i) for i in range(len(made.chunks))]
+def execute(made: Any, stop: Stop, mesh: Any, store: Any, progress: bool) -> list[Any]:
+    """Results by chunk; those in the folder are read, all others run.
+
+    Raises:
+        Interrupted: asked to stop by Ctrl-C or SIGTERM; what there was is in the folder.
+    """
+    results = [None if store is None else store.read(i) for i in range(len(made.chunks))]
     left = [i for i, result in enumerate(results) if result is None]
     threads = 1
     if mesh is None and jax.default_backend() == "cpu":  # small programs keep one core busy
         threads = max(1, min(2, len(left), os.cpu_count() or 1))
     compilers, runners = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)
-    with progressing(made, results, progress) as report:
+    ended = threading.Event()
+    with contextlib.ExitStack() as stack:
+        told = (lambda: False) if store is None else stack.enter_context(graceful())
+        asked = lambda: ended.is_set() or told()
+        report = stack.enter_context(progressing(made, results, progress))
 
         def work(i):
+            if asked():
+                return None
             chunk = made.chunks[i]
             start = time.perf_counter()
-            found = _run(made.groups[chunk.group], chunk.places, stop, mesh, compilers, report.step)
+            with contextlib.nullcontext() if store is None else store.partial(i) as keep:
+                group = made.groups[chunk.group]
+                shared = (mesh, compilers, report.step, keep, asked)
+                found = _run(group, chunk.places, stop, *shared)
+            if found is None:
+                return None
             found["elapsed"] = np.array(time.perf_counter() - start)
             if store is not None:
                 store.write(i, found)
@@ -167,8 +222,15 @@ def execute(made, stop, mesh, store, progress):
             for i in left:
                 results[i] = running.pop(i).result()
         finally:
+            ended.set()
             runners.shutdown(wait=False, cancel_futures=True)
             compilers.shutdown(wait=False, cancel_futures=True)
             runners.shutdown(wait=True)
             compilers.shutdown(wait=True)
+    if any(result is None for result in results):
+        done = sum(len(found["status"]) for found in results if found is not None)
+        raise Interrupted(
+            f"stopped with {done} of {made.runs} runs finished, and the others as far as they "
+            f"were, in {str(store.path)!r}; the same call goes on"
+        )
     return results
