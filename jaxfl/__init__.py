@@ -22,9 +22,10 @@
 | `sweep`, `plan` | every combination of settings, kept in a folder; what that will be |
 | `spread` | clients, networks and sweeps over the devices of a mesh |
 | `estimate` | the memory of a run in advance |
-| `save`, `load` | models and states on disk |
+| `save`, `load`, `Checkpoints` | models and states on disk; long runs that go on |
 | `cite` | whom to cite for an algorithm |
-| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots`, `results` | modules |
+| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems` | modules |
+| `results`, `plots`, `writers` | modules: of sweeps, pictures, metrics as they come |
 
 Everything but `Clients`, `simulate`, `run` and `grid` is imported when it is first asked for.
 """
@@ -38,8 +39,8 @@ from jaxfl.clients import Clients
 from jaxfl.simulate import grid, run, simulate
 
 if TYPE_CHECKING:
-    from jaxfl import algorithms, data, metrics, models, networks, plots, problems, results
-    from jaxfl.checkpoint import load, save
+    from jaxfl import algorithms, data, metrics, models, networks, plots, problems, results, writers
+    from jaxfl.checkpoint import Checkpoints, load, save
     from jaxfl.compare import Config, compare, train
     from jaxfl.devices import spread
     from jaxfl.docs import cite
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoints",
     "Clients",
     "Config",
     "algorithms",
@@ -71,10 +73,22 @@ __all__ = [
     "spread",
     "sweep",
     "train",
+    "writers",
 ]
 
-_MODULES = ("algorithms", "data", "metrics", "models", "networks", "plots", "problems", "results")
+_MODULES = (
+    "algorithms",
+    "data",
+    "metrics",
+    "models",
+    "networks",
+    "plots",
+    "problems",
+    "results",
+    "writers",
+)
 _NAMES = {
+    "Checkpoints": "checkpoint",
     "Config": "compare",
     "cite": "docs",
     "compare": "compare",
