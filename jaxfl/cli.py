@@ -22,7 +22,7 @@ jaxfl simulates federated and decentralised learning.
   sweep FILE       every combination of the settings of a TOML file, kept in a folder
   list [KIND]      what there is: algorithms, data, models, graphs, ...
   show NAME        what the documentation says of any of these
-  graph NAME       draw a graph; its spectral gap and mixing time
+  graph NAME       draw a graph and its spectrum; spectral gap and mixing time
   partition        draw who holds what
   info             devices, versions, precision
 
@@ -217,7 +217,7 @@ def _show(words: list[str]) -> None:
 
 
 def _graph(words: list[str]) -> None:
-    """Draw a graph and say how fast it mixes."""
+    """Draw a graph and the spectrum of its weights, and say how fast it mixes."""
     given = _parse(
         "graph",
         words,
@@ -245,7 +245,8 @@ def _graph(words: list[str]) -> None:
             raise ValueError(f"{call.name} has weights of its own; leave --weights out")
         w = weights.make(given["weights"], g)
     _, _, facts = plots.describe(g, w)
-    path = _picture(given["out"] or f"{call.name}.png", lambda: plots.graph(g, w, title=call.name))
+    draw = lambda: plots.graph_and_spectrum(g, w, title=call.name, width=6)[0]
+    path = _picture(given["out"] or f"{call.name}.png", draw)
     for fact, value in facts.items():
         print(f"{fact.replace('_', ' '):12} {value:.6g}")
     print(f"{'picture':12} {path}")
