@@ -36,7 +36,8 @@ class Config:
 
     Args:
         algorithms: names of `jaxfl list algorithms`; differences are to the first.
-        data: a name of `jaxfl list data`, or an .npz file with arrays x, y and maybe client.
+        data: a name of `jaxfl list data`, a file or a folder that `jaxfl.data.read` reads, or such
+            a file with options: `"table('adult.csv', target='income', client='country')"`.
         clients: number of clients; of the natural partition it follows from the data.
         partition: iid, dirichlet, shards, labels_per_client, quantity or natural.
         alpha: concentration of the dirichlet partition, above 0.
@@ -214,7 +215,7 @@ class Call(NamedTuple):
         """What the registry makes of it.
 
         Raises:
-            ValueError: an unknown name or option, with the nearest.
+            ValueError: an unknown name or option, with the nearest; options that do not fit.
         """
         if self.name not in registry:
             raise ValueError(f"no {what} {self.name!r}{nearest(self.name, list(registry))}")
@@ -223,7 +224,12 @@ class Call(NamedTuple):
         for option in self.options:
             if option not in known:
                 raise ValueError(f"{self.name} has no {option!r}{nearest(option, list(known))}")
-        return maker(*args, *map(build, self.args), **(more | self.built()))
+        args, more = (*args, *map(build, self.args)), more | self.built()
+        try:
+            inspect.signature(maker).bind(*args, **more)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}; it takes {', '.join(known)}") from error
+        return maker(*args, **more)
 
     def built(self) -> dict[str, Any]:
         """The options, with components made."""
