@@ -89,7 +89,7 @@ def dataset(name: str) -> Any:
         return call.build(known, "data set", **_missing(data.DATASETS, call))
     except (data.FileError, OSError) as error:
         fix = f"table({name!r}, target='label')" if "target=" in str(error) else "digits"
-        raise ValueError(f"cannot read data {name!r}: {error}; use `data=\"{fix}\"`") from error
+        raise ValueError(f'cannot read data {name!r}: {error}; use `data="{fix}"`') from error
     except ValueError as error:
         if "/" not in name and "." not in name:
             raise
