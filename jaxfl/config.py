@@ -65,6 +65,15 @@ class Config:
         up: bits per second that a client sends.
         down: bits per second that a client receives.
         target: score that costs are measured to; 0 takes 0.9 of the median final score.
+
+    Example:
+        >>> settings = jaxfl.Config.make(algorithms=["fedavg", "scaffold"], lr=[0.1, 0.3], seeds=3)
+        >>> settings.algorithms, settings.quick().rounds
+        (('fedavg', 'scaffold'), 40)
+        >>> jaxfl.Config.make(round=5)
+        Traceback (most recent call last):
+            ...
+        ValueError: no setting 'round'; did you mean 'rounds'?
     """
 
     algorithms: tuple[str, ...] = DEFAULT
@@ -203,7 +212,13 @@ def _typed(name, value, default):
 
 
 class Call(NamedTuple):
-    """A name with options, as in `dsgd(steps=5) @ erdos_renyi(p=0.3)`."""
+    """A name with options, as in `dsgd(steps=5) @ erdos_renyi(p=0.3)`.
+
+    Example:
+        >>> call = config.parse("dsgd(steps=5) @ erdos_renyi(p=0.3)")
+        >>> call.name, call.options, call.on.name, call.on.options
+        ('dsgd', {'steps': 5}, 'erdos_renyi', {'p': 0.3})
+    """
 
     name: str
     args: tuple[Any, ...]
@@ -241,6 +256,10 @@ def parse(text: str) -> Call:
 
     Raises:
         ValueError: anything else.
+
+    Example:
+        >>> config.parse("choco(compress=topk(0.1)) @ ring").options["compress"].args
+        (0.1,)
     """
     try:
         return _call(ast.parse(text.strip(), mode="eval").body)
@@ -281,7 +300,12 @@ def _value(node) -> Any:
 
 
 def build(value: Any) -> Any:
-    """The component that a `Call` names; other values as they are."""
+    """The component that a `Call` names; other values as they are.
+
+    Example:
+        >>> config.build(config.parse("topk(0.1)"))
+        TopK(fraction=0.1)
+    """
     return value.build(components(), "component") if isinstance(value, Call) else value
 
 

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 from jaxfl.types import nearest
 
-LABELS = ("Use", "Args", "State", "Needs", "Sent", "Equals", "Raises", "Deviations", "Source")
+LABELS = (
+    *("Use", "Args", "State", "Needs", "Sent", "Equals"),
+    *("Raises", "Deviations", "Source", "Example"),
+)
 MARKERS = ("<!-- algorithms -->", "<!-- /algorithms -->")
 
 _LABEL = re.compile(rf"^({'|'.join(LABELS)}):", re.MULTILINE)
@@ -64,7 +67,7 @@ class Reference(NamedTuple):
 
 
 def sections(alg: Any) -> dict[str, Any]:
-    """The parts of an algorithm's docstring, every text on one line.
+    """The parts of an algorithm's docstring, every text but the example on one line.
 
     Args:
         alg: an algorithm, its class, a function that makes one, or its name.
@@ -80,6 +83,8 @@ def sections(alg: Any) -> dict[str, Any]:
         if label == "Args":
             _, *pairs = _ARG.split(body)
             found["args"] = {n: _line(t) for n, t in zip(pairs[::2], pairs[1::2], strict=True)}
+        elif label == "Example":
+            found["example"] = inspect.cleandoc(body)
         else:
             found[label.lower()] = _line(body)
     return found
@@ -101,6 +106,10 @@ def cite(*algs: Any) -> str:
 
     Raises:
         ValueError: an unknown name, with the nearest ones.
+
+    Example:
+        >>> print(jaxfl.cite("dadao").partition(".")[0])
+        DADAO: Nabli, Oyallon
     """
     from jaxfl import __version__
 

@@ -38,7 +38,9 @@ def check_grammar(cls):
     outside = [line for line in rest.splitlines()[1:] if re.match(r"\S", line)]
     assert len(outside) == len(found) - 1, "every other line is indented"
     assert all(part[label.lower()] for label in found)
-    assert all(text.endswith(".") for text in part.values() if isinstance(text, str))
+    assert ">>> " in part["example"]
+    texts = [text for label, text in part.items() if label not in ("args", "example")]
+    assert all(text.endswith(".") for text in texts)
     assert max(map(len, text.splitlines())) <= 96
 
 

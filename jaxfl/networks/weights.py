@@ -31,7 +31,12 @@ def metropolis(graph: NxGraph) -> Float[np.ndarray, "n n"]:
 
 
 def lazy(w: ArrayLike) -> Float[np.ndarray, "n n"]:
-    """(I + w) / 2, without negative eigenvalues (as EXTRA wants it), at half the gap."""
+    """(I + w) / 2, without negative eigenvalues (as EXTRA wants it), at half the gap.
+
+    Example:
+        >>> networks.lazy(np.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+    """
     w = _square(w)
     return (np.eye(len(w)) + w) / 2
 
