@@ -75,7 +75,8 @@ def synthetic(
         A data set with its natural partition; truth: `w` `[n, d, classes]`, `b` `[n, classes]`,
         `mean` `[n, d]`.
 
-    Source: FedProx (Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, MLSys 2020), from its code.
+    Source: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous
+        Networks", MLSys 2020, arXiv 1812.06127; its code was read.
 
     Deviations: the paper calls alpha and beta variances; its code takes them as standard
         deviations, and so do we.
@@ -294,7 +295,8 @@ def mixture(
         A data set with its natural partition; truth: `pi` `[n, components]`,
         `theta` `[components, d]`.
 
-    Source: FedEM (Marfoq, Neglia, Bellet, Kameni, Vidal, NeurIPS 2021), from its code.
+    Source: Marfoq, Neglia, Bellet, Kameni, Vidal, NeurIPS 2021, arXiv 2108.10252; FedEM's code was
+        read.
 
     Example:
         >>> made = data.mixture(5, components=2, d=10, size=40)
@@ -357,7 +359,8 @@ def planted_regression(
     Returns:
         A data set with its natural partition; truth: `theta` `[clusters, d]`, `cluster` `[n]`.
 
-    Source: prior="bernoulli": IFCA (Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020), from its code.
+    Source: Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020, arXiv 2006.04088 (IFCA,
+        `prior="bernoulli"`); its code was read.
 
     Example:
         >>> made = data.planted_regression(6, clusters=2, d=3, size=5)

@@ -287,9 +287,11 @@ def dirichlet(
     Raises:
         ValueError: there are fewer than `n * minimum` examples, or an argument is out of range.
 
-    Source: class: NIID-Bench (Li, Diao, Chen, He, ICDE 2022), from its code; class_uncapped: FedLab
-        (Zeng et al., JMLR 2023), from its code; client: Hsu, Qi, Brown 2019; fedem: Marfoq et al.,
-        NeurIPS 2021, from its code.
+    Source: Li, Diao, Chen, He, ICDE 2022 ("class", NIID-Bench's code was read); Zeng et al., JMLR
+        2023 ("class_uncapped", FedLab's code was read); Hsu, Qi, Brown, "Measuring the Effects of
+        Non-Identical Data Distribution for Federated Visual Classification", arXiv 2019, arXiv
+        1909.06335 ("client"); Marfoq, Neglia, Bellet, Kameni, Vidal, NeurIPS 2021, arXiv 2108.10252
+        ("fedem", its code was read).
 
     Deviations: the published codes draw again until every client has its minimum, which may never
         happen; here the largest clients give the missing examples. Hsu et al. write Dir(alpha p):
@@ -391,7 +393,8 @@ def shards(
     Raises:
         ValueError: there are fewer than `n * minimum` examples, or `per_client` is below 1.
 
-    Source: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, AISTATS 2017.
+    Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of
+        Deep Networks from Decentralized Data", AISTATS 2017, arXiv 1602.05629.
 
     Example:
         >>> y = np.repeat([0, 1, 2, 3], 6)
@@ -435,7 +438,7 @@ def labels_per_client(
     Raises:
         ValueError: `n * k` is less than the number of classes, or `n * minimum` exceeds N.
 
-    Source: equal shares: "#C = k" of NIID-Bench (Li, Diao, Chen, He, ICDE 2022); Dirichlet weights:
+    Source: Li, Diao, Chen, He, ICDE 2022 (equal shares: "#C = k" of NIID-Bench); Dirichlet weights:
         the extended Dirichlet split ("exdir") of PFLlib.
 
     Deviations: holders are balanced, where the sources draw labels independently. A client below
@@ -490,7 +493,7 @@ def quantity(
     Raises:
         ValueError: both or none of `beta` and `sigma`, or fewer than `n * minimum` examples.
 
-    Source: beta: NIID-Bench (Li, Diao, Chen, He, ICDE 2022).
+    Source: Li, Diao, Chen, He, ICDE 2022 (beta, in NIID-Bench).
 
     Example:
         >>> sizes = data.quantity(1000, n=5, sigma=1.0).count
@@ -618,7 +621,7 @@ def rotate(x: Shaped[np.ndarray, "N ..."], partition: Partition, angles: ArrayLi
     Raises:
         ValueError: not images, not one angle per client, or a quarter turn of oblong images.
 
-    Source: quarter turns: IFCA (Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020).
+    Source: Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020, arXiv 2006.04088 (quarter turns, IFCA).
 
     Example:
         >>> x, partition = np.array([[[1, 2], [3, 4]]]), data.iid(1, n=1)
@@ -659,7 +662,7 @@ def noise(
         sigma: the level that client n would have; client 0 stays clean.
         seed: a number or a NumPy generator.
 
-    Source: NIID-Bench (Li, Diao, Chen, He, ICDE 2022).
+    Source: Li, Diao, Chen, He, ICDE 2022 (NIID-Bench).
 
     Example:
         >>> x, partition = np.zeros((1000, 2)), data.iid(1000, n=2)

@@ -90,7 +90,8 @@ def leaf(
         ValueError: a truncated or wrong file; users, x, y and num_samples that disagree; a user
             without examples.
 
-    Source: LEAF (Caldas et al., arXiv 2018), whose code was read.
+    Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", arXiv 2018; their code was
+        read.
 
     Deviations: characters and words are numbered as `Tokens` says; LEAF numbers characters from 0,
         and those that it does not know -1. LEAF pads with its unknown word.

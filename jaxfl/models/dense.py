@@ -98,8 +98,8 @@ def mlp(inputs: int, classes: int, hidden: tuple[int, ...] = (64,)) -> Model:
         classes: outputs.
         hidden: widths of the hidden layers.
 
-    Source: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of
-        Deep Networks from Decentralized Data", AISTATS 2017.
+    Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of
+        Deep Networks from Decentralized Data", AISTATS 2017, arXiv 1602.05629.
 
     Example:
         >>> params = jax.eval_shape(models.mlp(784, 10, (200, 200)).init, jax.random.key(0))

@@ -129,7 +129,7 @@ def char_lstm(vocab: int = 80, length: int = 80, every: bool = True) -> Model:
         length: tokens per example; no parameter depends on it.
         every: logits [B, T, V] at every position; if False, [B, V] after the last.
 
-    Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
+    Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", arXiv 2018.
 
     Example:
         >>> params = jax.eval_shape(models.char_lstm().init, jax.random.key(0))
@@ -147,7 +147,8 @@ def word_lstm(vocab: int = 10004, length: int = 20, every: bool = True) -> Model
         length: tokens per example; no parameter depends on it.
         every: logits [B, T, V] at every position; if False, [B, V] after the last.
 
-    Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
+    Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive Federated
+        Optimization", ICLR 2021, arXiv 2003.00295.
 
     Example:
         >>> params = jax.eval_shape(models.word_lstm().init, jax.random.key(0))

@@ -136,8 +136,8 @@ def fedavg_cnn(
         padding: "SAME" as published; "VALID" is the variant of many ports (582,026 parameters).
         form: of the convolutions.
 
-    Source: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of
-        Deep Networks from Decentralized Data", AISTATS 2017.
+    Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of
+        Deep Networks from Decentralized Data", AISTATS 2017, arXiv 1602.05629.
 
     Example:
         >>> params = jax.eval_shape(models.fedavg_cnn().init, jax.random.key(0))
@@ -161,8 +161,9 @@ def cifar_cnn(
         dropout: rates after pooling and after the dense layer, static; (0, 0) turns it off.
         form: of the convolutions.
 
-    Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021 (for EMNIST); the CIFAR-10
-        benchmark of Granqvist et al., "pfl-research", arXiv:2404.06430.
+    Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive Federated
+        Optimization", ICLR 2021, arXiv 2003.00295 (for EMNIST); Granqvist et al.,
+        "pfl-research", arXiv 2024, arXiv 2404.06430 (for CIFAR-10).
 
     Deviations: the CIFAR-10 benchmark draws kernels Glorot-uniform.
 
@@ -185,7 +186,7 @@ def lenet5(
         form: of the convolutions.
 
     Source: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document
-        Recognition", Proceedings of the IEEE, 1998.
+        Recognition", Proceedings of the IEEE 1998.
 
     Deviations: ReLU, max pooling and full connections, as federated benchmarks use it.
 

@@ -45,7 +45,7 @@ class SignFlip:
         scale: >= 0, traced.
 
     Source: standard attack; the per-client variant (epfml's bit flip), not byzfl's negated mean,
-    which is `IPM(1)`.
+        which is `IPM(1)`.
 
     Example:
         >>> liars = networks.first(1, 3)
@@ -100,7 +100,7 @@ class ALIE:
         z: standard deviations, traced; `alie_z(n, f)` is the paper's choice, byzfl's default 1.5.
 
     Source: Baruch, Baruch, Goldberg, NeurIPS 2019; the sign as in epfml's code (byzfl adds), the
-    standard deviation with one degree of freedom less (ddof = 1) as in both.
+        standard deviation with one degree of freedom less (ddof = 1) as in both.
 
     Example:
         >>> liars = networks.first(4, 20)
@@ -163,7 +163,7 @@ class Dissensus:
     Args:
         epsilon: traced; 1 leaves i where it was (isolation), more pushes apart.
 
-    Source: He, Karimireddy, Jaggi 2022, as in their code.
+    Source: He, Karimireddy, Jaggi, arXiv 2022, arXiv 2202.01545; as in their code.
 
     Example:
         >>> ring = networks.graph("ring", 4)

@@ -142,8 +142,8 @@ def chi1(matrix: ArrayLike) -> float:
         matrix: a Laplacian Λ, or symmetric rates or mixing weights, whose off-diagonal entries
             are taken as rates (for weights that is Λ = I - w).
 
-    Source: Nabli, Oyallon, DADAO: decoupled accelerated decentralized asynchronous optimization,
-    ICML 2023.
+    Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
+        ICML 2023, arXiv 2208.00779.
 
     Example:
         >>> ring = networks.graphs.make("ring", 8)

@@ -138,8 +138,8 @@ def arrivals(
         ValueError: sizes out of range, an unknown law, or a scale that is not positive.
 
     Source: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, "Federated Learning with Buffered
-    Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639; with concurrency n, FedBuff of
-    Fraboni, Vidal, Kameni, Lorenzi, JMLR 2023, arXiv 2206.10189.
+        Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639; Fraboni, Vidal, Kameni, Lorenzi,
+        JMLR 2023, arXiv 2206.10189 (their FedBuff has concurrency n).
 
     Example:
         >>> network = networks.arrivals(10, buffer=3, rounds=50, durations="exponential")
@@ -297,7 +297,7 @@ def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
         ValueError: a directed or disconnected graph.
 
     Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
-    ICML 2023, arXiv 2208.00779; their code was read.
+        ICML 2023, arXiv 2208.00779; their code was read.
 
     Example:
         >>> found = networks.dadao_rates(networks.graphs.make("ring", 8))
@@ -592,8 +592,8 @@ def gossip(
         ValueError: numbers out of range, an unknown clock, and what `from_messages` refuses.
 
     Source: Ormándi, Hegedűs, Jelasity, "Gossip learning with linear models on fully distributed
-    data", Concurrency and Computation 2013; Polato's gossipy, whose code was read. There, a node
-    without neighbours also silences those that come after it in the step.
+        data", Concurrency and Computation 2013; Polato's gossipy, whose code was read. There, a
+        node without neighbours also silences those that come after it in the step.
 
     Example:
         >>> ring = networks.graphs.make("ring", 8)
