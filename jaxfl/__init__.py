@@ -19,11 +19,12 @@
 | `simulate`, `run` | an experiment: as one program; in chunks with a host in between |
 | `grid` | every combination of hyperparameters, for `jax.vmap` |
 | `compare`, `train`, `Config` | the main job, as `jaxfl compare` runs it |
+| `sweep`, `plan` | every combination of settings, kept in a folder; what that will be |
 | `spread` | clients, networks and sweeps over the devices of a mesh |
 | `estimate` | the memory of a run in advance |
 | `save`, `load` | models and states on disk |
 | `cite` | whom to cite for an algorithm |
-| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots` | modules |
+| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots`, `results` | modules |
 
 Everything but `Clients`, `simulate`, `run` and `grid` is imported when it is first asked for.
 """
@@ -37,12 +38,13 @@ from jaxfl.clients import Clients
 from jaxfl.simulate import grid, run, simulate
 
 if TYPE_CHECKING:
-    from jaxfl import algorithms, data, metrics, models, networks, plots, problems
+    from jaxfl import algorithms, data, metrics, models, networks, plots, problems, results
     from jaxfl.checkpoint import load, save
     from jaxfl.compare import Config, compare, train
     from jaxfl.devices import spread
     from jaxfl.docs import cite
     from jaxfl.memory import estimate
+    from jaxfl.sweeps import plan, sweep
 
 __version__ = "0.1.0"
 
@@ -59,24 +61,29 @@ __all__ = [
     "metrics",
     "models",
     "networks",
+    "plan",
     "plots",
     "problems",
+    "results",
     "run",
     "save",
     "simulate",
     "spread",
+    "sweep",
     "train",
 ]
 
-_MODULES = ("algorithms", "data", "metrics", "models", "networks", "plots", "problems")
+_MODULES = ("algorithms", "data", "metrics", "models", "networks", "plots", "problems", "results")
 _NAMES = {
     "Config": "compare",
     "cite": "docs",
     "compare": "compare",
     "estimate": "memory",
     "load": "checkpoint",
+    "plan": "sweeps",
     "save": "checkpoint",
     "spread": "devices",
+    "sweep": "sweeps",
     "train": "compare",
 }
 

@@ -250,6 +250,20 @@ class Call(NamedTuple):
         """The options, with components made."""
         return {name: build(value) for name, value in self.options.items()}
 
+    def given(self, registry: Mapping[str, Callable], option: str, value: Any) -> "Call | None":
+        """The same with another value of an option; None if it has no such option."""
+        names = list(inspect.signature(registry[self.name]).parameters)
+        if option not in names:
+            return None
+        options = dict(zip(names, self.args)) | self.options | {option: value}
+        return parse(str(Call(self.name, (), options, self.on)))
+
+    def __str__(self) -> str:
+        """What `parse` reads."""
+        options = [*map(_text, self.args), *(f"{k}={_text(v)}" for k, v in self.options.items())]
+        on = f" @ {self.on}" if self.on else ""
+        return self.name + (f"({', '.join(options)})" if options else "") + on
+
 
 def parse(text: str) -> Call:
     """A name with options in brackets, and maybe `@ graph`: data, never code.
@@ -297,6 +311,12 @@ def _value(node) -> Any:
     if isinstance(node, ast.Name) and node.id == "inf":
         return float("inf")
     return _call(node)
+
+
+def _text(value):
+    if isinstance(value, list | tuple) and not isinstance(value, Call):
+        return f"[{', '.join(map(_text, value))}]"
+    return str(value) if isinstance(value, Call) else repr(value)
 
 
 def build(value: Any) -> Any:
