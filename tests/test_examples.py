@@ -25,6 +25,8 @@ SOME = {
     "jaxfl.simulate": ["Needs", "hyper", "count", "choice", "scaled"],
 }
 LATER = (
+    "sweep",
+    "plan",
     "compare",
     "train",
     "run",
