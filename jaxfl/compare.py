@@ -743,7 +743,8 @@ class Comparison:
         from rich.console import Console
 
         file = io.StringIO()
-        Console(file=file, width=width, color_system=None, legacy_windows=False).print(self)
+        plain: Any = {"color_system": None, "legacy_windows": False, "force_jupyter": False}
+        Console(file=file, width=width, **plain).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
     __str__ = text

@@ -192,6 +192,15 @@ def test_table_fits_a_narrow_terminal():
     assert "…" not in narrow
 
 
+def test_text_is_text_in_a_notebook_too(monkeypatch):
+    import rich.console
+
+    found, _ = small()
+    plain = found.text()
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)  # there rich displays
+    assert found.text() == plain
+
+
 def test_pictures():
     from matplotlib import pyplot
 
