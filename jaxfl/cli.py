@@ -218,8 +218,8 @@ def _partition(words: list[str]) -> None:
     """Draw who holds what."""
     only = ("data", "clients", "partition", "alpha", "minimum", "seed")
     extras = {"out": (str, "partition.png", "picture to write")}
-    from jaxfl.compare import dataset, partitions
     from jaxfl.config import Config
+    from jaxfl.experiment import dataset, partitions
 
     without = tuple(f.name for f in dataclasses.fields(Config) if f.name not in only)
     config, given = _configure("partition", words, extras, without=without, check=False)

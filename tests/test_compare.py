@@ -18,8 +18,9 @@ import pytest
 import jaxfl
 from jaxfl import data, metrics, models, networks, plots
 from jaxfl.algorithms import FedAvg
-from jaxfl.compare import Comparison, dataset, partitions
+from jaxfl.compare import Comparison
 from jaxfl.config import DEFAULT, Config, parse
+from jaxfl.experiment import dataset, partitions
 from jaxfl.networks import graphs
 
 HUGE = 1e200  # diverges in the second step
