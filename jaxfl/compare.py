@@ -373,7 +373,7 @@ class Row(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """What `compare` found."""
 
@@ -552,7 +552,7 @@ class Comparison:
         Console(file=file, width=width, **plain).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
-    __str__ = text
+    __repr__ = __str__ = text
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.text())}</pre>"
