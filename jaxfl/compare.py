@@ -365,7 +365,7 @@ class Row(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """What `compare` found."""
 
@@ -540,10 +540,11 @@ class Comparison:
         from rich.console import Console
 
         file = io.StringIO()
-        Console(file=file, width=width, color_system=None, legacy_windows=False).print(self)
+        plain: Any = {"color_system": None, "legacy_windows": False, "force_jupyter": False}
+        Console(file=file, width=width, **plain).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
-    __str__ = text
+    __repr__ = __str__ = text
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.text())}</pre>"

@@ -181,7 +181,7 @@ def test_files():
     written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [float(r["score"]) for r in written] == [r.score for r in found.rows()]
     assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 3
-    assert str(found) == found.text() and found.text(200).splitlines()[0] in found._repr_html_()
+    assert repr(found) == str(found) == found.text() and found.text(200).splitlines()[0] in found._repr_html_()
 
 
 def test_table_fits_a_narrow_terminal():
@@ -191,6 +191,15 @@ def test_table_fits_a_narrow_terminal():
     for words in map(str.split, wide.splitlines()[1:3]):
         assert all(word in narrow.split() for word in words)
     assert "…" not in narrow
+
+
+def test_text_is_text_in_a_notebook_too(monkeypatch):
+    import rich.console
+
+    found, _ = small()
+    plain = found.text()
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)  # there rich displays
+    assert found.text() == plain
 
 
 def test_pictures():
