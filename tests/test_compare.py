@@ -181,7 +181,10 @@ def test_files():
     written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [float(r["score"]) for r in written] == [r.score for r in found.rows()]
     assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 3
-    assert repr(found) == str(found) == found.text() and found.text(200).splitlines()[0] in found._repr_html_()
+    assert (
+        repr(found) == str(found) == found.text()
+        and found.text(200).splitlines()[0] in found._repr_html_()
+    )
 
 
 def test_table_fits_a_narrow_terminal():

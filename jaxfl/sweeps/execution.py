@@ -227,7 +227,7 @@ def execute(made: Any, stop: Stop, mesh: Any, store: Any, progress: bool) -> lis
             compilers.shutdown(wait=False, cancel_futures=True)
             runners.shutdown(wait=True)
             compilers.shutdown(wait=True)
-    if any(result is None for result in results):
+    if store is not None and any(result is None for result in results):
         done = sum(len(found["status"]) for found in results if found is not None)
         raise Interrupted(
             f"stopped with {done} of {made.runs} runs finished, and the others as far as they "
