@@ -20,6 +20,7 @@
 | `grid` | every combination of hyperparameters, for `jax.vmap` |
 | `compare`, `train`, `Config` | the main job, as `jaxfl compare` runs it |
 | `spread` | clients, networks and sweeps over the devices of a mesh |
+| `report` | a page of their results |
 | `estimate` | the memory of a run in advance |
 | `save`, `load` | models and states on disk |
 | `cite` | whom to cite for an algorithm |
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from jaxfl.devices import spread
     from jaxfl.docs import cite
     from jaxfl.memory import estimate
+    from jaxfl.report import report
 
 __version__ = "0.1.0"
 
@@ -61,6 +63,7 @@ __all__ = [
     "networks",
     "plots",
     "problems",
+    "report",
     "run",
     "save",
     "simulate",
@@ -75,6 +78,7 @@ _NAMES = {
     "compare": "compare",
     "estimate": "memory",
     "load": "checkpoint",
+    "report": "report",
     "save": "checkpoint",
     "spread": "devices",
     "train": "compare",

@@ -19,6 +19,7 @@ jaxfl simulates federated and decentralised learning.
 
   compare          compare algorithms on real, non-IID data: a table and a figure
   run NAME         one algorithm, tuned and repeated as in compare
+  report FOLDER    one page (HTML) of the results that a folder holds
   list [KIND]      what there is: algorithms, data, models, graphs, ...
   show NAME        what the documentation says of any of these
   graph NAME       draw a graph and its spectrum; spectral gap and mixing time
@@ -137,6 +138,14 @@ def _report(config: Any, out: str, figure: bool, mesh: Any = None) -> None:
     if figure:
         print(f"\nin {out}: comparison.png, .pdf, table.txt, .csv, .md, results.nc, config.toml")
         print(f"to repeat it: jaxfl compare --config {Path(out, 'config.toml')}")
+
+
+def _page(words: list[str]) -> None:
+    """Write a page of a sweep or comparison: tables, figures, provenance, citations."""
+    given = _parse("report", words, {"folder": (Positional, None, "with results.nc")})
+    from jaxfl.report import report
+
+    print(report(given["folder"]))
 
 
 def _list(words: list[str]) -> None:
@@ -265,6 +274,7 @@ def _info(words: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "run": _run,
+    "report": _page,
     "list": _list,
     "show": _show,
     "graph": _graph,

@@ -207,7 +207,10 @@ def test_pareto():
     assert sum(len(c.get_offsets()) for c in dots if c.get_alpha() == 1) == 1
     trade = ds.assign(megabytes=ds["megabytes"] / (1 + 30 * (ds["algorithm"] != "FedAvg")))
     ax = plots.pareto(trade.isel(alpha=1), "seconds")
-    assert [t.get_text() for t in ax.texts] == ["FedAvg"]
+    assert [(t.get_text(), t.get_color()) for t in ax.texts] == [
+        ("FedAvg", "black"),
+        ("DSGD @ ring", "0.5"),  # beaten in both
+    ]
     ax = plots.pareto(trade.isel(alpha=1))
     assert [t.get_text() for t in ax.texts] == ["FedAvg", "DSGD @ ring"]
     assert (np.diff(ax.lines[0].get_xydata(), axis=0) > 0).all()
