@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import dataclasses
 import html
 import io
 import itertools
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl import folder as files
-from jaxfl import metrics
+from jaxfl import results
 from jaxfl.config import Config
 from jaxfl.plots import style
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     import xarray
 
 _MOST = 6  # figures of a kind
-_CHOSEN = {"lr", "steps", "batch"}  # settings of a run that are tuned; others are circumstances
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #fff; --line: #d8dee4;
   --shade: #f6f8fa }
@@ -123,7 +121,7 @@ def _of_comparison(folder, ds):
         _figures(_pictures(style.results(comparison), [])),
         _configuration(folder, "config.toml", config),
         _provenance(about),
-        _citations(config.algorithms),
+        _citations(config, config.algorithms),
     ]
     return _page(title, parts)
 
@@ -132,35 +130,30 @@ def _of_sweep(folder, ds):
     config, over = (json.loads(ds.attrs[k]) for k in ("config", "over"))
     config, ds = Config.make(**config), style.results(ds)
     dims = style.swept(ds[style.metric(ds)])
-    tuned = [d for d in dims if _is_tuned(d)]
+    tuned = results._hyper(ds)
     names = [d for d in dims if d not in ("algorithm", "point")]
     names += [str(k) for k in ds.coords if ds[k].dims == ("point",) and k != "point"]
-    algorithms = ds["algorithm"].values if "algorithm" in ds.coords else config.algorithms
     title = "Sweep of " + (", ".join(names) or "seeds")
     about = json.loads(ds.attrs.get("provenance", "{}"))
     if (folder / "provenance.json").is_file():  # it knows the end
         about = files.read_json(folder / "provenance.json", "provenance")
-    headers, rows, notes = _best(ds, tuned)
-    axes = [(style.dimension(ds, d), ", ".join(style.names(ds, d))) for d in dims]
+    if "point" in dims:
+        ds = ds.assign_coords(point=style.names(ds, "point"))
+    summary = results.Summary(ds)
+    axes = [(d, (", ", "; ")[d == "point"].join(style.names(ds, d))) for d in dims]
     axes.append(("seeds", ", ".join(style.plain(ds["seed"].values))))
     parts = [
         f"<p>{_escape(_circumstances(config, dims))}</p>",
         _table(("swept", "values"), axes, "words"),
-        "<h2>Best settings</h2>",
-        _table(headers, rows),
-        *(f'<p class="soft">{_escape(note)}</p>' for note in notes),
+        "<h2>Results</h2>",
+        _table(*summary.cells()),
+        *(f'<p class="soft">{_escape(note)}</p>' for note in [*summary.notes(), _ends(ds)]),
         _figures(_pictures(ds, tuned)),
         _configuration(folder, "sweep.toml", config, over),
         _provenance(about),
-        _citations([str(a) for a in np.ravel(algorithms)]),
+        _citations(ds, [str(a) for a in np.ravel(ds.get("algorithm", config.algorithms))]),
     ]
     return _page(title, parts)
-
-
-def _is_tuned(name):
-    """Whether a dimension is a hyperparameter, and not a circumstance under which runs compare."""
-    fields = {f.name for f in dataclasses.fields(Config)} - _CHOSEN
-    return name.split(".")[0] not in fields | {"algorithm", "point"}
 
 
 def _circumstances(config, swept):
@@ -177,66 +170,13 @@ def _circumstances(config, swept):
     return ", ".join(v for k, v in said.items() if v and k not in swept) + "."
 
 
-# Tables ------------------------------------------------------------------------------------------
-
-
-def _chosen(ds: "xarray.Dataset", tuned: Sequence[str]) -> tuple["xarray.Dataset", dict[str, Any]]:
-    """The results where validation is best, and the places of that by dimension."""
-    if not tuned:
-        return ds, {}
-    valid = style.final(ds, f"valid_{style.metric(ds)}").mean("seed", skipna=False)
-    places: Any = valid.fillna(-np.inf).argmax(list(tuned))
-    return ds.isel(places), places
-
-
-def _best(ds, tuned):
-    """Table of the best setting of every algorithm and circumstance, and what to know of it."""
-    score = style.metric(ds)
-    best, places = _chosen(ds, tuned)
-    others = style.swept(best[score])
-    names = {d: style.names(ds, d) for d in (*others, *tuned)}
-    costs = [c for c in ("megabytes", "seconds") if c in ds]
-    shown = [n for n in (score, f"valid_{score}", "worst") if n in ds]
-    several, gone = ds.sizes["seed"] > 1, style.diverged(ds)
-    finals = {n: style.final(best, n).transpose(*others, "seed").values for n in (*shown, *costs)}
-    headers = [*others, *tuned, *(style.words(ds, n) for n in shown)]
-    headers += [{"megabytes": "MB"}.get(c, c) for c in costs] + ["diverged"] * bool(gone.any())
-    rows, edges = [], set()
-    for at in np.ndindex(*(ds.sizes[d] for d in others)):
-        here = dict(zip(others, at))
-        row = [names[d][i] for d, i in here.items()]
-        for d in tuned:
-            i, numeric = int(places[d].isel(here)), ds[d].dtype.kind in "fiu"
-            alive = np.isfinite(finals[f"valid_{score}"][at]).all()
-            edge = alive and numeric and ds.sizes[d] > 1 and i in (0, ds.sizes[d] - 1)
-            edges |= {d} if edge else set()
-            row.append((names[d][i] + "*" * bool(edge)) if alive else "–")
-        for n in shown:
-            mean, half = metrics.t_interval(finals[n][at].astype(float))
-            scale, digits = (100, 1) if style.percent(ds, n) else (1, 3)
-            text = f"{scale * mean:.{digits}f}" if np.isfinite(mean) else "diverged"
-            more = f" ± {scale * half:.{digits}f}" if several and np.isfinite(half) else ""
-            row.append(text + more)
-        for n in costs:
-            mean = float(finals[n][at].mean())
-            row.append(f"{mean:.4g}" if np.isfinite(mean) else "–")
-        if gone.any():
-            count = gone.isel(here)
-            row.append(f"{int(count.sum())} of {count.size}" if count.any() else "")
-        rows.append(row)
-    seeds = ds.sizes["seed"]
-    words = f"Means and halves of 95% t intervals over {seeds} seeds" if several else "One seed"
-    where = "where the final validation score is best" if tuned else "at the end of the runs"
-    notes = [f"{words}, {where}; costs are of all clients over a whole run."]
-    if edges:
-        grid = ", ".join(sorted(edges))
-        notes.append(f"* best at the edge of the grid of {grid}: a wider one may do better.")
-    return headers, rows, [*notes, _ends(ds)]
+def _best(ds, over):
+    return results.best(ds, over, quiet=True)
 
 
 def _ends(ds):
     """How the runs ended."""
-    ended = ds["status"].values if "status" in ds else 3 * style.diverged(ds).values
+    ended = ds["status"].values
     ends = ("ran to the end", "reached their target", "lost patience", "diverged")
     counts = [(int((ended == i).sum()), words) for i, words in enumerate(ends)]
     return f"{ended.size} runs: " + ", ".join(f"{n} {w}" for n, w in counts if n) + "."
@@ -251,7 +191,7 @@ def _pictures(
     """What there is to see, by kind: words, then captions and axes."""
     from jaxfl import plots
 
-    best, _ = _chosen(ds, tuned)
+    best = _best(ds, tuned)
     score, dims = style.metric(ds), style.swept(ds[style.metric(ds)])
     others = style.swept(best[score])
     by = "algorithm" if "algorithm" in dims else others[0] if others else ""
@@ -271,11 +211,11 @@ def _pictures(
     grid = [*tuned, *(d for d in others if d != "algorithm")][:2]
     grid = [*grid, "algorithm"] if len(grid) == 1 and "algorithm" in dims else grid
     if len(grid) == 2:
-        part, _ = _chosen(ds, [d for d in tuned if d not in grid])
+        part = _best(ds, [d for d in tuned if d not in grid])
         about = "Final validation scores, means over seeds"
         yield about, _each(part, grid, lambda part: plots.heatmap(part, *grid))
     if "megabytes" in ds:
-        part, _ = _chosen(ds, [d for d in tuned if d == "lr"])
+        part = _best(ds, [d for d in tuned if d == "lr"])
         points = [d for d in style.swept(part[score]) if d in ("algorithm", "point", *tuned)]
         if points:
             about = "Scores and what they cost; the line joins what nothing beats in both"
@@ -387,13 +327,14 @@ def _provenance(about):
     return "<h2>Provenance</h2>\n" + _table((), rows, "words") if rows else ""
 
 
-def _citations(algorithms):
+def _citations(used, algorithms):
+    """Whom to cite; an algorithm of one's own, which only its process knows, is named."""
     from jaxfl.algorithms import ALGORITHMS
     from jaxfl.docs import cite
 
     names = dict.fromkeys(re.split(r"[(@ ]", a.strip().lower())[0] for a in algorithms)
     own = [name for name in names if name not in ALGORITHMS]
-    text = cite(*(name for name in names if name in ALGORITHMS))
+    text = cite(*(name for name in names if name in ALGORITHMS)) if own else cite(used)
     note = f'<p class="soft">Not known here: {_escape(", ".join(own))}.</p>\n' if own else ""
     return f"<h2>How to cite</h2>\n{note}<pre>{_escape(text)}</pre>"
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxfl import metrics
 from jaxfl.plots import style
+from jaxfl.results import final
 from jaxfl.types import nearest
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def heatmap(
     ds = style.results(results)
     valid = f"valid_{style.metric(ds)}"
     name = name or valid
-    values = style.final(ds, name)
+    values = final(ds, name)
     style.only(values, [x, y], "heatmap")
     if x == y:
         raise ValueError(f"heatmap needs two dimensions, got {x!r} twice")
@@ -135,7 +136,7 @@ def heatmap(
         raise ValueError(f"{name!r} has a value per client; draw a score, or use `plots.ecdf(ds)`")
     mean = lambda a: a.mean("seed", skipna=False).transpose(y, x).values.astype(float)
     percent = style.percent(ds, name)
-    table, chosen = (100 if percent else 1) * mean(values), mean(style.final(ds, valid))
+    table, chosen = (100 if percent else 1) * mean(values), mean(final(ds, valid))
     bad, seeds = style.diverged(ds).sum("seed").transpose(y, x).values, ds.sizes["seed"]
     rows, columns = table.shape
     finite = table[np.isfinite(table)]
@@ -245,7 +246,7 @@ def robustness(
             "the one to draw: `robustness(ds, 'lr')`"
         )
     by, name = style.colour_by(ds, by, (x,)), name or style.metric(ds)
-    values = style.final(ds, name)
+    values = final(ds, name)
     style.only(values, [x, by] if by else [x], "robustness")
     at = ds[x].values
     if at.dtype.kind not in "fiu":
@@ -255,7 +256,7 @@ def robustness(
     with style.panel(ax) as ax:
         lost = []
         for label, look, one in style.lines(ds, by):
-            scores = factor * style.final(one, name).transpose(x, "seed").values.astype(float)
+            scores = factor * final(one, name).transpose(x, "seed").values.astype(float)
             mean, half = metrics.t_interval(scores)
             ax.plot(at, mean, label=label or None, **look)
             half = np.nan_to_num(half)
@@ -307,10 +308,10 @@ def pareto(
     ds = ds.assign(cost=_cost(ds, cost).broadcast_like(ds[name]))
     points = ds[["cost", name, valid, *(k for k in ("status", "stopped") if k in ds)]]
     if "lr" in points.dims:
-        chosen = style.final(points, valid).mean("seed", skipna=False).fillna(-np.inf).argmax("lr")
+        chosen = final(points, valid).mean("seed", skipna=False).fillna(-np.inf).argmax("lr")
         points = points.isel(lr=chosen)
     factor = 100 if style.percent(ds, name) else 1
-    mean = lambda n: style.final(points, n).mean("seed", skipna=False)
+    mean = lambda n: final(points, n).mean("seed", skipna=False)
     scores, costs = factor * mean(name), mean("cost")
     dims = style.swept(scores)
     by = "algorithm" if len(dims) > 1 and "algorithm" in dims else ""

@@ -213,7 +213,7 @@ def results(source: Any) -> "xarray.Dataset":
                 f"results must be of `jaxfl.sweep`, with accuracy or r2, got a Dataset of "
                 f"{', '.join(map(str, source.data_vars)) or 'nothing'}"
             )
-        return source if "seed" in source.dims else source.expand_dims("seed")
+        return _complete(source if "seed" in source.dims else source.expand_dims("seed"))
     if not (hasattr(source, "best") and hasattr(source, "metric")):
         raise ValueError(
             "results must be the Dataset of `jaxfl.sweep` or what `jaxfl.compare` returned, got "
@@ -226,10 +226,18 @@ def results(source: Any) -> "xarray.Dataset":
     ds = scores.rename(names).merge(costs)
     if "clients" in best:
         ds["client_accuracy"] = best["clients"].isel(evaluation=-1, drop=True)
-    ds["status"] = 3 * best["diverged"]
     marks = np.where(best["personal"].values, "†", "")  # scored by personal models
     ds = ds.assign_coords(algorithm=[f"{a}{m}" for a, m in zip(ds["algorithm"].values, marks)])
-    return ds.drop_vars("lr").assign_attrs(best.attrs)
+    return _complete(ds.drop_vars("lr").assign_attrs(best.attrs, metric=score))
+
+
+def _complete(ds):
+    """With the metric, and how and when runs ended, also after means over dimensions."""
+    name = metric(ds)
+    if name in ds and not all(k in ds and ds[k].dtype.kind in "iu" for k in ("status", "stopped")):
+        last = ds[name].isel(round=-1, drop=True)
+        ds = ds.assign(status=3 * last.isnull(), stopped=int(ds["round"][-1]) + 0 * last.isnull())
+    return ds.assign_attrs(metric=name)
 
 
 def metric(ds: "xarray.Dataset") -> str:
@@ -267,22 +275,7 @@ def variable(ds: "xarray.Dataset", name: str) -> "xarray.DataArray":
 
 def diverged(ds: "xarray.Dataset") -> "xarray.DataArray":
     """Which runs ended without finite scores."""
-    if "status" in ds and ds["status"].dtype.kind in "iu":
-        return ds["status"] == 3
-    return ds[metric(ds)].isel(round=-1, drop=True).isnull()
-
-
-def final(ds: "xarray.Dataset", name: str) -> "xarray.DataArray":
-    """A variable after each run's last round; NaN where it diverged."""
-    values = variable(ds, name)
-    if "round" not in values.dims:
-        return values
-    if "stopped" in ds and ds["stopped"].dtype.kind in "iu":
-        last = ds["stopped"].clip(ds["round"].values[0], ds["round"].values[-1])
-        values = values.sel(round=last, method="pad").drop_vars("round")
-    else:
-        values = values.isel(round=-1, drop=True)
-    return values.where(~diverged(ds))
+    return ds["status"] == 3
 
 
 def swept(ds: Any) -> list[str]:
