@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxfl import metrics
 from jaxfl.plots import style
+from jaxfl.results import final
 from jaxfl.types import nearest
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def learning_curves(
             if cost == "rounds":
                 ax.set_xlim(left=0)
             else:
-                style.logarithmic(ax)
+                style.logarithmic(ax.xaxis)
             style.grid(ax)
             if name in (style.metric(ds), f"valid_{style.metric(ds)}", "worst"):
                 style.vertical(ax, factor * ds[name].values, factor == 100 and scale == "error")
@@ -127,7 +128,7 @@ def heatmap(
     ds = style.results(results)
     valid = f"valid_{style.metric(ds)}"
     name = name or valid
-    values = style.final(ds, name)
+    values = final(ds, name)
     style.only(values, [x, y], "heatmap")
     if x == y:
         raise ValueError(f"heatmap needs two dimensions, got {x!r} twice")
@@ -135,7 +136,7 @@ def heatmap(
         raise ValueError(f"{name!r} has a value per client; draw a score, or use `plots.ecdf(ds)`")
     mean = lambda a: a.mean("seed", skipna=False).transpose(y, x).values.astype(float)
     percent = style.percent(ds, name)
-    table, chosen = (100 if percent else 1) * mean(values), mean(style.final(ds, valid))
+    table, chosen = (100 if percent else 1) * mean(values), mean(final(ds, valid))
     bad, seeds = style.diverged(ds).sum("seed").transpose(y, x).values, ds.sizes["seed"]
     rows, columns = table.shape
     finite = table[np.isfinite(table)]
@@ -155,7 +156,7 @@ def heatmap(
             bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
             bar.set_ticks([], minor=True)
         for axis, dim, count in ((ax.xaxis, x, columns), (ax.yaxis, y, rows)):
-            axis.set_ticks(range(count), style.plain(ds[dim].values))
+            axis.set_ticks(range(count), style.names(ds, dim))
             axis.set_label_text(style.dimension(ds, dim))
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
@@ -245,7 +246,7 @@ def robustness(
             "the one to draw: `robustness(ds, 'lr')`"
         )
     by, name = style.colour_by(ds, by, (x,)), name or style.metric(ds)
-    values = style.final(ds, name)
+    values = final(ds, name)
     style.only(values, [x, by] if by else [x], "robustness")
     at = ds[x].values
     if at.dtype.kind not in "fiu":
@@ -255,7 +256,7 @@ def robustness(
     with style.panel(ax) as ax:
         lost = []
         for label, look, one in style.lines(ds, by):
-            scores = factor * style.final(one, name).transpose(x, "seed").values.astype(float)
+            scores = factor * final(one, name).transpose(x, "seed").values.astype(float)
             mean, half = metrics.t_interval(scores)
             ax.plot(at, mean, label=label or None, **look)
             half = np.nan_to_num(half)
@@ -275,7 +276,7 @@ def robustness(
             ax.plot(at[where], y, "x", color=colour, transform=place, markersize=4.5, mew=1.2)
             step += 0.05 * bool(where.any())
         if at.min() > 0 and at.max() / at.min() >= 30:
-            style.logarithmic(ax)
+            style.logarithmic(ax.xaxis)
         elif at.dtype.kind in "iu" and len(at) <= 12:
             ax.set_xticks(at)
         ax.set_xlabel(style.dimension(ds, x))
@@ -307,27 +308,28 @@ def pareto(
     ds = ds.assign(cost=_cost(ds, cost).broadcast_like(ds[name]))
     points = ds[["cost", name, valid, *(k for k in ("status", "stopped") if k in ds)]]
     if "lr" in points.dims:
-        chosen = style.final(points, valid).mean("seed", skipna=False).fillna(-np.inf).argmax("lr")
+        chosen = final(points, valid).mean("seed", skipna=False).fillna(-np.inf).argmax("lr")
         points = points.isel(lr=chosen)
     factor = 100 if style.percent(ds, name) else 1
-    mean = lambda n: style.final(points, n).mean("seed", skipna=False)
+    mean = lambda n: final(points, n).mean("seed", skipna=False)
     scores, costs = factor * mean(name), mean("cost")
     dims = style.swept(scores)
     by = "algorithm" if len(dims) > 1 and "algorithm" in dims else ""
     rest = [d for d in dims if d != by]
-    names = {d: style.plain(ds[d].values) for d in dims}
+    names = {d: style.names(ds, d) for d in dims}
     costs = costs.transpose(*scores.dims)
     found = []  # cost, score, colour's index, label
     for at in np.ndindex(*scores.shape):
         place = dict(zip(map(str, scores.dims), at))
         texts = [
-            names[d][place[d]] if d == "algorithm" else f"{d} {names[d][place[d]]}" for d in rest
+            names[d][place[d]] if d in ("algorithm", "point") else f"{d} {names[d][place[d]]}"
+            for d in rest
         ]
         values = float(costs.values[at]), float(scores.values[at])
         if np.isfinite(values).all():
             found.append((*values, place.get(by, 0), ", ".join(texts)))
     if not found:
-        raise ValueError("pareto has nothing to draw: every setting diverged")
+        raise style.Nothing("pareto has nothing to draw: every setting diverged")
     front, best = [], -np.inf
     for point in sorted(found, key=lambda p: (p[0], -p[1])):
         if point[1] > best:
@@ -342,32 +344,34 @@ def pareto(
             for some, alpha in (([p for p in found if p not in front], 0.3), (front, 1.0)):
                 mine = np.array([p[:2] for p in some if p[2] == i]).reshape(-1, 2)
                 dots: dict[str, Any] = {"marker": look["marker"], "color": look["color"]}
-                ax.scatter(*mine.T, s=16, alpha=alpha, linewidths=0, zorder=3, **dots)
+                ax.scatter(*mine.T, s=16, alpha=alpha, lw=0, zorder=3, clip_on=False, **dots)
             if by:
                 ax.scatter([], [], s=16, linewidths=0, label=names[by][i], **dots)
         ax.margins(x=0.12)
         if min(p[0] for p in found) > 0 and cost != "rounds":
-            style.logarithmic(ax)
+            style.logarithmic(ax.xaxis)
         ax.set_xlabel(_AGAINST[cost])
         ax.set_ylabel(style.words(ds, name))
         style.vertical(ax, scores.values, factor == 100 and scale == "error")
         style.grid(ax)
         style.legend(ax, own)
         ax.figure.canvas.draw()  # where the labels end up
-        _label_front(ax, front)
+        _label(ax, front, (-2, 2), "right", "bottom")
+        if not by:  # no legend says what the others are
+            _label(ax, [p for p in found if p not in front], (2, -2), "left", "top", color="0.5")
     return ax
 
 
-def _label_front(ax, front):
-    """Names left above the points, where no point can be; without those that would overlap."""
-    taken, frame = [], ax.get_window_extent()
-    for x, y, _, label in reversed(front):
-        options: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6}
-        text = ax.annotate(label, (x, y), (-2, 2), ha="right", va="bottom", **options)
+def _label(ax, points, offset, ha, va, color="black"):
+    """Names beside points, on the side where fewer others are; without those that would overlap."""
+    taken, frame = [t.get_window_extent() for t in ax.texts], ax.get_window_extent()
+    for x, y, _, label in reversed(points):
+        look: dict[str, Any] = {"fontsize": 6, "color": color, "va": va}
+        text = ax.annotate(label, (x, y), offset, textcoords="offset points", ha=ha, **look)
         box = text.get_window_extent()
-        if box.x0 < frame.x0:  # no room at the left: above, from the axis on
-            text.set(ha="left", position=((frame.x0 - box.x1) * 72 / ax.figure.dpi + 2, 2))
-            box = text.get_window_extent()
+        beyond = max(0, frame.x0 - box.x0) - max(0, box.x1 - frame.x1)
+        text.set_position((offset[0] + beyond * 72 / ax.figure.dpi, offset[1]))
+        box = text.get_window_extent()
         if any(box.overlaps(other) for other in taken):
             text.remove()
         else:
