@@ -1,35 +1,64 @@
-"""Saving and loading models and states, and plain NumPy copies of them."""
+"""Models and states on disk, and checkpoints of long runs.
 
+A checkpoint is an orbax folder: arrays, and a description as JSON with a CRC-32 of every leaf and
+of itself, because orbax does not notice every flipped bit. Nothing in it is code.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxfl import comm
+from jaxfl.clients import Clients
+from jaxfl.folder import locked
+
+FORMAT = 1
+_TEMPORARY, _DELETED = ".orbax-checkpoint-tmp", ".deleted"
+_SAMPLED = 1 << 26  # bytes of an array that a fingerprint reads
+
+
+class Damaged(ValueError):
+    """A checkpoint that is truncated, changed, foreign or of another format."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop, and saved what it had."""
 
 
 def save(path: str | Path, tree: Any) -> None:
-    """Writes a model, per-client models or a whole state as an orbax checkpoint folder.
+    """Writes a model, per-client models or a whole state as a checkpoint folder.
 
     Args:
         path: a folder that does not exist yet.
         tree: a pytree of arrays.
 
     Raises:
-        ValueError: the folder exists, or cannot be written.
+        ValueError: the folder exists, or a leaf is not an array of numbers.
+        OSError: it cannot be written.
     """
-    import orbax.checkpoint as ocp
-
     path = Path(path).absolute()
     if path.exists():
         raise ValueError(f"path {path} exists already; choose a new name or delete it first")
-    try:
+    packed = _pack(tree, {})
+    with _writing(path), contextlib.closing(_checkpointer()) as checkpointer:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, tree)
-    except OSError as error:
-        raise ValueError(
-            f"path {path} cannot be written: {error}; choose another folder"
-        ) from error
+        checkpointer.save(path, packed)
+        checkpointer.wait_until_finished()
 
 
 def load(path: str | Path, like: Any = None) -> Any:
@@ -37,30 +66,587 @@ def load(path: str | Path, like: Any = None) -> Any:
 
     Args:
         path: the folder.
-        like: a pytree of the same structure (a state, or `model.init(key)`) whose types and shapes
-            the result takes; without it, nested dicts and lists of arrays.
+        like: a pytree of the same structure (a state, or `model.init(key)`) whose types, shapes
+            and devices the result takes; without it, nested dicts and lists of NumPy arrays.
 
     Raises:
         ValueError: no such checkpoint, a damaged one, or one that does not fit `like`.
     """
-    import orbax.checkpoint as ocp
-
     path = Path(path).absolute()
     if not path.is_dir():
         raise ValueError(
             f"path {path} is not a checkpoint folder; `jaxfl.save(path, tree)` makes one"
         )
-    target = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, target)
-    except Exception as error:  # orbax raises many kinds for a damaged or foreign folder
-        raise ValueError(
-            f"path {path} cannot be read as this checkpoint: {error}; pass `like=` the tree that "
-            "was saved, or no `like` to see what it holds"
-        ) from error
+    return _unpack(path, *_read(path), like)
 
 
 def to_numpy(tree: Any) -> Any:
     """The same pytree with NumPy arrays, for use without JAX."""
     return jax.tree.map(np.asarray, tree)
+
+
+class Checkpoints:
+    """A folder with the last few states of a long run, written while the run goes on.
+
+    `jaxfl.run(..., checkpoint="folder")` does all of this by itself; give it a `Checkpoints` to say
+    how often. One process at a time writes to a folder.
+
+    Args:
+        folder: where; made when the first checkpoint is saved.
+        rounds: save when so many rounds have passed since the last time; 0: do not count them.
+        minutes: save when so much time has passed; with both 0, after every chunk of rounds.
+        keep: how many to keep, >= 1.
+        fallback: where the newest is damaged, warn and use the one before it.
+
+    Raises:
+        ValueError: numbers out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        rounds: int = 0,
+        minutes: float = 0.0,
+        keep: int = 2,
+        fallback: bool = False,
+    ):
+        for name, value, low in (("rounds", rounds, 0), ("minutes", minutes, 0), ("keep", keep, 1)):
+            if not value >= low:
+                raise ValueError(
+                    f"{name} must be >= {low}, got {value}; for example "
+                    "`Checkpoints(folder, rounds=100, keep=2)`"
+                )
+        self.folder = Path(folder).absolute()
+        self.rounds, self.minutes, self.keep, self.fallback = rounds, minutes, keep, fallback
+        self._stack = contextlib.ExitStack()
+        self._checkpointer: Any = None
+        self._pending: int | None = None
+        self._last: tuple[int, float] = (0, time.monotonic())  # round and time of the last save
+
+    def __repr__(self) -> str:
+        return f"Checkpoints({str(self.folder)!r}, saved={self.saved})"
+
+    def __enter__(self) -> "Checkpoints":
+        self._open()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    @property
+    def saved(self) -> list[int]:
+        """The rounds that have been saved whole, ascending."""
+        if not self.folder.is_dir():
+            return []
+        names = (p.name for p in self.folder.iterdir() if p.is_dir())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    @property
+    def latest(self) -> int | None:
+        """The newest of them."""
+        return max(self.saved, default=None)
+
+    def due(self, t: int) -> bool:
+        """Whether it is time to save round t."""
+        last, when = self._last
+        if not (self.rounds or self.minutes):
+            return True
+        counted = bool(self.rounds) and t - last >= self.rounds
+        return counted or (bool(self.minutes) and time.monotonic() - when >= 60 * self.minutes)
+
+    def save(self, t: int, tree: Any, about: Any = None) -> None:
+        """Copies a tree to the host and writes it in the background.
+
+        Args:
+            t: number of the next round.
+            tree: a pytree of JAX arrays (wherever they are), random keys, NumPy arrays, numbers.
+            about: JSON that says of what; `restore` can compare it.
+
+        Raises:
+            ValueError: a leaf is not an array of numbers.
+            OSError: this one, or the one before, cannot be written; those before it stay.
+        """
+        packed = _pack(tree, {"t": int(t), "about": about})
+        self.wait()
+        self._open()
+        path = self.folder / str(int(t))
+        with self._writing(t):
+            if path.exists():
+                _remove(path)
+            self._pending = t
+            self._checkpointer.save(path, packed)
+        self._last = (t, time.monotonic())
+
+    def restore(self, like: Any = None, t: int | None = None, about: Any = None) -> tuple[int, Any]:
+        """Reads a checkpoint.
+
+        Args:
+            like: a pytree of the same structure, whose types, shapes and devices the result takes,
+                on however many devices it was saved; NumPy arrays and `jax.ShapeDtypeStruct`
+                without a sharding become NumPy arrays. A function `like(t)` where it depends on
+                the round. Without it, nested dicts and lists of NumPy arrays.
+            t: which; the newest by default.
+            about: what `save` must have been given.
+
+        Returns:
+            The number of the next round, and the tree.
+
+        Raises:
+            ValueError: none saved, a damaged one (see `fallback`), one of another run, or one that
+                does not fit `like`.
+        """
+        self.wait()
+        steps = [*reversed(self.saved)] if t is None else [t]
+        if not steps or not (self.folder / str(steps[0])).is_dir():
+            raise ValueError(
+                f"folder {self.folder} holds no checkpoint{'' if t is None else f' of round {t}'}, "
+                f"but those of {self.saved}; `save` one first"
+            )
+        for now, older in zip(steps, [*steps[1:], None]):
+            try:
+                meta, arrays = self._read(now)
+                break
+            except Damaged as error:
+                if older is None:
+                    raise
+                if not self.fallback:
+                    raise Damaged(
+                        f"{error}; to use the one before it, of round {older}: "
+                        f"`Checkpoints({str(self.folder)!r}, fallback=True)`"
+                    ) from error
+                warnings.warn(f"{error}; using the one of round {older}", stacklevel=2)
+        if about is not None:
+            _compare(self.folder, meta["about"], json.loads(json.dumps(about)))
+        self._last = (now, time.monotonic())
+        like = like(now) if callable(like) else like
+        return now, _unpack(self.folder / str(now), meta, arrays, like)
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk.
+
+        Raises:
+            OSError: it cannot be written; those before it stay.
+        """
+        if self._pending is None:
+            return
+        t = self._pending
+        with self._writing(t):
+            self._checkpointer.wait_until_finished()
+            self._pending = None
+            steps = self.saved  # later ones belong to a run that was gone back behind
+            now = [s for s in steps if s <= t]
+            for s in [*now[: -self.keep], *steps[len(now) :]]:
+                _remove(self.folder / str(s))
+
+    def close(self) -> None:
+        """Waits, and lets other processes write to the folder."""
+        try:
+            self.wait()
+        finally:
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+            self._checkpointer = None
+            self._stack.close()
+
+    def _read(self, t):
+        meta, arrays = _read(path := self.folder / str(t))
+        if meta.get("t") != t:
+            raise Damaged(_DAMAGED.format(path, f"it is one of round {meta.get('t')}"))
+        return meta, arrays
+
+    def _open(self):
+        if self._checkpointer is not None:
+            return
+        with self._writing(None):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(locked(self.folder))
+            self._clean()
+        self._checkpointer = _checkpointer()
+
+    def _clean(self):
+        """What a killed process, or a full disk, left half done."""
+        for path in self.folder.iterdir():
+            if _TEMPORARY in path.name or path.name.endswith(_DELETED):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _writing(self, t):
+        try:
+            with _writing(self.folder if t is None else self.folder / str(t), self):
+                yield
+        except OSError:
+            self._pending = None
+            with contextlib.suppress(OSError):
+                self._clean()
+            raise
+
+
+class Saver:
+    """What `jaxfl.run` asks of its checkpoints: to go on, to save, to say how to go on.
+
+    Args:
+        checkpoint: a folder, or `Checkpoints`.
+        last: the round after the last one.
+        host: whether clients or their state are on the host.
+        alg, ..., schedule: what the run is given.
+    """
+
+    def __init__(self, checkpoint: Any, last: int, host: bool, *given: Any):
+        if not isinstance(checkpoint, str | Path | Checkpoints):
+            raise ValueError(
+                f"checkpoint must be a folder or Checkpoints, got {checkpoint!r}; for example "
+                '`run(..., checkpoint="folder")`'
+            )
+        self.own = isinstance(checkpoint, str | Path)
+        self.checkpoints = (
+            checkpoint if isinstance(checkpoint, Checkpoints) else Checkpoints(checkpoint)
+        )
+        self.last, self.host, self.given = last, host, given
+        names = ("algorithm", "clients", "network", "params", "key", "start", "state", "every")
+        names = (*names, "evaluate", "schedule")
+        self.about = {name: fingerprint(a) for name, a in zip(names, given)}
+        self.most, self.due = self.checkpoints.rounds, self.checkpoints.due
+
+    def __enter__(self):
+        self.checkpoints.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.checkpoints.close() if self.own else self.checkpoints.wait()
+
+    def resume(self):
+        """The next round, the state, and the history and evaluations so far, in a list."""
+        start, state = self.given[5:7]
+        if self.checkpoints.latest is None:
+            return start, state, []
+        t, tree = self.checkpoints.restore(self._like(), about=self.about)
+        if t > self.last:
+            raise ValueError(
+                f"folder {self.checkpoints.folder} holds round {t}, beyond the {self.last} asked "
+                f"for; ask for rounds={t - start} or more, or choose another folder"
+            )
+        state = tree["state"]
+        if self.host:
+            state = jax.tree.map(lambda a, each: a if each else jnp.array(a), state, self.stacked)
+        return t, state, [(tree["history"], tree["evaluations"])]
+
+    def _like(self):
+        from jaxfl.simulate import _init, _rounds
+
+        alg, clients, network, params, key, start, state, every, evaluate, schedule = self.given
+        if self.host:
+            from jaxfl.stream import _stacked
+
+            like, self.stacked = _stacked(alg, clients, params, key)
+        else:
+            like = _init(alg, clients, params, key) if state is None else state
+        here, some = dataclasses.replace(clients, host=False), every or 1
+        rounds = functools.partial(_rounds, rounds=some, every=some)
+        first = jax.ShapeDtypeStruct((), jnp.int32)
+        end = jax.eval_shape(rounds, alg, here, network, key, first, like, evaluate, schedule)
+
+        def rows(tree, size):
+            one = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
+            return jax.tree.map(one, tree)
+
+        return lambda t: {
+            "state": like,
+            "history": rows(end.history, t - start),
+            "evaluations": rows(end.evaluations, (t - start) // some),
+        }
+
+    def save(self, t, state, history, evaluations, stop):
+        """Saves; with `stop`, ends the run."""
+        tree = {"state": state, "history": history, "evaluations": evaluations}
+        self.checkpoints.save(t, tree, self.about)
+        if stop:
+            self.checkpoints.wait()
+            raise Interrupted(
+                f"stopped after round {t} of {self.last}, all saved in {self.checkpoints.folder}; "
+                "the same call goes on from there"
+            )
+
+
+@contextlib.contextmanager
+def graceful() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C and SIGTERM into a question: yields a function that tells whether to stop.
+
+    A second one stops at once. Outside the main thread, where signals do not arrive, nothing
+    changes.
+    """
+    asked: list[int] = []
+
+    def handler(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        os.write(2, b"\nstopping after this chunk of rounds; once more to stop at once\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for s, old in before.items():
+            signal.signal(s, signal.SIG_DFL if old is None else old)
+
+
+def fingerprint(a: Any) -> Any:
+    """What a run consists of, as JSON: names, sizes, values, CRC-32 of arrays.
+
+    Where clients are (blocks, devices, the host) does not count, since it changes results by
+    rounding only. Of an array beyond 64 MB, every k-th row is read; of a function, its name.
+    """
+    if a is None or isinstance(a, bool | int | str):
+        return a
+    if isinstance(a, float | complex | np.ndarray | np.generic | jax.Array):
+        return _print(a)
+    name = type(a).__name__
+    if isinstance(a, comm.Near | comm.Shifts):  # `spread` makes the one of the other
+        a = comm.to_near(a)
+        return {"": "Near", "idx": _print(a.idx), "w": _print(a.w), "back": _print(a.back)}
+    if isinstance(a, dict):
+        return {str(k): fingerprint(v) for k, v in a.items()}
+    if isinstance(a, tuple) and (fields := getattr(a, "_fields", None)) is not None:
+        return {"": name, **{k: fingerprint(getattr(a, k)) for k in fields}}
+    if isinstance(a, list | tuple):
+        return [fingerprint(v) for v in a]
+    if isinstance(a, functools.partial):  # jax.tree_util.Partial too
+        parts = fingerprint((a.func, a.args, a.keywords))
+        return {"": "partial", **dict(zip(("func", "args", "keywords"), parts))}
+    if dataclasses.is_dataclass(a) and not isinstance(a, type):
+        skip = {"block", "over", "host", "population"} if isinstance(a, Clients) else set()
+        names = [f.name for f in dataclasses.fields(a) if f.name not in skip]
+        return {"": name, **{k: fingerprint(getattr(a, k, None)) for k in names}}
+    return getattr(a, "__name__", name)
+
+
+def _print(a):
+    """An array; integers of any width, and floats as JAX will hold them, are the same."""
+    a, key = _host(a, sample=True)
+    shape, kind = list(a.shape), a.dtype.name
+    if a.dtype.kind in "iu" and not key:
+        a, kind = a.astype(np.int64), "int"
+    if a.size <= 8:
+        values = [str(v) for v in a.ravel()]
+        return " ".join([*([key] if key else []), *values]) if a.ndim < 2 else values
+    return {"dtype": key or kind, "shape": shape, "crc32": _crc(a)}
+
+
+def _compare(folder, saved, now):
+    """Raises ValueError where two fingerprints differ, and says where."""
+    saved, now = ({_name(p): v for p, v in jax.tree.leaves_with_path(a)} for a in (saved, now))
+    missing = "nothing"
+    names = [n for n in {**saved, **now} if saved.get(n, missing) != now.get(n, missing)]
+    if names:
+        said = "; ".join(
+            f"{n} was {saved.get(n, missing)}, is {now.get(n, missing)}" for n in names[:4]
+        )
+        more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
+        raise ValueError(
+            f"folder {folder} holds a checkpoint of another run: {said}{more}; choose another "
+            "folder, delete this one, or go back to what it was"
+        )
+
+
+_DAMAGED = "checkpoint {} cannot be read: {}"
+
+
+def _checkpointer():
+    import orbax.checkpoint as ocp
+
+    handlers: dict[str, Any] = dict(
+        arrays=ocp.PyTreeCheckpointHandler(), about=ocp.JsonCheckpointHandler()
+    )
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+
+@contextlib.contextmanager
+def _writing(path, checkpoints=None):
+    """What orbax and the system raise, as one OSError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TimeoutError) as error:
+        saved = checkpoints.saved if checkpoints else []
+        kept = f"those of rounds {saved} are whole; then the same call goes on" if saved else ""
+        raise OSError(
+            getattr(error, "errno", None) or 0,
+            f"checkpoint {path} cannot be written: {error}; free or choose another disk or "
+            f"folder{'; ' if kept else ''}{kept}",
+        ) from error
+
+
+def _remove(path):
+    """Renamed first: what has the name of a checkpoint is never half deleted."""
+    gone = path.with_name(path.name + _DELETED)
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _crc(a):
+    return zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
+
+
+def _seal(meta):
+    """The CRC-32 of a description."""
+    rest = {k: v for k, v in meta.items() if k != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _host(a, sample=False):
+    """A NumPy copy (the original may be donated or overwritten), and the kind of a random key."""
+    key = ""
+    if isinstance(a, jax.Array):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, key = jax.random.key_data(a), str(jax.random.key_impl(a))
+        if not a.is_fully_addressable and not a.is_fully_replicated:
+            from jax.experimental import multihost_utils
+
+            a = multihost_utils.process_allgather(a, tiled=True)
+    if sample and np.ndim(a) and a.nbytes > _SAMPLED:
+        a = a[:: -(-a.nbytes // _SAMPLED)]
+    a = np.array(a, order="C")
+    if sample:
+        a = np.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype))
+    return np.asarray(a, a.dtype.newbyteorder("=")), key
+
+
+def _entry(k):
+    """A step of a path: positions are ints, names strings."""
+    position = getattr(k, "idx", None)
+    if isinstance(k, jax.tree_util.FlattenedIndexKey):
+        position = k.key
+    return position if position is not None else str(getattr(k, "name", getattr(k, "key", k)))
+
+
+def _name(path):
+    return ".".join(str(_entry(k)) for k in path if str(_entry(k))) or "the array"
+
+
+def _pack(tree, meta):
+    """What orbax saves: leaves by number, and their description."""
+    import orbax.checkpoint as ocp
+
+    arrays, leaves = {}, []
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        a, key = _host(leaf)
+        if a.dtype.kind not in "biufcV" or a.dtype.names or a.dtype.itemsize == 0:
+            raise ValueError(
+                f"{_name(path)} must be an array of numbers, got {leaf!r}; keep other things "
+                "outside of what is saved"
+            )
+        if a.size:  # orbax saves no empty ones
+            arrays[str(len(leaves))] = a
+        path = [_entry(k) for k in path]
+        leaves.append(dict(path=path, shape=a.shape, dtype=a.dtype.name, key=key, crc32=_crc(a)))
+    arrays = arrays or {"none": np.zeros(1)}
+    meta = json.loads(json.dumps({"format": FORMAT, **meta, "leaves": leaves}))
+    meta["crc32"] = _seal(meta)
+    return ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(meta))
+
+
+def _read(path):
+    """Description and arrays of a checkpoint, both compared with their checksums."""
+    import orbax.checkpoint as ocp
+
+    args, damaged = ocp.args, lambda why: Damaged(_DAMAGED.format(path, why))
+    try:
+        with contextlib.closing(_checkpointer()) as checkpointer:
+            meta = checkpointer.restore(path, args.Composite(about=args.JsonRestore())).about
+            if not isinstance(meta, dict) or meta.get("crc32") != _seal(meta):
+                raise damaged("its description is changed or not one of jaxfl")
+            if meta.get("format") != FORMAT:
+                raise damaged(
+                    f"it has format {meta.get('format')}, this jaxfl reads {FORMAT}; read it with "
+                    "the jaxfl that wrote it"
+                )
+            some = [str(i) for i, leaf in enumerate(meta["leaves"]) if 0 not in leaf["shape"]]
+            how = {i: ocp.RestoreArgs(restore_type=np.ndarray) for i in some or ["none"]}
+            found = args.PyTreeRestore(restore_args=how)
+            found = checkpointer.restore(path, args.Composite(arrays=found)).arrays
+    except Damaged:
+        raise
+    except Exception as error:  # orbax raises many kinds for a damaged or foreign folder
+        raise damaged(f"{type(error).__name__}: {error}") from error
+    arrays = []
+    for i, leaf in enumerate(meta["leaves"]):
+        shape, dtype = tuple(leaf["shape"]), jnp.dtype(leaf["dtype"])
+        a = np.zeros(shape, dtype) if 0 in shape else found.get(str(i))
+        same = isinstance(a, np.ndarray) and a.shape == shape and a.dtype == dtype
+        if not same or _crc(a) != leaf["crc32"]:
+            name = ".".join(map(str, leaf["path"])) or "the array"
+            raise damaged(f"{name} is not what was saved (its checksum differs)")
+        arrays.append(a)
+    return meta, arrays
+
+
+def _unpack(path, meta, arrays, like):
+    """The arrays as a tree, where and as `like` is."""
+    leaves = meta["leaves"]
+    if like is None:
+        return _nest([(leaf["path"], _keys(a, leaf)) for leaf, a in zip(leaves, arrays)])
+    wanted, structure = jax.tree.flatten_with_path(like)
+    names = [[_entry(k) for k in p] for p, _ in wanted]
+    found = {json.dumps(leaf["path"]): (leaf, a) for leaf, a in zip(leaves, arrays)}
+    if {json.dumps(n) for n in names} != {*found}:
+        show = lambda paths: sorted(".".join(map(str, p)) for p in paths)[:8]
+        raise ValueError(
+            f"path {path} cannot be read as this tree: it holds {show(v['path'] for v in leaves)}, "
+            f"`like` has {show(names)}; pass `like=` the tree that was saved, or no `like` to see "
+            "what it holds"
+        )
+    out = []
+    for name, (_, like) in zip(names, wanted):
+        leaf, a = found[json.dumps(name)]
+        a = _keys(a, leaf)
+        if a.shape != np.shape(like) or not _casts(a.dtype, like):
+            raise ValueError(
+                f"path {path} cannot be read as this tree: {'.'.join(map(str, name))} is "
+                f"{a.dtype}{[*a.shape]}, `like` has {jnp.result_type(like)}{[*np.shape(like)]}; "
+                "pass `like=` the tree that was saved, or no `like` to see what it holds"
+            )
+        out.append(_put(a, like))
+    return jax.tree.unflatten(structure, out)
+
+
+def _keys(a, leaf):
+    return jax.random.wrap_key_data(jnp.asarray(a), impl=leaf["key"]) if leaf["key"] else a
+
+
+def _casts(dtype, like):
+    want = like.dtype if hasattr(like, "dtype") else np.asarray(like).dtype
+    floating = all(jnp.issubdtype(d, jnp.floating) for d in (dtype, want))
+    return floating or dtype == want
+
+
+def _put(a, like):
+    """An array as `like` is: a number, a NumPy array, a JAX array on the same devices."""
+    if isinstance(like, bool | int | float):
+        return type(like)(a)
+    if isinstance(a, np.ndarray):
+        a = a.astype(like.dtype, copy=False)
+    over = getattr(like, "sharding", None)
+    if over is None:
+        return a
+    if isinstance(like, jax.Array) and not like.committed:
+        return jnp.array(a)
+    if over.is_fully_addressable or isinstance(a, jax.Array):
+        return jax.device_put(a, over)
+    return jax.make_array_from_callback(a.shape, over, lambda index: a[index])
+
+
+def _nest(leaves):
+    """Dicts and lists from paths."""
+    if len(leaves) == 1 and not leaves[0][0]:
+        return leaves[0][1]
+    inner: dict[Any, list] = {}
+    for (first, *rest), a in leaves:
+        inner.setdefault(first, []).append((rest, a))
+    nested = {k: _nest(v) for k, v in inner.items()}
+    if nested and all(isinstance(k, int) for k in nested):
+        return [nested.get(i) for i in range(max(nested) + 1)]
+    return nested

@@ -174,25 +174,17 @@ def compare(
         ValueError: bad input of any kind, before anything is computed.
         OSError: a folder that cannot be written, likewise.
     """
-    from jaxfl.data import Dataset
-    from jaxfl.models import Model
-
-    named = {}
-    for name, value, kind in (("data", data, Dataset), ("model", model, Model)):
-        if isinstance(value, str):
-            named[name] = value
-        elif value is not None and not isinstance(value, kind):
-            raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
+    data, model, named = experiment.objects(data, model)
     config = Config.make(config, **named, **changes)
     if out is not None:
         folder.possible(out)
-    data = data if isinstance(data, Dataset) else dataset(config.data)
+    data = dataset(config.data) if data is None else data
     split = partitions(config, data)
     jobs = [_job(text, config, split[0].n) for text in config.algorithms]
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
-    task = experiment.task(config, data, model if isinstance(model, Model) else None)
+    task = experiment.task(config, data, model)
     problem = _problem(config, task, split)
     problem = _spread(problem, mesh)
     for job in jobs:

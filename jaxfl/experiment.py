@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,23 +19,49 @@ from jaxfl.types import nearest
 # Data ------------------------------------------------------------------------------------------
 
 
+def objects(data: Any, model: Any) -> tuple[Any, Any, dict[str, str]]:
+    """Data and model where they are objects, and settings where they are names.
+
+    Raises:
+        ValueError: neither a name nor a `jaxfl.data.Dataset` or `jaxfl.models.Model`.
+    """
+    from jaxfl.data import Dataset
+    from jaxfl.models import Model
+
+    named, found = {}, []
+    for name, value, kind in (("data", data, Dataset), ("model", model, Model)):
+        if isinstance(value, str | os.PathLike):
+            named[name] = os.fspath(value)
+        elif value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
+        found.append(value if isinstance(value, kind) else None)
+    return found[0], found[1], named
+
+
 def dataset(name: str) -> Any:
-    """The data set of a name with options, or of an .npz file with x, y and maybe client."""
+    """The data set of a name with options, or of a file or folder that `jaxfl.data.read` knows.
+
+    A name of `jaxfl.data.DATASETS` comes before a file of the same name; a format of
+    `jaxfl.data.FORMATS` takes options: `"table('adult.csv', target='income', client='country')"`.
+
+    Raises:
+        ValueError: neither; a file that is truncated or wrong.
+    """
     from jaxfl import data
 
-    if not name.endswith(".npz"):
-        call = parse(name)
-        return call.build(data.DATASETS, "data set", **_missing(data.DATASETS, call))
+    known = data.DATASETS | data.FORMATS
     try:
-        with np.load(name) as arrays:
-            columns = {k: arrays[k] for k in arrays.files}
-        x, y = columns["x"], columns["y"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"cannot read data {name!r}: {error}; write it with "
-            "`numpy.savez(path, x=x, y=y, client=client)`"
-        ) from error
-    return data.from_arrays(x, y, columns.get("client"), name=Path(name).stem)
+        if name not in data.DATASETS and os.path.exists(name):
+            return data.read(name)
+        call = parse(name)
+        return call.build(known, "data set", **_missing(data.DATASETS, call))
+    except (data.FileError, OSError) as error:
+        fix = f"table({name!r}, target='label')" if "target=" in str(error) else "digits"
+        raise ValueError(f'cannot read data {name!r}: {error}; use `data="{fix}"`') from error
+    except ValueError as error:
+        if "/" not in name and "." not in name:
+            raise
+        raise ValueError(f"cannot read data {name!r}: no such file; {error}") from error
 
 
 def _missing(registry, call):

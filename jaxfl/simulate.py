@@ -45,6 +45,11 @@ class Needs:
         local: adversaries must be row-local.
         broadcast: all receivers must get the same message.
         check: `check(alg, network)` raises ValueError; called when the network is concrete.
+
+    Example:
+        >>> needs = algorithms.ExactDiffusion.needs
+        >>> needs.net.__name__, needs.static, needs.lossless
+        ('Graph', True, True)
     """
 
     net: type
@@ -58,7 +63,16 @@ class Needs:
 
 
 class History(NamedTuple):
-    """What every round reported, leaves `[rounds, ...]`; the fields of `Info`, and two more."""
+    """What every round reported, leaves `[rounds, ...]`; the fields of `Info`, and two more.
+
+    Example:
+        >>> run = jaxfl.simulate(
+        ...     algorithms.FedAvg(lr=0.5), problems.quadratics(n=4).clients(),
+        ...     networks.Uniform(4, 2), jnp.zeros(5), jax.random.key(0), rounds=20,
+        ... )
+        >>> {name: total.shape for name, total in run.history.totals().items()}
+        {'rounds': (20,), 'megabytes': (20,), 'grads': (20,), 'seconds': (20,)}
+    """
 
     loss: Scalar
     up: Scalar
@@ -150,6 +164,16 @@ def simulate(
     Raises:
         ValueError: a network that does not fit the algorithm, values out of range, sizes that
             disagree, `every` that does not divide `rounds`, clients whose examples are on the host.
+
+    Example:
+        >>> problem = problems.quadratics(n=4)
+        >>> run = jaxfl.simulate(
+        ...     algorithms.FedAvg(lr=0.5), problem.clients(), networks.Uniform(4, 2),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=20,
+        ...     every=10, evaluate=metrics.Distance(problem.optimum),
+        ... )
+        >>> run.state.params.shape, run.history.loss.shape, run.evaluations["distance"].shape
+        ((5,), (20,), (2,))
     """
     clients._resident()
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
@@ -233,11 +257,18 @@ def run(
     callbacks: Sequence[Callable[[int, Run], bool | None]] = (),
     progress: bool = False,
     offload: bool = False,
+    checkpoint: Any = None,
+    writers: Sequence[Any] = (),
 ) -> Run:
     """`simulate` in chunks of rounds, with the host in between: progress, callbacks, early stops.
 
     The numbers are those of `simulate`, bit for bit. The state is donated from chunk to chunk; the
     caller's own arrays stay alive.
+
+    With `checkpoint`, the same call goes on where the last one ended, however that ended, and
+    returns all rounds, bit for bit those of a run that was never interrupted (on the same kind and
+    number of devices; on others, to rounding). It may ask for more rounds than the last one. Ctrl-C
+    and SIGTERM then finish the chunk and save it first; twice, they stop at once.
 
     Clients may be more than the device holds, for methods with cohorts or arrivals: who takes part
     is known in advance, so the device gets the clients of one chunk of rounds at a time. Examples
@@ -257,6 +288,9 @@ def run(
         offload: keep the state of the clients (every leaf `[n, ...]` that `init` makes one row of
             per client) on the host: in `Run.state` and in callbacks these leaves are NumPy arrays,
             in callbacks the live ones. `evaluate` may not read them, a callback may.
+        checkpoint: a folder, saved to after every chunk; or `jaxfl.Checkpoints(folder, ...)`, which
+            says how often, after chunks, and how many are kept.
+        writers: of metrics (`jaxfl.writers`), called between chunks only.
 
     Returns:
         `Run(state, history, evaluations)` of all rounds done, history on the host.
@@ -265,8 +299,11 @@ def run(
         ValueError: what `simulate` refuses; a chunk that is not a multiple of `every`; clients or
             state on the host with a net where everybody takes part in every round (graphs, events),
             with clients spread over devices, with an algorithm that reads other clients' rows than
-            the cohort's, or whose `init` reads examples; NaN or inf among the examples.
+            the cohort's, or whose `init` reads examples; NaN or inf among the examples; a
+            checkpoint that is damaged, of another run, or beyond `rounds`.
         RuntimeError: examples that cannot be read.
+        OSError: a checkpoint that cannot be written.
+        Interrupted: Ctrl-C or SIGTERM, after saving (a KeyboardInterrupt).
     """
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
@@ -276,24 +313,43 @@ def run(
         raise ValueError(
             f"chunk must be a multiple of every = {every}, got {chunk}; for example {5 * every}"
         )
-    chunk = chunk or _chunk_size(rounds, every or 1)
     evaluate, schedule = _callable(evaluate), _callable(schedule)
-    last = start + rounds
-    spans = [(t, min(chunk, last - t)) for t in range(start, last, chunk)]
-    parts = []
+    parts, t, last, host = [], start, start + rounds, clients.host or offload
     with contextlib.ExitStack() as stack:
-        if clients.host or offload:
+        if not host:
+            memory.refuse(_init, alg, clients, params, key, rounds=rounds)
+        saver, stop = None, lambda: False
+        if checkpoint is not None:
+            from jaxfl import checkpoint as disk
+
+            given = alg, clients, network, params, key, start, state, every, evaluate, schedule
+            saver = stack.enter_context(disk.Saver(checkpoint, last, host, *given))
+            t, state, parts = saver.resume()
+            stop = stack.enter_context(disk.graceful())
+        chunk = chunk or _chunk_size(rounds, every or 1, saver.most if saver else 0)
+        spans = [(r, min(chunk, t - r)) for r in range(start, t, chunk)]
+        done = len(spans)
+        spans += [(r, min(chunk, last - r)) for r in range(t, last, chunk)]
+        if writers:
+            from jaxfl.writers import Metrics
+
+            metrics = stack.enter_context(Metrics(writers, every, t if saver else None, parts))
+        else:
+            metrics = None
+        if t == last:
+            return Run(state, *_joined(parts))
+        if host:
             from jaxfl.stream import Feed
 
-            feed = Feed(alg, clients, network, params, key, spans, state, evaluate)
+            feed = Feed(alg, clients, network, params, key, spans, state, evaluate, done)
             own = stack.enter_context(feed).state
         else:
             feed = None
-            memory.refuse(_init, alg, clients, params, key, rounds=rounds)
             own = _init(alg, clients, params, key) if state is None else state
             own = jax.tree.map(jnp.copy, own)
         advance = stack.enter_context(_bar(rounds, progress))
-        for t, size in spans:
+        advance(t - start)
+        for t, size in spans[done:]:
             here, world, own = (clients, network, own) if feed is None else feed.next()
             part = _chunk(
                 alg,
@@ -310,17 +366,31 @@ def run(
             own = part.state if feed is None else feed.put(part.state)
             part = part._replace(state=own)
             parts.append(jax.device_get((part.history, part.evaluations)))
+            t += size
+            if metrics is not None:
+                metrics.write(t, *parts[-1])
             advance(size)
-            if any([callback(t + size, part) for callback in callbacks]):
+            ended = any([callback(t, part) for callback in callbacks]) or t == last
+            asked = stop()
+            if saver is not None and (ended or asked or saver.due(t)):
+                parts = [_joined(parts)]
+                saver.save(t, own, *parts[0], stop=asked)
+            if ended:
                 break
-    history, evaluations = jax.tree.map(lambda *a: np.concatenate(a), *parts)
-    return Run(own, history, evaluations)
+    return Run(own, *_joined(parts))
 
 
-def _chunk_size(rounds, every):
-    """The divisor of rounds, a multiple of every, nearest to a twentieth of the run from above."""
+def _joined(parts):
+    """History and evaluations of all chunks."""
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+
+def _chunk_size(rounds, every, most=0):
+    """The divisor of rounds, a multiple of every, nearest to a twentieth of the run from above;
+    rather `most` if that is less."""
     sizes = [every * k for k in range(1, rounds // every + 1) if rounds % (every * k) == 0]
-    return min((s for s in sizes if 20 * s >= rounds), default=rounds)
+    size = min((s for s in sizes if 20 * s >= rounds), default=rounds)
+    return min(size, max(most - most % every, every)) if most else size
 
 
 @contextlib.contextmanager
@@ -379,6 +449,11 @@ def grid(alg: Any, **values: Any) -> Any:
     Raises:
         ValueError: an unknown field (with the nearest), a list for a static field, values out of
             range.
+
+    Example:
+        >>> sweep = jaxfl.grid(algorithms.FedProx, lr=[0.1, 1.0], mu=[0.0, 0.01, 0.1])
+        >>> print(sweep.lr, sweep.mu)
+        [0.1 0.1 0.1 1.  1.  1. ] [0.   0.01 0.1  0.   0.01 0.1 ]
     """
     if not dataclasses.is_dataclass(alg):
         raise ValueError(
@@ -429,6 +504,13 @@ def scaled(**schedules: Callable[[Scalar], Scalar]) -> Callable[[Any, Scalar], A
 
     Returns:
         `schedule(alg, t) -> alg`.
+
+    Example:
+        >>> import optax
+        >>> from jaxfl.simulate import scaled
+        >>> schedule = scaled(lr=optax.linear_schedule(1.0, 0.0, 10))
+        >>> float(schedule(algorithms.FedAvg(lr=2.0), 5).lr)
+        1.0
     """
 
     def schedule(alg, t):
@@ -454,17 +536,38 @@ def _unknown(what, name, known):
 
 
 def hyper(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = np.inf) -> Any:
-    """A traced hyperparameter; its range lives in the field's metadata and only there."""
+    """A traced hyperparameter; its range lives in the field's metadata and only there.
+
+    Example:
+        >>> from jaxfl.simulate import hyper
+        >>> field = hyper(0.9, high=1.0)
+        >>> field.default, field.metadata["high"]
+        (0.9, 1.0)
+    """
     return struct.field(default=default, metadata={"low": low, "high": high})
 
 
 def count(default: int, *, low: int = 1) -> Any:
-    """A static count: it sets a shape or a trip count, one program per value."""
+    """A static count: it sets a shape or a trip count, one program per value.
+
+    Example:
+        >>> algorithms.FedAvg(lr=0.1, steps=5).steps
+        5
+        >>> jaxfl.grid(algorithms.FedAvg(lr=0.1, steps=0))
+        Traceback (most recent call last):
+            ...
+        ValueError: FedAvg.steps must be in [1, inf], got 0; for example `FedAvg(steps=1)`
+    """
     return struct.field(pytree_node=False, default=default, metadata={"low": low})
 
 
 def choice(*names: str) -> Any:
-    """A static name, the first by default: one program per value."""
+    """A static name, the first by default: one program per value.
+
+    Example:
+        >>> jaxfl.grid(algorithms.DSGD(lr=0.1, order="cta")).order
+        'cta'
+    """
     return struct.field(pytree_node=False, default=names[0], metadata={"names": names})
 
 

@@ -57,6 +57,7 @@ class Feed:
     Args:
         alg, clients, network, params, key, state, evaluate: as for `run`.
         spans: first round and number of rounds of every chunk.
+        done: how many of them are over; they count for sizes, so that a resumed run has the same.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Feed:
         spans: Sequence[tuple[int, int]],
         state: Any,
         evaluate: Callable | None,
+        done: int = 0,
     ):
         if network.kind not in (Cohort, Arrivals):
             raise ValueError(
@@ -99,7 +101,7 @@ class Feed:
         self.state = jax.tree.map(own, state, self.stacked)
         self.reader, self.queue = ThreadPoolExecutor(1), deque()
         self.device, self.wide = jax.default_device.value, jax.enable_x64.value  # per thread
-        self.asked, self.now = itertools.count(), -1
+        self.asked, self.now = itertools.count(done), done - 1
 
     def __enter__(self) -> "Feed":
         return self
