@@ -81,12 +81,27 @@ def _ring():
     return graph("ring", 20)
 
 
+def _sweep(folder: Path, tick: Callable, rounds: int) -> Any:
+    """A sweep of 48 runs in 12 chunks, kept after every twentieth of its rounds; some leave."""
+    import jaxfl
+    from jaxfl.sweeps import execution, store
+
+    add = execution._Record.add
+    execution._Record.add = lambda *a: (add(*a), tick())[0]
+    store._MINUTES = 0.0
+    over = {"lr": [0.03, 0.1, 0.3, 1e30], "alpha": [0.1, 1.0, 10.0], "seed": 4}
+    settings = {"rounds": rounds // 5, "every": 2, "model": "mlp(hidden=[8])"}
+    ds = jaxfl.sweep(over, out=folder / "sweep", width=4, patience=8, **settings)
+    return {name: ds[name].values for name in ds}
+
+
 # name: case(folder, tick, rounds) -> pytree of arrays. It works in `folder`, where it may find what
 # an earlier process left, and calls tick() whenever it has got further. Files that it leaves in
 # `folder` (not in folders of it) are compared too.
 CASES: dict[str, Callable] = {
     "scaffold": _train(_scaffold, _uniform),
     "choco": _train(_choco, _ring),
+    "sweep": _sweep,
 }
 
 

@@ -19,11 +19,14 @@
 | `simulate`, `run` | an experiment: as one program; in chunks with a host in between |
 | `grid` | every combination of hyperparameters, for `jax.vmap` |
 | `compare`, `train`, `Config` | the main job, as `jaxfl compare` runs it |
+| `sweep`, `plan` | every combination of settings, kept in a folder; what that will be |
+| `report` | a page of what these two found |
 | `spread` | clients, networks and sweeps over the devices of a mesh |
 | `estimate` | the memory of a run in advance |
 | `save`, `load`, `Checkpoints` | models and states on disk; long runs that go on |
 | `cite` | whom to cite for an algorithm |
-| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems`, `plots`, `writers` | modules |
+| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems` | modules |
+| `results`, `plots`, `writers` | modules: of sweeps, pictures, metrics as they come |
 
 Everything but `Clients`, `simulate`, `run` and `grid` is imported when it is first asked for.
 """
@@ -37,12 +40,14 @@ from jaxfl.clients import Clients
 from jaxfl.simulate import grid, run, simulate
 
 if TYPE_CHECKING:
-    from jaxfl import algorithms, data, metrics, models, networks, plots, problems, writers
+    from jaxfl import algorithms, data, metrics, models, networks, plots, problems, results, writers
     from jaxfl.checkpoint import Checkpoints, load, save
     from jaxfl.compare import Config, compare, train
     from jaxfl.devices import spread
     from jaxfl.docs import cite
     from jaxfl.memory import estimate
+    from jaxfl.report import report
+    from jaxfl.sweeps import plan, sweep
 
 __version__ = "0.1.0"
 
@@ -60,17 +65,31 @@ __all__ = [
     "metrics",
     "models",
     "networks",
+    "plan",
     "plots",
     "problems",
+    "report",
+    "results",
     "run",
     "save",
     "simulate",
     "spread",
+    "sweep",
     "train",
     "writers",
 ]
 
-_MODULES = ("algorithms", "data", "metrics", "models", "networks", "plots", "problems", "writers")
+_MODULES = (
+    "algorithms",
+    "data",
+    "metrics",
+    "models",
+    "networks",
+    "plots",
+    "problems",
+    "results",
+    "writers",
+)
 _NAMES = {
     "Checkpoints": "checkpoint",
     "Config": "compare",
@@ -78,8 +97,11 @@ _NAMES = {
     "compare": "compare",
     "estimate": "memory",
     "load": "checkpoint",
+    "report": "report",
+    "plan": "sweeps",
     "save": "checkpoint",
     "spread": "devices",
+    "sweep": "sweeps",
     "train": "compare",
 }
 

@@ -19,9 +19,11 @@ jaxfl simulates federated and decentralised learning.
 
   compare          compare algorithms on real, non-IID data: a table and a figure
   run NAME         one algorithm, tuned and repeated as in compare
+  sweep FILE       every combination of the settings of a TOML file, kept in a folder
+  report FOLDER    one page (HTML) of the results that a folder holds
   list [KIND]      what there is: algorithms, data, models, graphs, ...
   show NAME        what the documentation says of any of these
-  graph NAME       draw a graph; its spectral gap and mixing time
+  graph NAME       draw a graph and its spectrum; spectral gap and mixing time
   partition        draw who holds what
   info             devices, versions, precision
 
@@ -33,6 +35,7 @@ examples:
   jaxfl compare --algorithms fedavg scaffold "dsgd @ torus" --alpha 0.5 --rounds 100
   jaxfl run "fedprox(mu=0.1)" --data wine --clients 10 --cohort 5 --minimum 1
   srun jaxfl run fedavg --clients 64 --cohort 32 --distributed
+  jaxfl sweep sweep.toml --dry-run
   jaxfl graph "erdos_renyi(p=0.3)" --n 16 --out graph.pdf
 """
 
@@ -139,6 +142,49 @@ def _report(config: Any, out: str, figure: bool, mesh: Any = None) -> None:
         print(f"to repeat it: jaxfl compare --config {Path(out, 'config.toml')}")
 
 
+def _sweep(words: list[str]) -> None:
+    """Run every combination of the settings of a TOML file; the same command goes on.
+
+    The file holds fields of Config (rounds, data, algorithms, ...) and a table [sweep] of lists, or
+    tables [[sweep]], one for each point. stop_at, patience and width are as in jaxfl.sweep.
+    """
+    given = _parse(
+        "sweep",
+        words,
+        {
+            "file": (Positional, None, "the settings; a folder of a sweep: go on with it"),
+            "out": (str, "", "folder for the results; the file's name without .toml by default"),
+            "dry_run": (bool, False, "say how many runs, programs and how much memory, and stop"),
+        },
+    )
+    from jaxfl import sweeps
+
+    path = Path(given["file"])
+    path = path / "sweep.toml" if path.is_dir() else path
+    space, options = sweeps.Space.read(path)
+    own = (path.parent / "provenance.json").exists()  # the file of a folder made before
+    out = Path(given["out"] or (path.parent if own else path.with_suffix("")))
+    if given["dry_run"]:
+        cache()
+        print(sweeps.plan(space, out=out, width=options.get("width", 0)))
+        return
+    cache()
+    ds = sweeps.sweep(space, out=out, progress=True, **options)
+    from jaxfl import results
+
+    _console().print(results.Summary(ds))
+    print(f"\nin {out}: results.nc, sweep.toml, provenance.json, chunks")
+    print(f"to look at it: jaxfl report {out}")
+
+
+def _page(words: list[str]) -> None:
+    """Write a page of a sweep or comparison: tables, figures, provenance, citations."""
+    given = _parse("report", words, {"folder": (Positional, None, "with results.nc")})
+    from jaxfl.report import report
+
+    print(report(given["folder"]))
+
+
 def _list(words: list[str]) -> None:
     """What there is."""
     given = _parse("list", words, {"kind": (Positional, "", "algorithms, data, models, ...")})
@@ -180,7 +226,7 @@ def _show(words: list[str]) -> None:
 
 
 def _graph(words: list[str]) -> None:
-    """Draw a graph and say how fast it mixes."""
+    """Draw a graph and the spectrum of its weights, and say how fast it mixes."""
     given = _parse(
         "graph",
         words,
@@ -208,7 +254,8 @@ def _graph(words: list[str]) -> None:
             raise ValueError(f"{call.name} has weights of its own; leave --weights out")
         w = weights.make(given["weights"], g)
     _, _, facts = plots.describe(g, w)
-    path = _picture(given["out"] or f"{call.name}.png", lambda: plots.graph(g, w, title=call.name))
+    draw = lambda: plots.graph_and_spectrum(g, w, title=call.name, width=6)[0]
+    path = _picture(given["out"] or f"{call.name}.png", draw)
     for fact, value in facts.items():
         print(f"{fact.replace('_', ' '):12} {value:.6g}")
     print(f"{'picture':12} {path}")
@@ -218,8 +265,8 @@ def _partition(words: list[str]) -> None:
     """Draw who holds what."""
     only = ("data", "clients", "partition", "alpha", "minimum", "seed")
     extras = {"out": (str, "partition.png", "picture to write")}
-    from jaxfl.compare import dataset, partitions
     from jaxfl.config import Config
+    from jaxfl.experiment import dataset, partitions
 
     without = tuple(f.name for f in dataclasses.fields(Config) if f.name not in only)
     config, given = _configure("partition", words, extras, without=without, check=False)
@@ -264,6 +311,8 @@ def _info(words: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "run": _run,
+    "sweep": _sweep,
+    "report": _page,
     "list": _list,
     "show": _show,
     "graph": _graph,

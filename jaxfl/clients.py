@@ -179,6 +179,13 @@ class Clients:
 
     Build it with `Clients.make`. `clients[idx]` is a cohort, `clients.each(f, ...)` applies a
     one-client function to all, `clients.mean(f, ...)` averages what it returns.
+
+    Example:
+        >>> iris = data.load("iris")
+        >>> loss = models.cross_entropy(models.make("logistic", iris.train, iris.classes))
+        >>> clients = jaxfl.Clients.make(iris.train, data.iid(iris.train["y"], n=5), loss, batch=8)
+        >>> clients.n, clients.count.tolist()
+        (5, [21, 21, 20, 20, 20])
     """
 
     data: Any  # shared by all: arrays [N, ...] and their order [N]

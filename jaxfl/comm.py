@@ -24,14 +24,25 @@ _UNROLL = 16  # columns of a neighbour table that are unrolled; beyond, a scan c
 
 @struct.dataclass
 class Dense:
-    """Mixing weights as a full matrix, for graphs that are dense."""
+    """Mixing weights as a full matrix, for graphs that are dense.
+
+    Example:
+        >>> comm.mix(comm.Dense(jnp.full((2, 2), 0.5)), jnp.array([[0.0], [2.0]])).tolist()
+        [[1.0], [1.0]]
+    """
 
     w: Scalar  # [m, n]: receiver, sender
 
 
 @struct.dataclass
 class Near:
-    """Mixing weights by neighbour slot: the own row in slot 0, padding = own index, weight 0."""
+    """Mixing weights by neighbour slot: the own row in slot 0, padding = own index, weight 0.
+
+    Example:
+        >>> w = comm.to_near(networks.graph("ring", 6).w)
+        >>> print(w.idx[0], w.w[0].round(3))
+        [0 1 5] [0.333 0.333 0.333]
+    """
 
     idx: Scalar  # [n, k] sender in slot k of receiver n
     w: Scalar  # [n, k]
@@ -41,7 +52,13 @@ class Near:
 
 @struct.dataclass
 class Shifts:
-    """Circulant mixing weights: receiver i puts w[k] on sender i + shifts[k]."""
+    """Circulant mixing weights: receiver i puts w[k] on sender i + shifts[k].
+
+    Example:
+        >>> w = comm.Shifts(jnp.array([0.5, 0.5]), (0, 1), 3)
+        >>> comm.mix(w, jnp.array([[0.0], [2.0], [4.0]])).tolist()
+        [[1.0], [3.0], [2.0]]
+    """
 
     w: Scalar  # [k]
     shifts: tuple[int, ...] = struct.field(pytree_node=False)
@@ -50,7 +67,14 @@ class Shifts:
 
 @struct.dataclass
 class Held:
-    """Messages that differ by receiver: slot k of receiver i holds `coef[i, k] @ rows`."""
+    """Messages that differ by receiver: slot k of receiver i holds `coef[i, k] @ rows`.
+
+    Example:
+        >>> rows, coef = jnp.array([[1.0], [10.0]]), jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> ring = comm.Near(jnp.array([[0], [1]]), jnp.ones((2, 1)), jnp.array([[0], [0]]))
+        >>> comm.mix(ring, comm.Held(rows, coef)).tolist()
+        [[1.0], [10.0]]
+    """
 
     rows: Stacked  # leaves [m, ...]
     coef: Scalar  # [n, k, m]
@@ -74,6 +98,13 @@ def mix(w: Any, x: Any, own: Any = None) -> Any:
 
     Returns:
         One model `[...]` for a weight vector, otherwise stacked models `[m, ...]`, of x's dtypes.
+
+    Example:
+        >>> x = {"w": jnp.array([[0.0, 2.0], [4.0, 6.0]])}
+        >>> comm.mix(jnp.array([0.5, 0.5]), x)["w"].tolist()
+        [2.0, 4.0]
+        >>> comm.mix(comm.Dense(jnp.array([[1.0, 0.0], [0.5, 0.5]])), x)["w"].tolist()
+        [[0.0, 2.0], [2.0, 4.0]]
     """
     if isinstance(x, Held):  # its own slots are true already
         if not isinstance(w, Weights):
@@ -196,7 +227,12 @@ def _rows(leaf, idx):
 
 
 def to_near(w: Weights) -> Near:
-    """Any mixing weights by neighbour slot; a dense matrix keeps all n columns."""
+    """Any mixing weights by neighbour slot; a dense matrix keeps all n columns.
+
+    Example:
+        >>> comm.to_near(networks.graph("ring", 6).w).idx[0].tolist()
+        [0, 1, 5]
+    """
     if isinstance(w, Near):
         return w
     if isinstance(w, Shifts):
@@ -217,7 +253,13 @@ def to_near(w: Weights) -> Near:
 
 
 def to_dense(w: Weights) -> Float[Array, "n n"]:
-    """Any mixing weights as the full matrix `[n, n]`."""
+    """Any mixing weights as the full matrix `[n, n]`.
+
+    Example:
+        >>> w = comm.to_dense(comm.Shifts(jnp.array([0.5, 0.5]), (0, 1), 3))
+        >>> w.tolist()
+        [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]]
+    """
     if isinstance(w, Dense):
         return jnp.asarray(w.w)
     near = to_near(w)
@@ -276,6 +318,11 @@ def gram(x: Stacked) -> tuple[Float[Array, "n n"], Bool[Array, " n"]]:
 
     Returns:
         `[n, n]` products of `x - x[medoid]` in float32 or wider, and `[n]` finite flags.
+
+    Example:
+        >>> products, finite = comm.gram(jnp.array([[0.0], [1.0], [3.0]]))
+        >>> products.tolist(), finite.tolist()
+        ([[0.0, 0.0, 0.0], [0.0, 1.0, 3.0], [0.0, 3.0, 9.0]], [True, True, True])
     """
     rows, finite = _clean(x)
     rows = [r - c for r, c in zip(rows, _medoid(rows, finite))]
@@ -290,6 +337,10 @@ def distances(x: Stacked) -> Float[Array, "n n"]:
 
     Returns:
         `[n, n]`, 0 on the diagonal.
+
+    Example:
+        >>> comm.distances(jnp.array([[0.0], [1.0], [jnp.nan]])).tolist()
+        [[0.0, 1.0, inf], [1.0, 0.0, inf], [inf, inf, 0.0]]
     """
     squared = _between(x, x)
     return jnp.where(jnp.eye(len(squared), dtype=bool), 0, squared)
@@ -317,6 +368,12 @@ def slot_distances(w: Near, x: Any, own: Any = None) -> Float[Array, "n k"]:
 
     Returns:
         `[n, k]`: 0 in slot 0, inf for a non-finite message.
+
+    Example:
+        >>> idx, slots = jnp.array([[0, 1], [1, 0]]), jnp.array([[0, 1], [0, 1]])
+        >>> w = comm.Near(idx, jnp.full((2, 2), 0.5), slots)
+        >>> comm.slot_distances(w, jnp.array([[0.0], [3.0]])).tolist()
+        [[0.0, 9.0], [0.0, 9.0]]
     """
     own = x if own is None else own
     n, k = w.idx.shape
@@ -350,29 +407,54 @@ def _held(x):
 
 
 def stack(x: Params, n: int) -> Stacked:
-    """n copies of one model, leaves `[n, ...]`."""
+    """n copies of one model, leaves `[n, ...]`.
+
+    Example:
+        >>> comm.stack({"w": jnp.ones(3)}, 5)["w"].shape
+        (5, 3)
+    """
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (n, *jnp.shape(a))), x)
 
 
 def pick(x: Stacked, idx: Int[Array, " s"]) -> Stacked:
-    """Rows `idx` of stacked models; an empty slot (`idx = n`) gets some row, its weight is 0."""
+    """Rows `idx` of stacked models; an empty slot (`idx = n`) gets some row, its weight is 0.
+
+    Example:
+        >>> comm.pick(jnp.array([[1.0], [2.0], [3.0]]), jnp.array([2, 0])).tolist()
+        [[3.0], [1.0]]
+    """
     return jax.tree.map(lambda a: a.at[idx].get(mode="clip"), x)
 
 
 def put(x: Stacked, idx: Int[Array, " s"], rows: Stacked) -> Stacked:
-    """Stacked models with rows `idx` replaced; an empty slot (`idx = n`) is dropped."""
+    """Stacked models with rows `idx` replaced; an empty slot (`idx = n`) is dropped.
+
+    Example:
+        >>> comm.put(jnp.zeros((3, 1)), jnp.array([2, 3]), jnp.ones((2, 1))).tolist()
+        [[0.0], [0.0], [1.0]]
+    """
     return jax.tree.map(lambda a, r: a.at[idx].set(r.astype(a.dtype), mode="drop"), x, rows)
 
 
 def where(mask: Array, new: Stacked, old: Stacked) -> Stacked:
-    """Rows of `new` where `mask [n]` holds, of `old` elsewhere, bit for bit."""
+    """Rows of `new` where `mask [n]` holds, of `old` elsewhere, bit for bit.
+
+    Example:
+        >>> comm.where(jnp.array([True, False]), jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist()
+        [[1.0], [0.0]]
+    """
     return jax.tree.map(
         lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (b.ndim - 1)), a, b), new, old
     )
 
 
 def bits(message: Params) -> Float[Array, ""]:
-    """Size of one message in bits, as float32 (int32 overflows)."""
+    """Size of one message in bits, as float32 (int32 overflows).
+
+    Example:
+        >>> float(comm.bits({"w": jnp.zeros((10, 2), jnp.float32), "b": jnp.zeros(2, jnp.float32)}))
+        704.0
+    """
     return jnp.float32(
         sum(
             8 * jnp.result_type(a).itemsize * math.prod(jnp.shape(a))

@@ -8,7 +8,6 @@ differences are paired.
 import contextlib
 import dataclasses
 import html
-import inspect
 import io
 import json
 import os
@@ -23,14 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-from jaxfl import devices, folder, metrics
+from jaxfl import devices, experiment, folder, metrics
 from jaxfl.clients import Clients
-from jaxfl.config import Config, adversaries, parse, partitioners
-from jaxfl.networks import Links
+from jaxfl.config import Config
+from jaxfl.experiment import compiled, dataset, partitions
+from jaxfl.networks import Messages
 from jaxfl.simulate import check, grid, simulate
-from jaxfl.types import nearest
 
 if TYPE_CHECKING:
     import xarray
@@ -51,86 +49,9 @@ class _Problem(NamedTuple):
     mesh: Any = None  # whose devices share the clients
 
 
-def partitions(config: Config, dataset: Any) -> list[Any]:
-    """The partition of the training examples for every seed."""
-    call, y = parse(config.partition), dataset.train["y"]
-    if call.name == "natural":
-        return [dataset.partition] * config.seeds
-    if dataset.classes is None:  # tenths of the targets take the place of labels
-        flat = np.asarray(y, float).reshape(len(y), -1)[:, 0]
-        y = np.digitize(flat, np.quantile(flat, np.linspace(0, 1, 11)[1:-1]))
-    elif y.ndim > 1:
-        y = y[:, 0]
-    more: dict[str, Any] = {"minimum": config.minimum}
-    if call.name == "dirichlet":
-        more["alpha"] = config.alpha
-    seeds = range(config.seed, config.seed + config.seeds)
-    return [
-        call.build(partitioners(), "partition", y, config.clients, seed=s, **more) for s in seeds
-    ]
-
-
-def dataset(name: str) -> Any:
-    """The data set of a name with options, or of an .npz file with x, y and maybe client."""
-    from jaxfl import data
-
-    if not name.endswith(".npz"):
-        call = parse(name)
-        return call.build(data.DATASETS, "data set", **_missing(data.DATASETS, call))
-    try:
-        with np.load(name) as arrays:
-            columns = {k: arrays[k] for k in arrays.files}
-        x, y = columns["x"], columns["y"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"cannot read data {name!r}: {error}; write it with "
-            "`numpy.savez(path, x=x, y=y, client=client)`"
-        ) from error
-    return data.from_arrays(x, y, columns.get("client"), name=Path(name).stem)
-
-
-def _missing(registry, call):
-    """Generated data sets hold nothing out unless asked to."""
-    known = inspect.signature(registry[call.name]).parameters if call.name in registry else {}
-    return {k: 0.15 for k in ("valid", "test") if k in known}
-
-
-def _standard(data):
-    """Targets of a regression in units of their deviation over the training examples."""
-    mean, deviation = data.train["y"].mean(0), data.train["y"].std(0)
-    scale = np.where(deviation > 0, deviation, 1)
-    parts = {
-        part: getattr(data, part) | {"y": ((getattr(data, part)["y"] - mean) / scale).astype("f4")}
-        for part in ("train", "valid", "test")
-    }
-    return dataclasses.replace(data, **parts)
-
-
-def _problem(config, data, split, model):
-    from jaxfl import models
-
-    for part in ("valid", "test"):
-        if not len(getattr(data, part)["y"]):
-            raise ValueError(
-                f"data {data.name!r} has no {part} examples; hold some out: "
-                f"`data='{data.name}({part}=0.2)'`"
-            )
-    if data.classes is None:
-        data = _standard(data)
-    y = data.train["y"]
-    if model is None:
-        call = parse(config.model)
-        outputs = data.classes or int(np.prod(y.shape[1:]))
-        model = models.make(call.name, data.train, outputs, **call.options)
-    losses = {
-        True: models.cross_entropy if y.ndim == 1 else models.sequence_cross_entropy,
-        False: models.squared_error,
-    }
-    loss = losses[data.classes is not None](model)
-    first: Any = Clients.make(
-        data.train, split[0], loss, batch=config.batch, precision=config.precision
-    )
-    first = first.replace(largest=max(int(p.count.max()) for p in split))  # a shape, for all seeds
+def _problem(config, task, split):
+    largest = max(int(p.count.max()) for p in split)  # a shape, for all seeds
+    first = task.clients(split[0], config, largest)
     own = lambda name: jnp.asarray(np.stack([getattr(p, name) for p in split]), jnp.int32)
     clients = first.replace(
         data=first.data._replace(order=own("order")), start=own("start"), count=own("count")
@@ -138,60 +59,28 @@ def _problem(config, data, split, model):
     axes = clients.replace(
         data=first.data._replace(arrays=None, order=0), start=0, count=0, id=None
     )
-    params, keys = _start(config, model)
-    evaluate, evaluate_axes = _evaluate(config, data, split, model)
+    params, keys = task.start(range(config.seed, config.seed + config.seeds))
+    evaluate, evaluate_axes = _evaluate([task.scores(p, config.byzantine) for p in split])
     one = jax.tree.map(lambda a: np.asarray(a)[0], params)
     return _Problem(clients, axes, params, keys, evaluate, evaluate_axes, (first, one))
 
 
-def _start(config, model):
-    """The initial models and the keys of the runs, one for each seed."""
+def _evaluate(each):
+    """The evaluators of all seeds as one, and its in_axes."""
 
-    def start(seed):
-        first, second = jax.random.split(jax.random.key(seed))
-        return model.init(first), second
+    def part(name):
+        first, *rest = (getattr(scores, name) for scores in each)
+        if first.label_weights is None:
+            return first, first.replace(data=None, share=None)
+        own = ("label_weights", "counts")
+        stacked = {k: jnp.stack([getattr(e, k) for e in (first, *rest)]) for k in own}
+        axes = first.replace(data=None, share=None, label_weights=0, counts=0)
+        return first.replace(**stacked), axes
 
-    seeds = np.arange(config.seed, config.seed + config.seeds)
-    return _compile(jax.jit(jax.vmap(start)).lower(seeds))(seeds)
-
-
-def _evaluate(config, data, split, model):
-    """The evaluator of validation and test examples, and its in_axes over seeds."""
-    n = len(split[0].start)
-    share = jnp.asarray(np.arange(n) >= config.byzantine, jnp.result_type(float))
-    classes = data.classes if data.train["y"].ndim == 1 else None
-    parts, axes = [], []
-    for part in ("valid", "test"):
-        held = {k: jnp.asarray(v) for k, v in getattr(data, part).items()}
-        weights = counts = None
-        if classes is not None:
-            own = [metrics.label_weights(p, data.train["y"], held["y"], classes) for p in split]
-            weights = jnp.asarray(np.stack(own), jnp.result_type(float))
-            counts = jnp.asarray(np.stack([p.count for p in split]), jnp.result_type(float))
-        parts.append(metrics.Evaluate(model, held, weights, share, counts))
-        per_seed = None if classes is None else 0
-        axes.append(metrics.Evaluate(model, None, per_seed, None, per_seed))
-    metric = "r2" if data.classes is None else "accuracy"
-    return tuple(_Scores(valid, test, metric) for valid, test in (parts, axes))
-
-
-@struct.dataclass
-class _Scores:
-    """What is kept of an evaluation: what is dropped here is not even compiled."""
-
-    valid: Any
-    test: Any
-    metric: str = struct.field(pytree_node=False)
-
-    def __call__(self, state):
-        test, valid = self.test(state), self.valid(state)
-        headline = "personal" if "personal" in test else self.metric
-        kept = {k: test[k] for k in ("loss", "worst", "clients", "consensus") if k in test}
-        return kept | {
-            "score": test[headline],
-            "valid_score": valid[headline],
-            "shared_score": test[self.metric],
-        }
+    return tuple(
+        each[0].replace(valid=valid, test=test)
+        for valid, test in zip(part("valid"), part("test"), strict=True)
+    )
 
 
 def _spread(problem, mesh):
@@ -220,87 +109,15 @@ class _Job(NamedTuple):
 
 
 def _job(text, config, n):
-    from jaxfl.algorithms import ALGORITHMS
+    from jaxfl.networks import alike
 
-    call = parse(text)
-    if call.name not in ALGORITHMS:
-        raise ValueError(f"no algorithm {call.name!r}{nearest(call.name, list(ALGORITHMS))}")
-    if call.args:
-        raise ValueError(f"options of {text!r} need names, as in '{call.name}(steps=5)'")
-    maker: Any = ALGORITHMS[call.name]
-    options = call.built()
-    lr = Config.make(lr=options.pop("lr", config.lr)).lr
-    try:
-        plain = maker(lr=0.1)
-    except TypeError as error:
-        raise ValueError(
-            f"{call.name} cannot be compared by its lr alone: {error}; run it by itself: "
-            "`jaxfl.simulate(alg, ...)`"
-        ) from None
-    fields, kind = [f.name for f in dataclasses.fields(plain)], plain.needs.net.__name__
-    for name, value in options.items():
-        if name not in fields:
-            raise ValueError(f"{type(plain).__name__} has no field {name!r}{nearest(name, fields)}")
-        if isinstance(value, list):
-            raise ValueError(f"only lr takes several values; {name} of {text!r} takes one")
-    if "steps" in fields and kind in ("Cohort", "Arrivals"):
-        options.setdefault("steps", config.steps)
-    alg = maker(lr=0.1, **options)
-    networks, graph = _networks(config, alg.needs, call.on, n)
-    label = getattr(maker, "__name__", type(plain).__name__) + call.text + graph
-    return _Job(label, alg, lr, networks)
-
-
-def _networks(config, needs, on, n):
-    """The network, or one per seed where a schedule is drawn; and the graph for the label."""
-    from jaxfl import networks
-    from jaxfl.networks import graphs
-
-    kind, graph = needs.net.__name__, ""
-    keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
-    links = Links(config.compute, config.latency, config.up, config.down)
-    if on is not None and kind not in ("Graph", "Messages"):
-        raise ValueError(f"'@ {on.name}' names a graph, but this algorithm needs {kind} nets")
-    if kind == "Graph":
-        call = on or parse(config.graph)
-        graph = f" @ {call.name}{call.text}"
-        made = networks.graph(call.name, n, weights=config.weights, links=links, **call.options)
-        made = networks.LinkFailures(made, config.failures, keep) if config.failures else made
-        made = [networks.Churn(made, 1 - config.churn, keep) if config.churn else made]
-    elif kind == "Arrivals":
-        seeds = range(config.seed, config.seed + config.seeds)
-        made = [networks.arrivals(n, config.cohort, config.rounds, seed=s) for s in seeds]
-    elif kind == "Messages":
-        call = on or parse(config.graph)
-        graph = f" @ {call.name}{call.text}"
-        if call.name in networks.TIME_VARYING:
-            raise ValueError(
-                f"{call.name} changes every round; messages need a fixed graph: 'ring'"
-            )
-        nodes = graphs.make(call.name, n, **call.options)
-        delay = round(100 * config.latency)  # a round takes a second
-        made = networks.alike(
-            [
-                networks.gossip(
-                    nodes,
-                    config.rounds,
-                    delay=(delay, delay),
-                    drop=config.failures,
-                    online=1 - config.churn,
-                    seed=config.seed + s,
-                )
-                for s in range(config.seeds)
-            ]
-        )
-    elif kind == "Cohort":
-        made = [networks.Uniform(n, config.cohort, links)]
-    else:
-        raise ValueError(f"{kind} nets have no common rounds to compare; use `jaxfl.simulate`")
-    if config.byzantine:
-        adversary = parse(config.adversary).build(adversaries(), "adversary")
-        marked = networks.first(config.byzantine, n)
-        made = [networks.Attacked(m, marked, adversary) for m in made]
-    return made, graph
+    job, seeds = experiment.job(text, config), range(config.seed, config.seed + config.seeds)
+    several = seeds if experiment.drawn(job.alg) else seeds[:1]
+    made = [experiment.network(config, job, n, seed) for seed in several]
+    made = alike(made) if job.alg.needs.net is Messages else made
+    on = experiment.graph(config, job)
+    label = job.name + (f" @ {on.name}{on.text}" if on else "")
+    return _Job(label, job.alg, job.lr, [experiment.attacked(config, m, n) for m in made])
 
 
 def _program(problem, job, *, rounds, every):
@@ -320,24 +137,11 @@ def _program(problem, job, *, rounds, every):
     alg = grid(job.alg, lr=list(job.lr))
     values = alg, problem.clients, network, problem.params, problem.keys, problem.evaluate
     if problem.mesh is None:
-        return _compile(jax.jit(seeds).lower(*values)), values
+        return compiled(jax.jit(seeds).lower(*values)), values
     whole = jax.NamedSharding(problem.mesh, jax.P())
     network = network if per_seed else devices.spread(network, problem.mesh)
     values = devices.place((alg, problem.clients, network, *values[3:]), whole)
-    return _compile(jax.jit(seeds, out_shardings=whole).lower(*values)), values  # for every host
-
-
-def _compile(lowered):
-    """Compiled, on the CPU without passes that take long and gain nothing for such programs."""
-    given = os.environ.get("XLA_FLAGS", "")
-    if jax.default_backend() == "cpu" and "xla_backend_optimization_level" not in given:
-        fast = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
-        try:
-            return lowered.compile(compiler_options=fast)
-        except jax.errors.JaxRuntimeError as error:
-            if "compile option" not in str(error):  # of another release of XLA
-                raise
-    return lowered.compile()
+    return compiled(jax.jit(seeds, out_shardings=whole).lower(*values)), values  # for every host
 
 
 def compare(
@@ -370,25 +174,18 @@ def compare(
         ValueError: bad input of any kind, before anything is computed.
         OSError: a folder that cannot be written, likewise.
     """
-    from jaxfl.data import Dataset
-    from jaxfl.models import Model
-
-    named = {}
-    for name, value, kind in (("data", data, Dataset), ("model", model, Model)):
-        if isinstance(value, str):
-            named[name] = value
-        elif value is not None and not isinstance(value, kind):
-            raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
+    data, model, named = experiment.objects(data, model)
     config = Config.make(config, **named, **changes)
     if out is not None:
         folder.possible(out)
-    data = data if isinstance(data, Dataset) else dataset(config.data)
+    data = dataset(config.data) if data is None else data
     split = partitions(config, data)
     jobs = [_job(text, config, split[0].n) for text in config.algorithms]
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
-    problem = _problem(config, data, split, model if isinstance(model, Model) else None)
+    task = experiment.task(config, data, model)
+    problem = _problem(config, task, split)
     problem = _spread(problem, mesh)
     for job in jobs:
         check(job.alg, problem.first[0], job.networks[0], problem.first[1], rounds=config.rounds)
@@ -568,7 +365,7 @@ class Row(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """What `compare` found."""
 
@@ -743,10 +540,11 @@ class Comparison:
         from rich.console import Console
 
         file = io.StringIO()
-        Console(file=file, width=width, color_system=None, legacy_windows=False).print(self)
+        plain: Any = {"color_system": None, "legacy_windows": False, "force_jupyter": False}
+        Console(file=file, width=width, **plain).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
-    __str__ = text
+    __repr__ = __str__ = text
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.text())}</pre>"

@@ -64,7 +64,12 @@ def _magnitudes(leaves):
 
 @struct.dataclass
 class Identity:
-    """No compression."""
+    """No compression.
+
+    Example:
+        >>> float(compress.Identity().bits({"w": jnp.ones(4, jnp.float32)}))
+        128.0
+    """
 
     def __call__(self, v: Params, key: Key) -> Params:
         """v."""
@@ -84,6 +89,11 @@ class TopK:
             all kept.
 
     Source: standard; bits count values and indices, k (32 + ceil(log2 d)).
+
+    Example:
+        >>> half = compress.TopK(fraction=0.5)
+        >>> half(jnp.array([3.0, -1.0, 2.0, -4.0]), jax.random.key(0)).tolist()
+        [3.0, 0.0, 0.0, -4.0]
     """
 
     fraction: Scalar = hyper(0.1, high=1.0)
@@ -113,6 +123,11 @@ class RandK:
 
     Source: standard; the set follows from a shared seed, bits are 32 k + 32. Scores of 32 bits may
         tie at the threshold, with a probability below d / 2^32, and then one more entry is kept.
+
+    Example:
+        >>> kept = compress.RandK(fraction=0.25, scaled=1.0)(jnp.ones(8), jax.random.key(0))
+        >>> sorted(kept.tolist())
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 4.0]
     """
 
     fraction: Scalar = hyper(0.1, high=1.0)
@@ -152,6 +167,11 @@ class QSGD:
 
     Source: Alistarh, Grubic, Li, Tomioka, Vojnovic, NeurIPS 2017; third-party code was read. There
         are s + 1 levels, so bits are 32 + d (1 + ceil(log2(s + 1))).
+
+    Example:
+        >>> coarse = compress.QSGD(levels=1.0)(jnp.array([0.0, 3.0, 4.0]), jax.random.key(0))
+        >>> set(coarse.tolist()) <= {0.0, 5.0}
+        True
     """
 
     levels: Scalar = hyper(16.0, low=1.0)

@@ -36,7 +36,8 @@ class Config:
 
     Args:
         algorithms: names of `jaxfl list algorithms`; differences are to the first.
-        data: a name of `jaxfl list data`, or an .npz file with arrays x, y and maybe client.
+        data: a name of `jaxfl list data`, a file or a folder that `jaxfl.data.read` reads, or such
+            a file with options: `"table('adult.csv', target='income', client='country')"`.
         clients: number of clients; of the natural partition it follows from the data.
         partition: iid, dirichlet, shards, labels_per_client, quantity or natural.
         alpha: concentration of the dirichlet partition, above 0.
@@ -64,6 +65,15 @@ class Config:
         up: bits per second that a client sends.
         down: bits per second that a client receives.
         target: score that costs are measured to; 0 takes 0.9 of the median final score.
+
+    Example:
+        >>> settings = jaxfl.Config.make(algorithms=["fedavg", "scaffold"], lr=[0.1, 0.3], seeds=3)
+        >>> settings.algorithms, settings.quick().rounds
+        (('fedavg', 'scaffold'), 40)
+        >>> jaxfl.Config.make(round=5)
+        Traceback (most recent call last):
+            ...
+        ValueError: no setting 'round'; did you mean 'rounds'?
     """
 
     algorithms: tuple[str, ...] = DEFAULT
@@ -202,7 +212,13 @@ def _typed(name, value, default):
 
 
 class Call(NamedTuple):
-    """A name with options, as in `dsgd(steps=5) @ erdos_renyi(p=0.3)`."""
+    """A name with options, as in `dsgd(steps=5) @ erdos_renyi(p=0.3)`.
+
+    Example:
+        >>> call = config.parse("dsgd(steps=5) @ erdos_renyi(p=0.3)")
+        >>> call.name, call.options, call.on.name, call.on.options
+        ('dsgd', {'steps': 5}, 'erdos_renyi', {'p': 0.3})
+    """
 
     name: str
     args: tuple[Any, ...]
@@ -214,7 +230,7 @@ class Call(NamedTuple):
         """What the registry makes of it.
 
         Raises:
-            ValueError: an unknown name or option, with the nearest.
+            ValueError: an unknown name or option, with the nearest; options that do not fit.
         """
         if self.name not in registry:
             raise ValueError(f"no {what} {self.name!r}{nearest(self.name, list(registry))}")
@@ -223,11 +239,30 @@ class Call(NamedTuple):
         for option in self.options:
             if option not in known:
                 raise ValueError(f"{self.name} has no {option!r}{nearest(option, list(known))}")
-        return maker(*args, *map(build, self.args), **(more | self.built()))
+        args, more = (*args, *map(build, self.args)), more | self.built()
+        try:
+            inspect.signature(maker).bind(*args, **more)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}; it takes {', '.join(known)}") from error
+        return maker(*args, **more)
 
     def built(self) -> dict[str, Any]:
         """The options, with components made."""
         return {name: build(value) for name, value in self.options.items()}
+
+    def given(self, registry: Mapping[str, Callable], option: str, value: Any) -> "Call | None":
+        """The same with another value of an option; None if it has no such option."""
+        names = list(inspect.signature(registry[self.name]).parameters)
+        if option not in names:
+            return None
+        options = dict(zip(names, self.args)) | self.options | {option: value}
+        return parse(str(Call(self.name, (), options, self.on)))
+
+    def __str__(self) -> str:
+        """What `parse` reads."""
+        options = [*map(_text, self.args), *(f"{k}={_text(v)}" for k, v in self.options.items())]
+        on = f" @ {self.on}" if self.on else ""
+        return self.name + (f"({', '.join(options)})" if options else "") + on
 
 
 def parse(text: str) -> Call:
@@ -235,6 +270,10 @@ def parse(text: str) -> Call:
 
     Raises:
         ValueError: anything else.
+
+    Example:
+        >>> config.parse("choco(compress=topk(0.1)) @ ring").options["compress"].args
+        (0.1,)
     """
     try:
         return _call(ast.parse(text.strip(), mode="eval").body)
@@ -274,8 +313,19 @@ def _value(node) -> Any:
     return _call(node)
 
 
+def _text(value):
+    if isinstance(value, list | tuple) and not isinstance(value, Call):
+        return f"[{', '.join(map(_text, value))}]"
+    return str(value) if isinstance(value, Call) else repr(value)
+
+
 def build(value: Any) -> Any:
-    """The component that a `Call` names; other values as they are."""
+    """The component that a `Call` names; other values as they are.
+
+    Example:
+        >>> config.build(config.parse("topk(0.1)"))
+        TopK(fraction=0.1)
+    """
     return value.build(components(), "component") if isinstance(value, Call) else value
 
 

@@ -32,6 +32,13 @@ def spread(tree: Any, mesh: jax.sharding.Mesh, axis: str = "clients") -> Any:
     Raises:
         ValueError: no such axis, axes that are not automatic, a leading axis that is not a
             multiple of its devices.
+
+    Example:
+        >>> auto = (jax.sharding.AxisType.Auto,)
+        >>> mesh = jax.make_mesh((1,), ("clients",), axis_types=auto)
+        >>> clients = jaxfl.spread(problems.quadratics(n=4).clients(), mesh)
+        >>> clients.n
+        4
     """
     devices = check(mesh, axis)
     if hasattr(tree, "spread"):

@@ -3,25 +3,36 @@
 `python -m jaxfl.docs` writes the table into the README.
 """
 
+import dataclasses
 import inspect
+import json
+import os
 import re
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxfl.config import Call, parse
 from jaxfl.types import nearest
 
-LABELS = ("Use", "Args", "State", "Needs", "Sent", "Equals", "Raises", "Deviations", "Source")
+LABELS = (
+    *("Use", "Args", "State", "Needs", "Sent", "Equals"),
+    *("Raises", "Deviations", "Source", "Example"),
+)
 MARKERS = ("<!-- algorithms -->", "<!-- /algorithms -->")
 
-_LABEL = re.compile(rf"^({'|'.join(LABELS)}):", re.MULTILINE)
+_LABEL = re.compile(rf"^({'|'.join((*LABELS, 'Returns'))}):", re.MULTILINE)
 _ARG = re.compile(r"^    (\w+):", re.MULTILINE)
 _CLAUSE = re.compile(r';\s+(?=(?:[^"]*"[^"]*")*[^"]*$)')  # semicolons outside of quotes
 _REFERENCE = re.compile(
     r'(?P<authors>[^"]+), "(?P<title>[^"]+)",? '
     r"(?P<venue>[^\"]+?),? (?P<year>\d{4})(?!\.?\d)(?P<rest>.*)"
+)
+_UNTITLED = re.compile(  # last names, a venue of one word, a year
+    r"(?P<authors>[A-Z]\w+(?: et al\.|(?:, [A-Z]\w+)*)), "
+    r"(?P<venue>[A-Za-z]+) (?P<year>\d{4})(?!\.?\d)(?P<rest>.*)"
 )
 _JOURNAL = re.compile(r"\b(IEEE T\w+|SIAM|Journal|Transactions|Letters|JMLR|TMLR|Automatica)\b")
 
@@ -30,7 +41,7 @@ class Reference(NamedTuple):
     """A published source, only with what is known of it."""
 
     authors: tuple[str, ...]
-    title: str
+    title: str  # empty where the docstring has none
     venue: str
     year: int
     arxiv: str = ""
@@ -38,7 +49,7 @@ class Reference(NamedTuple):
     @property
     def key(self) -> str:
         """First author, year and first long word of the title: `mcmahan2017communication`."""
-        words = re.findall(r"[A-Za-z0-9]+", self.title)
+        words = re.findall(r"[A-Za-z0-9]+", self.title or self.arxiv or self.venue)
         word = next((w for w in words if len(w) > 3), words[0])
         return re.sub(r"\W", "", self.authors[0] + str(self.year) + word).lower()
 
@@ -46,12 +57,15 @@ class Reference(NamedTuple):
         """One line of text."""
         arxiv = f", arXiv:{self.arxiv}" if self.arxiv and self.venue != "arXiv" else ""
         venue = f"arXiv:{self.arxiv}" if self.venue == "arXiv" and self.arxiv else self.venue
-        return f'{", ".join(self.authors)}. "{self.title}". {venue}, {self.year}{arxiv}.'
+        authors = ", ".join(self.authors).replace(", others", " et al")
+        title = f' "{self.title}".' if self.title else ""
+        return f"{authors}.{title} {venue}, {self.year}{arxiv}."
 
     def bibtex(self) -> str:
         """A BibTeX entry; authors by their last names, which is what sources list."""
         authors = " and ".join(f"{{{a}}}" if " " in a else a for a in self.authors)
-        fields = {"author": authors, "title": f"{{{self.title}}}", "year": str(self.year)}
+        title = {"title": f"{{{self.title}}}"} if self.title else {}
+        fields = {"author": authors, **title, "year": str(self.year)}
         if self.venue == "arXiv":
             kind = "misc"
         elif _JOURNAL.search(self.venue):
@@ -64,10 +78,11 @@ class Reference(NamedTuple):
 
 
 def sections(alg: Any) -> dict[str, Any]:
-    """The parts of an algorithm's docstring, every text on one line.
+    """The parts of a docstring, every text but the example on one line.
 
     Args:
-        alg: an algorithm, its class, a function that makes one, or its name.
+        alg: an algorithm, its class, a function that makes one, or its name; or anything else
+            with a docstring.
 
     Returns:
         `summary`, `recurrence` (as it is set, or empty), then by lower-case label, in order, those
@@ -80,40 +95,155 @@ def sections(alg: Any) -> dict[str, Any]:
         if label == "Args":
             _, *pairs = _ARG.split(body)
             found["args"] = {n: _line(t) for n, t in zip(pairs[::2], pairs[1::2], strict=True)}
+        elif label == "Example":
+            found["example"] = inspect.cleandoc(body)
         else:
             found[label.lower()] = _line(body)
     return found
 
 
-def references(alg: Any) -> tuple[Reference, ...]:
-    """The published sources of an algorithm, in the order of its docstring."""
-    found = (_REFERENCE.match(c) for c in _CLAUSE.split(sections(alg).get("source", "")))
-    return tuple(_reference(m) for m in found if m)
-
-
-def cite(*algs: Any) -> str:
-    """How to cite algorithms and jaxfl: plain text, then BibTeX.
-
-    Only fields that the docstrings know appear, and authors by their last names.
+def references(alg: Any, variants: Iterable[str] = ()) -> tuple[Reference, ...]:
+    """The published sources in a docstring, in its order.
 
     Args:
-        algs: algorithms, their classes or their names; without any, jaxfl alone.
+        alg: as for `sections`.
+        variants: where remarks name variants, `("icml")`, only those of one of these.
+    """
+    clauses = _CLAUSE.split(sections(alg).get("source", ""))
+    found = [m for c in clauses if (m := _REFERENCE.match(c) or _UNTITLED.match(c))]
+    said = [set(re.findall(r'"(\w+)"', m["rest"])) for m in found]
+    if any(names.intersection(variants) for names in said):
+        found = [m for m, names in zip(found, said) if not names or names.intersection(variants)]
+    return tuple(map(_reference, found))
+
+
+def cite(*used: Any) -> str:
+    """How to cite jaxfl and what a run used: plain text, then BibTeX.
+
+    Only what docstrings know appears: authors by their last names, no title where none is known.
+    What nobody published is left out.
+
+    Args:
+        used: names, also with options (`"dsgd @ exponential"`), classes or instances of
+            algorithms, networks, adversaries, compressors, models, data sets, partitioners;
+            a `Config`, what `compare` returns or what `sweep` returns, with all that they name.
 
     Raises:
         ValueError: an unknown name, with the nearest ones.
+
+    Example:
+        >>> print(jaxfl.cite("fedprox(mu=0.1)", networks.ALIE(z=1.0)).partition("jaxfl:")[0])
+        FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith. "Federated Optimization in
+        Heterogeneous Networks". MLSys, 2020, arXiv:1812.06127.
+        ALIE: Baruch, Baruch, Goldberg. NeurIPS, 2019.
     """
     from jaxfl import __version__
 
     title = "jaxfl: federated and decentralised learning as one XLA program"
     lines, entries = [], {}
-    for alg in dict.fromkeys(map(_class, algs)):
-        for reference in references(alg):
-            lines.append(f"{alg.__name__}: {reference.plain()}")
+    for thing, variants in dict.fromkeys(found for one in used for found in _used(one)):
+        for reference in references(thing, variants):
+            lines.append(f"{thing.__name__}: {reference.plain()}")
             entries[reference.key] = reference.bibtex()
     lines.append(f'jaxfl: The jaxfl developers. "{title}". Version {__version__}.')
     own = {"author": "{The jaxfl developers}", "title": f"{{{title}}}", "version": __version__}
     entries["jaxfl"] = _entry("software", "jaxfl", own)
     return "\n".join(lines) + "\n\n" + "\n\n".join(entries.values()) + "\n"
+
+
+_NAMED = {  # settings that hold names, and of what
+    "algorithms": "algorithms",
+    "algorithm": "algorithms",
+    "data": "data",
+    "partition": "partitions",
+    "model": "models",
+    "graph": "graphs",
+    "weights": "weights",
+    "adversary": "adversaries",
+    "compress": "components",
+    "solver": "components",
+}
+
+
+def _used(thing: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """The classes and functions whose docstrings say what a thing and its parts are; variants."""
+    from jaxfl.config import Config
+
+    if isinstance(thing, str):
+        yield from _of_names(thing, None)
+    elif isinstance(thing, Config):
+        yield from _of_settings(dataclasses.asdict(thing))
+    elif isinstance(config := getattr(thing, "config", None), Config):  # a comparison
+        yield from _used(config)
+    elif isinstance(text := getattr(thing, "attrs", {}).get("config"), str):  # of a sweep
+        over = json.loads(thing.attrs.get("over", "{}"))
+        points = over if isinstance(over, list) else [over]
+        settings = json.loads(text)
+        if any("algorithm" in point for point in points):
+            settings.pop("algorithms", None)
+        for point in points:
+            yield from _of_settings(settings | point)
+    elif inspect.isfunction(thing) or isinstance(thing, type):
+        yield _class(thing), ()
+    else:
+        named = _registries()  # of data sets and models the name is what is left
+        kind = {"Dataset": "data", "Model": "models"}.get(type(thing).__name__, "")
+        fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
+        parts = [getattr(thing, field.name, None) for field in fields]
+        home = named.get(kind, {}).get(getattr(thing, "name", ""), type(thing))
+        yield home, tuple(part for part in parts if isinstance(part, str))
+        for part in parts:
+            if dataclasses.is_dataclass(part) and type(part).__module__.startswith("jaxfl."):
+                yield from _used(part)
+
+
+def _of_settings(settings: dict[str, Any]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    graphs = False
+    for name, kind in _NAMED.items():
+        values = settings.get(name) or ()
+        for value in [values] if isinstance(values, str) else values:
+            if name == "adversary" and not settings.get("byzantine"):
+                continue
+            if name in ("graph", "weights") and not graphs:
+                continue
+            if isinstance(value, str) and not (name == "data" and os.path.exists(value)):
+                yield from _of_names(value, kind)
+            if kind == "algorithms" and isinstance(value, str) and "@" not in value:
+                needs = getattr(_class(parse(value).name), "needs", None)
+                graphs |= needs is not None and needs.net.__name__ in (
+                    "Graph",
+                    "Events",
+                    "Messages",
+                )
+
+
+def _of_names(text: str, kind: str | None) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Of a name with options, whose options and graph may be names too."""
+    call = parse(text)
+    named = _registries()
+    for known in [named[kind]] if kind else named.values():
+        if call.name in known:
+            thing = known[call.name]
+            usual = {k: p.default for k, p in inspect.signature(thing).parameters.items()}
+            variants = (usual | call.options).values()
+            yield _class(thing), tuple(v for v in variants if isinstance(v, str))
+            break
+    else:
+        known = [name for one in ([named[kind]] if kind else named.values()) for name in one]
+        raise ValueError(f"no {kind or 'algorithm'} {call.name!r}{nearest(call.name, known)}")
+    for value in call.options.values():
+        if isinstance(value, Call) and value.name in named["components"]:
+            yield named["components"][value.name], ()
+    if call.on is not None and call.on.name in named["graphs"]:
+        yield named["graphs"][call.on.name], ()
+
+
+def _registries() -> dict[str, dict[str, Any]]:
+    from jaxfl import data
+    from jaxfl.cli import registries
+
+    named = registries()
+    return named | {"data": named["data"] | data.FORMATS}
 
 
 def table(algs: Iterable[Any] | None = None) -> str:
@@ -126,9 +256,10 @@ def table(algs: Iterable[Any] | None = None) -> str:
         from jaxfl.algorithms import ALGORITHMS
 
         algs = ALGORITHMS.values()
-    names: dict[type, list[str]] = {}
+    names: dict[Any, list[str]] = {}
     for alg in algs:
-        made = names.setdefault(_class(alg), [])
+        cls: Any = _class(alg)
+        made = names.setdefault(cls, [])
         if inspect.isfunction(alg):
             made.append(f"`{alg.__name__}`")
     rows = [
@@ -164,7 +295,7 @@ def rewrite(text: str) -> str:
 
 
 def _class(alg):
-    """The class behind an instance, a class, a function that makes one, or a name."""
+    """The class behind an instance, a class, a function that makes an algorithm, or a name."""
     if isinstance(alg, str):
         from jaxfl.algorithms import ALGORITHMS
 
@@ -172,7 +303,8 @@ def _class(alg):
             raise ValueError(f"no algorithm {alg!r}{nearest(alg.lower(), list(ALGORITHMS))}")
         alg = ALGORITHMS[alg.lower()]
     if inspect.isfunction(alg):
-        return typing.get_type_hints(alg)["return"]
+        made = typing.get_type_hints(alg).get("return")
+        return made if hasattr(made, "round") else alg
     return alg if isinstance(alg, type) else type(alg)
 
 
@@ -186,14 +318,18 @@ def _line(text):
 
 def _reference(match):
     arxiv = re.search(r"arXiv (\d{4}\.\d{4,5})", match["rest"])
-    authors = tuple(a.strip() for a in match["authors"].split(","))
+    names = match["authors"].replace(" et al.", ", others").split(",")
     return Reference(
-        authors, match["title"], match["venue"], int(match["year"]), arxiv[1] if arxiv else ""
+        tuple(name.strip() for name in names),
+        match.groupdict().get("title") or "",
+        match["venue"],
+        int(match["year"]),
+        arxiv[1] if arxiv else "",
     )
 
 
 def _entry(kind, key, fields):
-    body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+    body = "".join(f"  {k} = {{{value}}},\n".replace(" & ", r" \& ") for k, value in fields.items())
     return f"@{kind}{{{key},\n{body}}}"
 
 

@@ -26,6 +26,11 @@ class SGD:
     Args:
         decay: weight decay, >= 0, traced; added after clipping.
         clip: bound on the norm of the gradient, > 0, inf for none, traced.
+
+    Example:
+        >>> solver = local.SGD(decay=0.1, clip=1.0)
+        >>> solver.step(jnp.array([0.0]), jnp.array([5.0]), 0.5, ())[0].tolist()
+        [-0.5]
     """
 
     decay: Scalar = 0.0
@@ -49,6 +54,12 @@ class Momentum:
         beta: momentum, in [0, 1), traced.
         decay: weight decay, >= 0, traced; added after clipping, as PyTorch does.
         clip: bound on the norm of the gradient, > 0, inf for none, traced.
+
+    Example:
+        >>> solver = local.Momentum(beta=0.5)
+        >>> y, m = solver.step(jnp.array([0.0]), jnp.array([1.0]), 1.0, jnp.array([2.0]))
+        >>> y.tolist(), m.tolist()
+        ([-2.0], [2.0])
     """
 
     beta: Scalar = 0.9
@@ -73,6 +84,12 @@ class Optax:
     Args:
         optimizer: an `optax.GradientTransformation` built with learning rate 1, static:
             `Optax(optax.adam(1.0))`. The algorithm's `lr` multiplies its updates and stays traced.
+
+    Example:
+        >>> import optax
+        >>> alg = algorithms.FedAvg(lr=0.01, solver=local.Optax(optax.adam(1.0)))
+        >>> type(alg.solver).__name__
+        'Optax'
     """
 
     optimizer: Any = struct.field(pytree_node=False)
@@ -107,6 +124,14 @@ def train(
 
     Returns:
         The last iterate, the loss averaged over the live steps, and the memory.
+
+    Example:
+        >>> square = lambda x, xi: (0.5 * x @ x, x)
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> xi = jaxfl.clients.Sample(jnp.zeros((3, 1), int), jnp.ones((3, 1)), keys)
+        >>> y, loss, memory = local.train(square, jnp.array([8.0]), xi, 0.5, local.SGD(), ())
+        >>> y.tolist()
+        [1.0]
     """
 
     def step(carry, xi):
@@ -122,12 +147,24 @@ def train(
 
 
 def live_steps(xi: Sample) -> Scalar:
-    """How many of the stacked samples `[steps, ...]` are not all padding, as a float."""
+    """How many of the stacked samples `[steps, ...]` are not all padding, as a float.
+
+    Example:
+        >>> weight = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+        >>> xi = jaxfl.clients.Sample(jnp.zeros((3, 2), int), weight, None)
+        >>> float(local.live_steps(xi))
+        2.0
+    """
     return (xi.weight != 0).any(-1).sum().astype(xi.weight.dtype)
 
 
 def norm(g: Params) -> Scalar:
-    """Euclidean norm over all leaves of one client, in float32 or wider; its gradient at 0 is 0."""
+    """Euclidean norm over all leaves of one client, in float32 or wider; its gradient at 0 is 0.
+
+    Example:
+        >>> float(local.norm({"w": jnp.array([3.0]), "b": jnp.array([4.0])}))
+        5.0
+    """
     squared = _squared(g)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
@@ -161,7 +198,14 @@ def _clip(g, bound):
 
 
 def proximal(grad: Oracle, mu: Scalar, anchor: Params) -> Oracle:
-    """Adds mu (x - anchor), the gradient of mu/2 |x - anchor|^2; the loss stays the plain one."""
+    """Adds mu (x - anchor), the gradient of mu/2 |x - anchor|^2; the loss stays the plain one.
+
+    Example:
+        >>> flat = lambda x, xi: (0.0, jnp.zeros(1))
+        >>> grad = local.proximal(flat, mu=0.5, anchor=jnp.array([1.0]))
+        >>> grad(jnp.array([3.0]), None)[1].tolist()
+        [1.0]
+    """
 
     def prox(x, xi):
         loss, g = grad(x, xi)
@@ -171,7 +215,13 @@ def proximal(grad: Oracle, mu: Scalar, anchor: Params) -> Oracle:
 
 
 def shifted(grad: Oracle, shift: Params) -> Oracle:
-    """Adds a constant vector to every gradient: control variates, duals."""
+    """Adds a constant vector to every gradient: control variates, duals.
+
+    Example:
+        >>> grad = local.shifted(lambda x, xi: (0.0, x), jnp.array([10.0]))
+        >>> grad(jnp.array([3.0]), None)[1].tolist()
+        [13.0]
+    """
 
     def shift_by(x, xi):
         loss, g = grad(x, xi)
@@ -181,7 +231,13 @@ def shifted(grad: Oracle, shift: Params) -> Oracle:
 
 
 def blended(grad: Oracle, alpha: Scalar, m: Params) -> Oracle:
-    """alpha g + (1 - alpha) m with a fixed momentum m: FedCM, MIME-like momentum injection."""
+    """alpha g + (1 - alpha) m with a fixed momentum m: FedCM, MIME-like momentum injection.
+
+    Example:
+        >>> grad = local.blended(lambda x, xi: (0.0, x), alpha=0.5, m=jnp.array([1.0]))
+        >>> grad(jnp.array([3.0]), None)[1].tolist()
+        [2.0]
+    """
 
     def blend(x, xi):
         loss, g = grad(x, xi)
@@ -191,7 +247,13 @@ def blended(grad: Oracle, alpha: Scalar, m: Params) -> Oracle:
 
 
 def sam(grad: Oracle, rho: Scalar) -> Oracle:
-    """The gradient at x + rho g / |g| on the same sample, |g| over all leaves of this client."""
+    """The gradient at x + rho g / |g| on the same sample, |g| over all leaves of this client.
+
+    Example:
+        >>> grad = local.sam(lambda x, xi: (0.5 * x @ x, x), rho=0.5)
+        >>> f"{grad(jnp.array([3.0]), None)[1][0]:.3f}"
+        '3.500'
+    """
 
     def ascend(x, xi):
         loss, g = grad(x, xi)
@@ -202,7 +264,13 @@ def sam(grad: Oracle, rho: Scalar) -> Oracle:
 
 
 def clipped(grad: Oracle, bound: Scalar) -> Oracle:
-    """Gradients scaled down to norm `bound` where they exceed it."""
+    """Gradients scaled down to norm `bound` where they exceed it.
+
+    Example:
+        >>> grad = local.clipped(lambda x, xi: (0.0, x), bound=1.0)
+        >>> print(grad(jnp.array([3.0, 4.0]), None)[1].round(3))
+        [0.6 0.8]
+    """
 
     def clip(x, xi):
         loss, g = grad(x, xi)
@@ -212,7 +280,14 @@ def clipped(grad: Oracle, bound: Scalar) -> Oracle:
 
 
 def noised(grad: Oracle, sigma: Scalar) -> Oracle:
-    """Adds N(0, sigma^2 I) drawn from the sample's key, one key per leaf."""
+    """Adds N(0, sigma^2 I) drawn from the sample's key, one key per leaf.
+
+    Example:
+        >>> grad = local.noised(lambda x, xi: (0.0, x), sigma=0.0)
+        >>> xi = jaxfl.clients.Sample(jnp.array([0]), jnp.ones(1), jax.random.key(0))
+        >>> grad(jnp.array([3.0, 4.0]), xi)[1].tolist()
+        [3.0, 4.0]
+    """
 
     def noise(x, xi):
         loss, g = grad(x, xi)
@@ -226,7 +301,15 @@ def noised(grad: Oracle, sigma: Scalar) -> Oracle:
 
 
 def zeroth_order(value: Callable[[Params, Sample], Scalar], radius: Scalar) -> Oracle:
-    """Two-point estimate (f(x + r u) - f(x - r u)) / 2r * u, u normal, on the same sample."""
+    """Two-point estimate (f(x + r u) - f(x - r u)) / 2r * u, u normal, on the same sample.
+
+    Example:
+        >>> grad = local.zeroth_order(lambda x, xi: 0.5 * x @ x, radius=0.01)
+        >>> xi = jaxfl.clients.Sample(jnp.array([0]), jnp.ones(1), jax.random.key(0))
+        >>> loss, g = grad(jnp.array([3.0, 4.0]), xi)
+        >>> bool(g @ jnp.array([3.0, 4.0]) >= 0)
+        True
+    """
 
     def estimate(x, xi):
         leaves, tree = jax.tree.flatten(x)

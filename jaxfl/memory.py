@@ -78,6 +78,15 @@ def estimate(
 
     Returns:
         `Estimate`; its `check()` refuses what does not fit, and `print` shows it.
+
+    Example:
+        >>> problem = problems.least_squares(n=100, m=50, d=20)
+        >>> need = jaxfl.estimate(
+        ...     algorithms.Scaffold(lr=0.1), problem.clients(), networks.Uniform(100, 10),
+        ...     jnp.zeros(20, jnp.float32), rounds=1000, exact=False,
+        ... )
+        >>> need.data > 8000, need.total > need.state
+        (True, True)
     """
     from jaxfl.simulate import _callable, _rounds, init, strong
 

@@ -49,6 +49,13 @@ class Evaluate:
         block: examples at once, static; 0 chooses by their size.
 
     Source: re-weighting by label histograms: the code of pFedGraph.
+
+    Example:
+        >>> iris = data.load("iris")
+        >>> model = models.make("logistic", iris.train, iris.classes)
+        >>> evaluate = metrics.Evaluate(model, iris.valid)
+        >>> sorted(evaluate(algorithms.FedAvg.State(model.init(jax.random.key(0)))))
+        ['accuracy', 'loss']
     """
 
     model: Any = struct.field(pytree_node=False)
@@ -138,6 +145,12 @@ class HeldOut:
     Args:
         model: `jaxfl.models.Model`, static.
         clients: the held-out examples, as `Clients` (`train, held = clients.split(0.2)`).
+
+    Example:
+        >>> problem = problems.least_squares(n=4)
+        >>> train, held = problem.clients().split(0.2)
+        >>> held.count.tolist()
+        [4, 4, 4, 4]
     """
 
     model: Any = struct.field(pytree_node=False)
@@ -184,6 +197,11 @@ class Distance:
 
     Args:
         optimum: x*, of the model's shapes.
+
+    Example:
+        >>> far = metrics.Distance(jnp.array([3.0, 4.0]))
+        >>> float(far(algorithms.FedAvg.State(jnp.zeros(2)))["distance"])
+        5.0
     """
 
     optimum: Params
@@ -204,7 +222,14 @@ class Distance:
 
 @struct.dataclass
 class Together:
-    """Several evaluators as one; `together` makes it."""
+    """Several evaluators as one; `together` makes it.
+
+    Example:
+        >>> far = metrics.Distance(jnp.ones(1))
+        >>> both = metrics.Together({"far": far, "x": lambda state: state.params})
+        >>> sorted(both(algorithms.FedAvg.State(jnp.zeros(1))))
+        ['far', 'x']
+    """
 
     parts: Mapping[str, Any]
 
@@ -217,13 +242,25 @@ def together(**evaluators: Any) -> Together:
     """Several evaluators as one, whose result is a dict of theirs: `together(valid=..., test=...)`.
 
     Plain functions `f(state)` are welcome too.
+
+    Example:
+        >>> both = metrics.together(far=metrics.Distance(jnp.ones(1)), x=lambda state: state.params)
+        >>> sorted(both(algorithms.FedAvg.State(jnp.zeros(1))))
+        ['far', 'x']
     """
     plain = {k: jax.tree_util.treedef_is_leaf(jax.tree.structure(v)) for k, v in evaluators.items()}
     return Together({k: jax.tree_util.Partial(v) if plain[k] else v for k, v in evaluators.items()})
 
 
 def is_stacked(params: Any, model: Any) -> bool:
-    """Whether these are models of all clients (leaves `[n, ...]`) and not one model (`[...]`)."""
+    """Whether these are models of all clients (leaves `[n, ...]`) and not one model (`[...]`).
+
+    Example:
+        >>> model = models.logistic(4, 3)
+        >>> params = model.init(jax.random.key(0))
+        >>> metrics.is_stacked(params, model), metrics.is_stacked(comm.stack(params, 5), model)
+        (False, True)
+    """
     one = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     shapes, given = [a.shape for a in one], [jnp.shape(a) for a in jax.tree.leaves(params)]
     if given != shapes and [s[1:] for s in given] != shapes:
@@ -240,6 +277,10 @@ def consensus(stacked: Stacked, share: Float[Array, " n"] | None = None) -> Floa
     Args:
         stacked: models `[n, ...]`.
         share: `[n]` weights of the clients that sum to 1, equal by default; 0 leaves one out.
+
+    Example:
+        >>> float(metrics.consensus({"w": jnp.array([[0.0], [2.0]])}))
+        1.0
     """
     n = jax.tree.leaves(stacked)[0].shape[0]
     w = jnp.full(n, 1 / n) if share is None else share
@@ -256,6 +297,10 @@ def worst(values: Float[Array, " n"], fraction: float = 0.1, share: Any = None) 
         values: `[n]`, larger is better; NaN makes the result NaN.
         fraction: how many of the clients, static.
         share: `[n]`, 0 leaves a client out.
+
+    Example:
+        >>> float(metrics.worst(jnp.array([1.0, 0.5, 0.75, 0.25]), fraction=0.5))
+        0.375
     """
     live = jnp.ones(len(values), bool) if share is None else jnp.asarray(share) != 0
     k = jnp.maximum(jnp.floor(fraction * live.sum() + 0.5), 1).astype(values.dtype)
@@ -266,7 +311,13 @@ def worst(values: Float[Array, " n"], fraction: float = 0.1, share: Any = None) 
 
 
 def spread(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
-    """How much clients differ: `std`, `min` and `max` over the last axis."""
+    """How much clients differ: `std`, `min` and `max` over the last axis.
+
+    Example:
+        >>> found = metrics.spread(jnp.array([0.5, 1.0]))
+        >>> {name: float(value) for name, value in found.items()}
+        {'std': 0.25, 'min': 0.5, 'max': 1.0}
+    """
     values = jnp.asarray(values)
     return {"std": values.std(-1), "min": values.min(-1), "max": values.max(-1)}
 
@@ -323,6 +374,11 @@ def label_weights(
 
     Raises:
         ValueError: all of a client's labels are missing among the held-out examples.
+
+    Example:
+        >>> partition, _ = data.natural([0, 0, 1, 1])
+        >>> metrics.label_weights(partition, [0, 0, 0, 1], held=[0, 1], classes=2).tolist()
+        [[1.0, 0.0], [0.5, 0.5]]
     """
     labels, held = np.asarray(labels), np.asarray(held)
     own = np.stack(
@@ -358,6 +414,12 @@ def to_target(
 
     Returns:
         `rounds`, `megabytes`, `grads` and `seconds`, each `[*batch]`, inf where never reached.
+
+    Example:
+        >>> totals = {"rounds": np.arange(1.0, 7.0), "megabytes": 2.0 * np.arange(1, 7)}
+        >>> found = metrics.to_target(np.array([0.5, 0.8, 0.9]), totals, target=0.75)
+        >>> {name: float(cost) for name, cost in found.items()}
+        {'rounds': 4.0, 'megabytes': 8.0}
     """
     curve = np.asarray(curve, float)
     rounds = next(iter(totals.values())).shape[-1]
@@ -379,6 +441,11 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
 
     Returns:
         Mean and half width; the half width of a single value is NaN.
+
+    Example:
+        >>> mean, half = metrics.t_interval([0.8, 0.9, 1.0])
+        >>> round(float(mean), 2), round(float(half), 2)
+        (0.9, 0.25)
     """
     from scipy.special import stdtrit
 
@@ -391,5 +458,11 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
 
 
 def paired(values: ArrayLike, reference: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
-    """Mean of `values - reference`, seed by seed over the last axis, and its t interval."""
+    """Mean of `values - reference`, seed by seed over the last axis, and its t interval.
+
+    Example:
+        >>> difference, half = metrics.paired([0.8, 0.9, 1.0], [0.7, 0.8, 0.8])
+        >>> round(float(difference), 2), round(float(half), 2)
+        (0.13, 0.14)
+    """
     return t_interval(np.asarray(values, float) - np.asarray(reference, float), level)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from jaxfl.clients import Clients
 from jaxfl.data.partition import Number, Partition, Seed
 from jaxfl.types import Key
 
@@ -22,7 +23,14 @@ Loss = Callable[[Any, Any, Any], Any]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Local problems and what is known of their mean f."""
+    """Local problems and what is known of their mean f.
+
+    Example:
+        >>> problem = problems.quadratics(n=4, d=5, L=1.0, mu=0.1, zeta=2.0)
+        >>> clients = problem.clients()
+        >>> clients.n, problem.lipschitz, round(problem.heterogeneity, 6)
+        (4, 1.0, 4.0)
+    """
 
     data: dict[str, np.ndarray]  # float64, [N, ...]
     partition: Partition
@@ -33,6 +41,14 @@ class Problem:
     convexity: float  # mu: f is mu-strongly convex
     heterogeneity: float  # zeta^2 = (1/n) sum_i |grad f_i(x*)|^2
     noise: float = 0.0  # sigma^2 = E|noise|^2 that the loss itself adds to an example's gradient
+
+    def clients(self, **options: Any) -> Clients:
+        """The local problems as `jaxfl.Clients`.
+
+        Args:
+            options: of `jaxfl.Clients.make`, such as `batch`.
+        """
+        return Clients.make(self.data, self.partition, self.loss, **options)
 
 
 def _even(n: int, m: int) -> Partition:
@@ -65,6 +81,11 @@ def quadratic_loss(
         params: x, `[d]`.
         examples: `a` `[B, d, d]`, or `[B, d]` for a diagonal A; `b` `[B, d]`; `sigma` `[B]`.
         key: draws the noise: the same at two points, like the minibatch of a sample.
+
+    Example:
+        >>> one = {"a": jnp.ones((1, 2)), "b": jnp.zeros((1, 2)), "sigma": jnp.zeros(1)}
+        >>> problems.quadratic_loss(jnp.array([3.0, 4.0]), one, jax.random.key(0)).tolist()
+        [12.5]
     """
     a, b, sigma = examples["a"], examples["b"], examples["sigma"]
     r = params[None] - b
@@ -127,6 +148,11 @@ def quadratics(
 
     Raises:
         ValueError: not 0 < mu <= L, or `zeta > 0` with one client.
+
+    Example:
+        >>> problem = problems.quadratics(n=4, d=3, zeta=1.0, shared=False)
+        >>> problem.data["b"].shape, problem.optimum.shape
+        ((4, 3), (3,))
     """
     _whole(n=n, d=d)
     _nonnegative(zeta=zeta, sigma=sigma, L=L)
@@ -153,6 +179,11 @@ def canonical(sigma: Number = 0.0) -> Problem:
 
     Args:
         sigma: the stochastic gradient has E|noise|^2 = sigma^2.
+
+    Example:
+        >>> problem = problems.canonical()
+        >>> problem.partition.n, problem.optimum.shape
+        (8, (5,))
     """
     _nonnegative(sigma=sigma)
     i, j = np.arange(8)[:, None], np.arange(5)[None]
@@ -167,7 +198,13 @@ def canonical(sigma: Number = 0.0) -> Problem:
 def squared_loss(
     params: Float[Array, " d"], examples: dict[str, Array], key: Key
 ) -> Float[Array, " B"]:
-    """(1/2) (<x_s, params> - y_s)^2 for each example s."""
+    """(1/2) (<x_s, params> - y_s)^2 for each example s.
+
+    Example:
+        >>> examples = {"x": jnp.array([[1.0, 0.0]]), "y": jnp.array([3.0])}
+        >>> problems.squared_loss(jnp.array([1.0, 5.0]), examples, None).tolist()
+        [2.0]
+    """
     del key
     return 0.5 * ((examples["x"] * params[None]).sum(-1) - examples["y"]) ** 2
 
@@ -197,6 +234,11 @@ def least_squares(
     Raises:
         ValueError: fewer than d examples in all (the optimum would not be unique), or a spectrum of
             another shape.
+
+    Example:
+        >>> problem = problems.least_squares(n=4, m=10, d=3)
+        >>> problem.data["x"].shape, problem.partition.count.tolist()
+        ((40, 3), [10, 10, 10, 10])
     """
     _whole(n=n, m=m, d=d)
     _nonnegative(delta=delta, noise=noise)
@@ -240,7 +282,13 @@ def least_squares(
 def logistic_loss(
     params: Float[Array, " d"], examples: dict[str, Array], key: Key
 ) -> Float[Array, " B"]:
-    """log(1 + exp(-y_s <x_s, params>)) + (l2_s / 2) |params|^2 for each example s, y = -1 or 1."""
+    """log(1 + exp(-y_s <x_s, params>)) + (l2_s / 2) |params|^2 for each example s, y = -1 or 1.
+
+    Example:
+        >>> examples = {"x": jnp.ones((1, 2)), "y": jnp.ones(1), "l2": jnp.zeros(1)}
+        >>> print(problems.logistic_loss(jnp.zeros(2), examples, None).round(2))
+        [0.69]
+    """
     del key
     margin = examples["y"] * (examples["x"] * params[None]).sum(-1)
     return jax.nn.softplus(-margin) + 0.5 * examples["l2"] * (params**2).sum()
@@ -272,6 +320,11 @@ def logistic(
 
     Raises:
         ValueError: an argument is out of range.
+
+    Example:
+        >>> problem = problems.logistic(n=4, m=10, d=3, heterogeneity=1.0)
+        >>> [float(problem.data["y"][problem.partition.of(i)].mean()) for i in range(4)]
+        [-1.0, -0.8, 1.0, 1.0]
     """
     _whole(n=n, m=m, d=d)
     if not 0 < l2 < math.inf:

@@ -25,7 +25,15 @@ def nearest_neighbours(w: comm.Weights, message: Any, f: Scalar, own: Any = None
     Returns:
         `Near` weights, equal over the messages kept; the own one, at distance 0, always is.
 
-    Source: MoNNA (ICML 2023), authors' code: of |V| messages |V| - f are kept.
+    Source: Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust Collaborative Learning
+        with Linear Gradient Overhead", ICML 2023, arXiv 2209.10931; the authors' code was read: of
+        |V| messages |V| - f are kept.
+
+    Example:
+        >>> w = comm.Dense(jnp.full((3, 3), 1 / 3))
+        >>> x = jnp.array([[0.0], [1.0], [1e6]])
+        >>> comm.mix(robust.nearest_neighbours(w, x, 1), x)[:2].tolist()
+        [[0.5], [0.5]]
     """
     near = comm.to_near(w)
     n, k = near.idx.shape

@@ -45,6 +45,11 @@ class Needs:
         local: adversaries must be row-local.
         broadcast: all receivers must get the same message.
         check: `check(alg, network)` raises ValueError; called when the network is concrete.
+
+    Example:
+        >>> needs = algorithms.ExactDiffusion.needs
+        >>> needs.net.__name__, needs.static, needs.lossless
+        ('Graph', True, True)
     """
 
     net: type
@@ -58,7 +63,16 @@ class Needs:
 
 
 class History(NamedTuple):
-    """What every round reported, leaves `[rounds, ...]`; the fields of `Info`, and two more."""
+    """What every round reported, leaves `[rounds, ...]`; the fields of `Info`, and two more.
+
+    Example:
+        >>> run = jaxfl.simulate(
+        ...     algorithms.FedAvg(lr=0.5), problems.quadratics(n=4).clients(),
+        ...     networks.Uniform(4, 2), jnp.zeros(5), jax.random.key(0), rounds=20,
+        ... )
+        >>> {name: total.shape for name, total in run.history.totals().items()}
+        {'rounds': (20,), 'megabytes': (20,), 'grads': (20,), 'seconds': (20,)}
+    """
 
     loss: Scalar
     up: Scalar
@@ -150,6 +164,16 @@ def simulate(
     Raises:
         ValueError: a network that does not fit the algorithm, values out of range, sizes that
             disagree, `every` that does not divide `rounds`, clients whose examples are on the host.
+
+    Example:
+        >>> problem = problems.quadratics(n=4)
+        >>> run = jaxfl.simulate(
+        ...     algorithms.FedAvg(lr=0.5), problem.clients(), networks.Uniform(4, 2),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=20,
+        ...     every=10, evaluate=metrics.Distance(problem.optimum),
+        ... )
+        >>> run.state.params.shape, run.history.loss.shape, run.evaluations["distance"].shape
+        ((5,), (20,), (2,))
     """
     clients._resident()
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
@@ -425,6 +449,11 @@ def grid(alg: Any, **values: Any) -> Any:
     Raises:
         ValueError: an unknown field (with the nearest), a list for a static field, values out of
             range.
+
+    Example:
+        >>> sweep = jaxfl.grid(algorithms.FedProx, lr=[0.1, 1.0], mu=[0.0, 0.01, 0.1])
+        >>> print(sweep.lr, sweep.mu)
+        [0.1 0.1 0.1 1.  1.  1. ] [0.   0.01 0.1  0.   0.01 0.1 ]
     """
     if not dataclasses.is_dataclass(alg):
         raise ValueError(
@@ -475,6 +504,13 @@ def scaled(**schedules: Callable[[Scalar], Scalar]) -> Callable[[Any, Scalar], A
 
     Returns:
         `schedule(alg, t) -> alg`.
+
+    Example:
+        >>> import optax
+        >>> from jaxfl.simulate import scaled
+        >>> schedule = scaled(lr=optax.linear_schedule(1.0, 0.0, 10))
+        >>> float(schedule(algorithms.FedAvg(lr=2.0), 5).lr)
+        1.0
     """
 
     def schedule(alg, t):
@@ -500,17 +536,38 @@ def _unknown(what, name, known):
 
 
 def hyper(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = np.inf) -> Any:
-    """A traced hyperparameter; its range lives in the field's metadata and only there."""
+    """A traced hyperparameter; its range lives in the field's metadata and only there.
+
+    Example:
+        >>> from jaxfl.simulate import hyper
+        >>> field = hyper(0.9, high=1.0)
+        >>> field.default, field.metadata["high"]
+        (0.9, 1.0)
+    """
     return struct.field(default=default, metadata={"low": low, "high": high})
 
 
 def count(default: int, *, low: int = 1) -> Any:
-    """A static count: it sets a shape or a trip count, one program per value."""
+    """A static count: it sets a shape or a trip count, one program per value.
+
+    Example:
+        >>> algorithms.FedAvg(lr=0.1, steps=5).steps
+        5
+        >>> jaxfl.grid(algorithms.FedAvg(lr=0.1, steps=0))
+        Traceback (most recent call last):
+            ...
+        ValueError: FedAvg.steps must be in [1, inf], got 0; for example `FedAvg(steps=1)`
+    """
     return struct.field(pytree_node=False, default=default, metadata={"low": low})
 
 
 def choice(*names: str) -> Any:
-    """A static name, the first by default: one program per value."""
+    """A static name, the first by default: one program per value.
+
+    Example:
+        >>> jaxfl.grid(algorithms.DSGD(lr=0.1, order="cta")).order
+        'cta'
+    """
     return struct.field(pytree_node=False, default=names[0], metadata={"names": names})
 
 

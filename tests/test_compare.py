@@ -18,8 +18,9 @@ import pytest
 import jaxfl
 from jaxfl import data, metrics, models, networks, plots
 from jaxfl.algorithms import FedAvg
-from jaxfl.compare import Comparison, dataset, partitions
+from jaxfl.compare import Comparison
 from jaxfl.config import DEFAULT, Config, parse
+from jaxfl.experiment import dataset, partitions
 from jaxfl.networks import graphs
 
 HUGE = 1e200  # diverges in the second step
@@ -180,7 +181,10 @@ def test_files():
     written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [float(r["score"]) for r in written] == [r.score for r in found.rows()]
     assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 3
-    assert str(found) == found.text() and found.text(200).splitlines()[0] in found._repr_html_()
+    assert (
+        repr(found) == str(found) == found.text()
+        and found.text(200).splitlines()[0] in found._repr_html_()
+    )
 
 
 def test_table_fits_a_narrow_terminal():
@@ -190,6 +194,15 @@ def test_table_fits_a_narrow_terminal():
     for words in map(str.split, wide.splitlines()[1:3]):
         assert all(word in narrow.split() for word in words)
     assert "…" not in narrow
+
+
+def test_text_is_text_in_a_notebook_too(monkeypatch):
+    import rich.console
+
+    found, _ = small()
+    plain = found.text()
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)  # there rich displays
+    assert found.text() == plain
 
 
 def test_pictures():
@@ -344,7 +357,9 @@ REFUSED = [
     ({"algorithms": "choco(compress=topk(ratio=0.1))"}, "topk has no 'ratio'"),
     ({"data": "digit"}, "did you mean 'digits'"),
     ({"data": "digits(colour=1)"}, "digits has no 'colour'"),
-    ({"data": "nowhere.npz"}, "cannot read data 'nowhere.npz'"),
+    ({"data": "nowhere.npz"}, "cannot read data 'nowhere.npz': no such file"),
+    ({"data": "table('nowhere.csv', target='y')"}, "nowhere.csv"),
+    ({"data": "table('adult.csv')"}, "table: missing a required argument: 'target'"),
     ({"partition": "dirichlett"}, "did you mean 'dirichlet'"),
     ({"partition": "natural"}, "no natural clients"),
     ({"partition": "shards(k=2)"}, "shards has no 'k'"),
@@ -375,10 +390,26 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match="cannot read a comparison"):
         Comparison.load(tmp_path)
     np.savez(tmp_path / "bad.npz", x=np.ones(3))
-    with pytest.raises(ValueError, match="y is not a file in the archive|'y'"):
+    with pytest.raises(ValueError, match="bad.npz.*expected arrays x and y.*found x"):
         dataset(str(tmp_path / "bad.npz"))
     np.savez(tmp_path / "good.npz", x=np.ones((9, 2)), y=np.arange(9) % 3, client=[*"aaabbbccc"])
     assert dataset(str(tmp_path / "good.npz")).partition.n == 3
+
+
+def test_data_of_any_format(tmp_path, monkeypatch):
+    """A folder, a file, a file with options; a name of a data set comes before a file."""
+    from test_files import CSV, make_idx
+
+    make_idx(tmp_path)
+    assert dataset(str(tmp_path)).train["x"].shape[1:] == (4, 5, 1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "iris").write_bytes(CSV)
+    assert dataset("iris").classes == 3 and len(dataset("iris").train["y"]) > 90
+    (tmp_path / "a.csv").write_bytes(CSV)
+    with pytest.raises(ValueError, match=r"use `data=\"table\('a.csv', target='label'\)\"`"):
+        dataset("a.csv")
+    call = "table('a.csv', target='label', client='country', features=['age'])"
+    assert dataset(call).partition.n >= 1 and dataset(call).classes == 2
 
 
 def test_unwritable_folder_is_refused_before_computing(tmp_path, monkeypatch):

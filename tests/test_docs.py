@@ -38,7 +38,9 @@ def check_grammar(cls):
     outside = [line for line in rest.splitlines()[1:] if re.match(r"\S", line)]
     assert len(outside) == len(found) - 1, "every other line is indented"
     assert all(part[label.lower()] for label in found)
-    assert all(text.endswith(".") for text in part.values() if isinstance(text, str))
+    assert ">>> " in part["example"]
+    texts = [text for label, text in part.items() if label not in ("args", "example")]
+    assert all(text.endswith(".") for text in texts)
     assert max(map(len, text.splitlines())) <= 96
 
 
@@ -132,10 +134,57 @@ def test_sections_and_citations():
     assert len(set(keys)) == len(titles), "two sources share a BibTeX key"
     for entry in jaxfl.cite(*CLASSES).split("\n\n")[1:]:
         assert entry.count("{") == entry.count("}") and entry.startswith("@")
+    assert "{Gossip Algorithms" not in jaxfl.cite("choco(order='code')")  # the variant that ran
     journal = docs.Reference(("Nedic",), "On graphs", "SIAM Journal on Optimization", 2017)
     assert journal.bibtex().startswith("@article{nedic2017graphs,\n")
     preprint = docs.Reference(("Li", "Hu"), "On it", "arXiv", 2019, "1909.06335")
     assert preprint.bibtex().startswith("@misc") and "arXiv:1909.06335, 2019" in preprint.plain()
+
+
+@pytest.mark.quick
+def test_citations_of_what_a_run_used():
+    """Names with options, instances with their parts, settings; nothing that nobody published."""
+    import json
+
+    import xarray as xr
+
+    from jaxfl import algorithms, compress, data, models, networks
+
+    said = lambda *used: re.findall(r"^(\w+): ", jaxfl.cite(*used).partition("\n\n")[0], re.M)[:-1]
+    assert said("dsgd @ exponential") == ["DSGD", "exponential"]
+    assert said("choco(compress=qsgd(16)) @ ring") == ["Choco", "QSGD"]
+    world = networks.Attacked(networks.graph("ring", 8), networks.first(1, 8), networks.ALIE())
+    assert said(algorithms.Choco(lr=0.1, compress=compress.QSGD()), world) == [
+        *("Choco", "QSGD", "ALIE")
+    ]
+    assert said(data.mixture(3, size=20), models.lenet5(), data.shards, "metropolis", "leaf") == [
+        *("mixture", "lenet5", "shards", "metropolis", "leaf")
+    ]
+    assert said(data.load("iris"), compress.TopK(0.1), networks.Everyone(3)) == []
+    settings = {"algorithms": ["fedavg"], "partition": "dirichlet(variant='client')"}
+    config = jaxfl.Config.make(**settings, adversary="ipm", graph="exponential")
+    assert said(config) == ["FedAvg", "dirichlet", "mlp"], "no attackers, no graph"
+    assert "Hsu" in jaxfl.cite(config) and "Zeng" not in jaxfl.cite(config)
+    over = {"algorithm": ["scaffold", "dsgd"], "adversary": ["alie", "ipm"], "byzantine": [1]}
+    attrs = {"config": json.dumps(dataclasses.asdict(config)), "over": json.dumps(over)}
+    assert said(xr.Dataset(attrs=attrs)) == [
+        *("Scaffold", "DSGD", "dirichlet", "mlp", "exponential", "ALIE", "IPM")
+    ]
+    points = json.dumps([{"algorithm": "ditto"}, {"data": "synthetic(alpha=1)"}])
+    assert said(xr.Dataset(attrs=attrs | {"over": points})) == [
+        *("Ditto", "dirichlet", "mlp", "synthetic")
+    ]
+    with pytest.raises(ValueError, match="did you mean 'scaffold'"):
+        jaxfl.cite("scafold(lr=1)")
+    text = jaxfl.cite(networks.ALIE(), networks.WEIGHTS["metropolis"])
+    entry = next(e for e in text.split("\n\n") if e.startswith("@inproceedings{baruch2019"))
+    assert "\n  title" not in entry, "a title that no docstring has is not made up"
+    assert r"Systems \& Control Letters" in text
+    every = [thing for kind in docs._registries().values() for thing in kind.values()]
+    keys = {r.key: (r.title, r.year) for thing in every for r in docs.references(thing)}
+    for thing in every:
+        for reference in docs.references(thing):
+            assert keys[reference.key] == (reference.title, reference.year), "one key, two sources"
 
 
 # The README and its kind --------------------------------------------------------------------------
@@ -293,7 +342,7 @@ def test_public_names_have_docstrings(name):
 
 @pytest.mark.quick
 def test_public_interface():
-    assert sorted(jaxfl.__all__) == jaxfl.__all__ and len(jaxfl.__all__) <= 24
+    assert sorted(jaxfl.__all__) == jaxfl.__all__ and len(jaxfl.__all__) <= 25
     for name in jaxfl.__all__:
         assert getattr(jaxfl, name) is not None
         assert f"`{name}`" in jaxfl.__doc__

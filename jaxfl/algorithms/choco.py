@@ -38,6 +38,10 @@ class Choco:
         with Compressed Communication", ICML 2019, arXiv 1902.00340, algorithm 2 ("icml");
         Koloskova, Lin, Stich, Jaggi, "Decentralized Deep Learning with Arbitrary Communication
         Compression", ICLR 2020, arXiv 1907.09356 ("code"); the authors' code was read.
+    Example:
+        >>> choco = algorithms.Choco(lr=0.1, compress=compress.TopK(0.1))
+        >>> print(jaxfl.grid(choco, gamma=[0.1, 0.2, 0.4]).gamma)
+        [0.1 0.2 0.4]
     """
 
     lr: Scalar = hyper()

@@ -40,6 +40,16 @@ class DADAO:
     Deviations: none; the flow is the closed form of the authors' matrix exponential.
     Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
         ICML 2023, arXiv 2208.00779; the authors' code was read, rates of convergence are recalled.
+    Example:
+        >>> ring, problem = networks.graphs.make("ring", 8), problems.quadratics(n=8)
+        >>> rates = networks.dadao_rates(ring)
+        >>> alg = algorithms.DADAO(problem.lipschitz, problem.convexity, rates["chi1"])
+        >>> run = jaxfl.simulate(
+        ...     alg, problem.clients(), networks.poisson(ring, rounds=20, edge_rates=rates["rate"]),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=20,
+        ... )
+        >>> run.state.params.shape
+        (8, 5)
     """
 
     smoothness: Scalar = hyper(low=1e-30)

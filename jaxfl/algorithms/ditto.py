@@ -36,6 +36,9 @@ class Ditto:
     Deviations: none; PFLlib's default lam = 0 would be local training only.
     Source: Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through
         Personalization", ICML 2021, arXiv 2012.04221, algorithm 1; PFLlib's code was read.
+    Example:
+        >>> print(jaxfl.grid(algorithms.Ditto, lr=0.5, lam=[0.0, 1.0]).lam)
+        [0. 1.]
     """
 
     lr: Scalar = hyper()

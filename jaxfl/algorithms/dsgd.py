@@ -38,6 +38,13 @@ class DSGD:
         Descent", NeurIPS 2017 ("cta"); Koloskova, Loizou, Boreiri, Jaggi, Stich, "A Unified
         Theory of Decentralized SGD with Changing Topology and Local Updates", ICML 2020 ("atc",
         local steps); the code of RelaySGD was read.
+    Example:
+        >>> run = jaxfl.simulate(
+        ...     algorithms.DSGD(lr=0.1), problems.quadratics(n=8).clients(),
+        ...     networks.graph("ring", 8), jnp.zeros(5), jax.random.key(0), rounds=300,
+        ... )
+        >>> run.state.params.shape, f"{metrics.consensus(run.state.params):.2f}"
+        ((8, 5), '0.05')
     """
 
     lr: Scalar = hyper()

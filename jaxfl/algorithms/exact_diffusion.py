@@ -48,6 +48,9 @@ class ExactDiffusion:
         Part I: Algorithm Development", IEEE Transactions on Signal Processing 2019; Tang, Lian,
         Yan, Zhang, Liu, "D2: Decentralized Training over Decentralized Data", ICML 2018, arXiv
         1803.07068 (lazy = 0); the codes of Bluefog and RelaySGD were read.
+    Example:
+        >>> print(jaxfl.grid(algorithms.ExactDiffusion, lr=[0.1, 0.3, 1.0]).lr)
+        [0.1 0.3 1. ]
     """
 
     lr: Scalar = hyper()

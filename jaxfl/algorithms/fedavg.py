@@ -35,6 +35,14 @@ class FedAvg:
     Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of
         Deep Networks from Decentralized Data", AISTATS 2017, arXiv 1602.05629, algorithm 1;
         third-party code was read.
+    Example:
+        >>> problem = problems.quadratics(n=4, shared=False)
+        >>> run = jaxfl.simulate(
+        ...     algorithms.FedAvg(lr=0.5), problem.clients(), networks.Everyone(4),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=100,  # clients drift apart
+        ... )
+        >>> print(f"{np.linalg.norm(run.state.params - problem.optimum):.1f}")
+        0.6
     """
 
     lr: Scalar = hyper()

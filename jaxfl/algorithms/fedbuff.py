@@ -59,6 +59,14 @@ class FedBuff:
     Source: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, "Federated Learning with Buffered
         Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639, algorithm 1; the authors' code
         was read.
+    Example:
+        >>> run = jaxfl.simulate(
+        ...     algorithms.FedBuff(lr=0.1), problems.quadratics(n=8).clients(),
+        ...     networks.arrivals(8, buffer=2, rounds=30),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=30,
+        ... )
+        >>> run.history.clients[:4].tolist()
+        [2.0, 2.0, 2.0, 2.0]
     """
 
     lr: Scalar = hyper()

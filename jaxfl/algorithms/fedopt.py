@@ -49,6 +49,9 @@ class FedOpt:
         and FedExP's code corrects the bias.
     Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive Federated
         Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2; third-party code was read.
+    Example:
+        >>> algorithms.FedOpt(lr=0.1, server_lr=0.01, kind="yogi").beta2
+        0.99
     """
 
     lr: Scalar = hyper()
@@ -93,15 +96,30 @@ class FedOpt:
 
 
 def FedAdagrad(lr: Scalar, **fields: Any) -> FedOpt:
-    """`FedOpt(kind="adagrad")` with the paper's beta1 = 0."""
+    """`FedOpt(kind="adagrad")` with the paper's beta1 = 0.
+
+    Example:
+        >>> algorithms.FedAdagrad(lr=0.1, tau=0.01).beta1
+        0.0
+    """
     return FedOpt(lr=lr, **{"kind": "adagrad", "beta1": 0.0, **fields})
 
 
 def FedAdam(lr: Scalar, **fields: Any) -> FedOpt:
-    """`FedOpt(kind="adam")`."""
+    """`FedOpt(kind="adam")`.
+
+    Example:
+        >>> algorithms.FedAdam(lr=0.1, server_lr=0.01).kind
+        'adam'
+    """
     return FedOpt(lr=lr, **{"kind": "adam", **fields})
 
 
 def FedYogi(lr: Scalar, **fields: Any) -> FedOpt:
-    """`FedOpt(kind="yogi")`."""
+    """`FedOpt(kind="yogi")`.
+
+    Example:
+        >>> algorithms.FedYogi(lr=0.1, beta2=0.999).kind
+        'yogi'
+    """
     return FedOpt(lr=lr, **{"kind": "yogi", **fields})

@@ -36,6 +36,10 @@ class FedProx:
     Deviations: the paper's inexact local solution is a fixed number of steps here.
     Source: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous
         Networks", MLSys 2020, arXiv 1812.06127, algorithm 2; third-party code was read.
+    Example:
+        >>> sweep = jaxfl.grid(algorithms.FedProx, lr=[0.1, 0.3], mu=[0.0, 0.01, 0.1])
+        >>> print(sweep.mu)
+        [0.   0.01 0.1  0.   0.01 0.1 ]
     """
 
     lr: Scalar = hyper()

@@ -60,6 +60,14 @@ class GossipLearning:
         data", Concurrency and Computation 2013; Hegedűs, Danner, Jelasity, "Decentralized learning
         works: An empirical comparison of gossip learning and federated learning", Journal of
         Parallel and Distributed Computing 2021; gossipy's code was read, the papers recalled.
+    Example:
+        >>> run = jaxfl.simulate(
+        ...     algorithms.GossipLearning(lr=0.1), problems.quadratics(n=8).clients(),
+        ...     networks.gossip(networks.graphs.make("ring", 8), rounds=20),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=20,
+        ... )
+        >>> run.state.params.shape
+        (8, 5)
     """
 
     lr: Scalar = hyper()

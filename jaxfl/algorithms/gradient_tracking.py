@@ -35,6 +35,9 @@ class GradientTracking:
         under Uncoordinated Constant Stepsizes", CDC 2015 ("atc"); Qu, Li, "Harnessing Smoothness
         to Accelerate Distributed Optimization", IEEE Transactions on Control of Network Systems
         2018; the codes of Bluefog and RelaySGD were read.
+    Example:
+        >>> jaxfl.grid(algorithms.GradientTracking(lr=0.1), lr=[0.1, 0.3, 1.0]).lr.shape
+        (3,)
     """
 
     lr: Scalar = hyper()

@@ -35,6 +35,15 @@ class MoNNA:
         repeated. Byzantine nodes run the rule too, on the truth about themselves.
     Source: Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust Collaborative Learning
         with Linear Gradient Overhead", ICML 2023, arXiv 2209.10931; the authors' code was read.
+    Example:
+        >>> problem, liars = problems.quadratics(n=8, zeta=0.0), networks.first(1, 8)
+        >>> world = networks.Attacked(networks.Quorum(8, f=1), liars, networks.SignFlip(scale=1e6))
+        >>> run = jaxfl.simulate(
+        ...     algorithms.MoNNA(lr=0.1, f=1.0), problem.clients(), world,
+        ...     jnp.zeros(5), jax.random.key(0), rounds=50,
+        ... )
+        >>> bool(jnp.abs(run.state.params[1:]).max() < 10)
+        True
     """
 
     lr: Scalar = hyper()

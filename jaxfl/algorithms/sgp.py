@@ -33,6 +33,14 @@ class SGP:
         Learning", ICML 2019, algorithm 1; Nedic, Olshevsky, "Stochastic Gradient-Push for Strongly
         Convex Functions on Time-Varying Directed Graphs", IEEE Transactions on Automatic Control
         2016; reconstructed from memory of the paper, checked numerically.
+    Example:
+        >>> run = jaxfl.simulate(
+        ...     algorithms.SGP(lr=0.1), problems.quadratics(n=8).clients(),
+        ...     networks.graph("one_peer_exponential", 8),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=30,
+        ... )
+        >>> run.state.params.shape
+        (8, 5)
     """
 
     lr: Scalar = hyper()

@@ -57,6 +57,12 @@ def crop_and_flip(pad: int = 4, flip: bool = True) -> CropAndFlip:
 
     Raises:
         ValueError: a negative pad.
+
+    Example:
+        >>> flip = data.crop_and_flip(pad=0)
+        >>> images = {"x": jnp.arange(12.0).reshape(1, 2, 2, 3), "y": jnp.array([0])}
+        >>> flip(images, jax.random.key(0))["x"].shape
+        (1, 2, 2, 3)
     """
     if pad < 0:
         raise ValueError(f"pad must be >= 0 pixels, got {pad}; for no crop `crop_and_flip(pad=0)`")

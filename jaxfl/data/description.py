@@ -11,7 +11,18 @@ from jaxfl.data.partition import Partition
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """Sizes and labels of a federated data set; `str` is a table, `plot` a picture."""
+    """Sizes and labels of a federated data set; `str` is a table, `plot` a picture.
+
+    Example:
+        >>> print(data.describe(data.synthetic(n=4, size=50)))
+        data         synthetic
+        examples     136 train, 32 valid, 32 test
+        classes      10
+        clients      4
+        per client   34 to 34, median 34, deviation over mean 0
+        labels       0 to 44 examples each
+        per client   1 to 2.4 labels, effectively
+    """
 
     name: str
     parts: dict[str, int]  # examples of train, valid and test
@@ -63,6 +74,14 @@ def describe(data: Any, partition: Partition | None = None) -> Description:
     Args:
         data: a `Dataset`, or `jaxfl.Clients` with examples `{"x": ..., "y": ...}`.
         partition: of the training examples (default: the natural one, if there is one).
+
+    Example:
+        >>> iris = data.load("iris")
+        >>> found = data.describe(iris, data.shards(iris.train["y"], n=6, per_client=1))
+        >>> found.sizes.tolist()
+        [17, 17, 17, 17, 17, 17]
+        >>> found.histogram.tolist()
+        [[0, 0, 17], [0, 0, 17], [17, 0, 0], [17, 0, 0], [0, 17, 0], [0, 17, 0]]
     """
     if hasattr(data, "loss"):  # Clients
         examples = data.data.arrays

@@ -86,6 +86,14 @@ def idx(
         ValueError: a truncated or wrong file; images and labels that disagree.
 
     Deviations: labels of EMNIST's "letters" are 0 to 25, where the file has 1 to 26.
+
+    Example:
+        >>> from pathlib import Path
+        >>> head = lambda *shape: bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        >>> _ = Path("train-images-idx3-ubyte").write_bytes(head(6, 2, 2) + bytes(24))
+        >>> _ = Path("train-labels-idx1-ubyte").write_bytes(head(6) + bytes([0, 1, 2, 0, 1, 2]))
+        >>> data.idx(".", valid=0).train["x"].shape
+        (6, 2, 2, 1)
     """
     path = Path(path)
     images = path
@@ -269,6 +277,12 @@ def cifar(
 
     Raises:
         ValueError: a truncated or wrong file; a label out of range; a pickle with something else.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("data_batch_1.bin").write_bytes(bytes(20 * 3073))
+        >>> data.cifar(".").train["x"].shape
+        (14, 32, 32, 3)
     """
     path = Path(path)
     if labels not in ("fine", "coarse"):
@@ -371,6 +385,12 @@ def npz(
 
     Raises:
         ValueError: a truncated or wrong file; arrays of objects; what `from_arrays` refuses.
+
+    Example:
+        >>> np.savez("mine.npz", x=np.ones((9, 2)), y=np.arange(9) % 3, client=[*"aaabbbccc"])
+        >>> mine = data.npz("mine.npz")
+        >>> mine.classes, mine.partition.n, mine.names.tolist()
+        (3, 3, ['a', 'b', 'c'])
     """
     arrays = _npz(path)
     parts = {}
@@ -457,6 +477,15 @@ def libsvm(
     Raises:
         ValueError: a line that is not label index:value ..., naming it; indices beyond `features`,
             or so large that the dense matrix would not fit.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("a1a").write_text('''+1 1:0.5 3:1
+        ... -1 2:1
+        ... +1 3:2
+        ... ''')
+        >>> data.libsvm("a1a", valid=0, test=0).train["x"].tolist()
+        [[0.5, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0]]
     """
     files, valid, test = collect(path, valid, test, _libsvm)
     largest = max(max((p[-1] for p in places if p), default=1) for _, places, _ in files.values())

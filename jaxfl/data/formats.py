@@ -72,6 +72,11 @@ def read(path: str | Path, format: str | None = None, **options: Any) -> Dataset
     Raises:
         ValueError: an unknown format, or one that cannot be recognised; a truncated or wrong file.
         FileNotFoundError: there is nothing of that name.
+
+    Example:
+        >>> np.savez("mine.npz", x=np.ones((9, 2)), y=np.arange(9) % 3)
+        >>> data.read("mine.npz").classes
+        3
     """
     place = Path(path)
     if format is None:

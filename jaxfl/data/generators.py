@@ -75,10 +75,16 @@ def synthetic(
         A data set with its natural partition; truth: `w` `[n, d, classes]`, `b` `[n, classes]`,
         `mean` `[n, d]`.
 
-    Source: FedProx (Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, MLSys 2020), from its code.
+    Source: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous
+        Networks", MLSys 2020, arXiv 1812.06127; its code was read.
 
     Deviations: the paper calls alpha and beta variances; its code takes them as standard
         deviations, and so do we.
+
+    Example:
+        >>> made = data.synthetic(alpha=0.5, beta=0.5, n=4, size=50)
+        >>> made.partition.count.tolist(), made.classes
+        ([34, 34, 34, 34], 10)
     """
     _range(alpha=alpha, beta=beta)
     rng = np.random.default_rng(seed)
@@ -143,6 +149,11 @@ def teacher_student(
     Returns:
         A data set with its natural partition; truth: the teachers `w1` `[n, d, hidden]`, `b1`,
         `w2`, `b2`, and `cluster` `[n]`.
+
+    Example:
+        >>> made = data.teacher_student(4, rho=0.9, d=3, size=10)
+        >>> made.train["x"].shape, made.classes
+        ((24, 3), None)
     """
     _range(shift=shift, noise=noise)
     if not 0 <= rho <= 1:
@@ -208,6 +219,11 @@ def two_moons(
 
     Returns:
         A data set with its natural partition; truth: `angle` `[n]` in radians, `cluster` `[n]`.
+
+    Example:
+        >>> made = data.two_moons(4, domains=4, size=20)
+        >>> np.degrees(made.truth["angle"]).tolist()
+        [0.0, 90.0, 180.0, 270.0]
     """
     _range(noise=noise)
     if shift not in ("rotate", "flip", "none"):
@@ -279,7 +295,13 @@ def mixture(
         A data set with its natural partition; truth: `pi` `[n, components]`,
         `theta` `[components, d]`.
 
-    Source: FedEM (Marfoq, Neglia, Bellet, Kameni, Vidal, NeurIPS 2021), from its code.
+    Source: Marfoq, Neglia, Bellet, Kameni, Vidal, NeurIPS 2021, arXiv 2108.10252; FedEM's code was
+        read.
+
+    Example:
+        >>> made = data.mixture(5, components=2, d=10, size=40)
+        >>> made.truth["pi"].shape, len(made.train["y"])
+        ((5, 2), 140)
     """
     _range(noise=noise)
     if not alpha > 0 or components < 1:
@@ -337,7 +359,13 @@ def planted_regression(
     Returns:
         A data set with its natural partition; truth: `theta` `[clusters, d]`, `cluster` `[n]`.
 
-    Source: prior="bernoulli": IFCA (Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020), from its code.
+    Source: Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020, arXiv 2006.04088 (IFCA,
+        `prior="bernoulli"`); its code was read.
+
+    Example:
+        >>> made = data.planted_regression(6, clusters=2, d=3, size=5)
+        >>> made.truth["cluster"].tolist(), made.train["x"].shape
+        ([0, 1, 0, 1, 0, 1], (30, 3))
     """
     _range(noise=noise, scale=scale)
     if prior not in ("normal", "bernoulli"):

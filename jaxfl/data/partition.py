@@ -19,7 +19,13 @@ Number = float | int | np.floating | np.integer  # what a checker at run time ta
 
 
 class Partition(NamedTuple):
-    """Client i owns the examples `order[start[i] : start[i] + count[i]]`, in ascending order."""
+    """Client i owns the examples `order[start[i] : start[i] + count[i]]`, in ascending order.
+
+    Example:
+        >>> partition = data.iid(10, n=3)
+        >>> partition.count.tolist(), len(partition.of(0))
+        ([4, 3, 3], 4)
+    """
 
     order: Int[np.ndarray, " N"]  # int32, indices of examples, grouped by client
     start: Int[np.ndarray, " n"]  # int32
@@ -234,6 +240,10 @@ def iid(size: ArrayLike | int, n: int, *, seed: Seed = 0, minimum: int = 1) -> P
 
     Raises:
         ValueError: there are fewer than `n * minimum` examples.
+
+    Example:
+        >>> data.iid(10, n=3).count.tolist()
+        [4, 3, 3]
     """
     y = _unlabelled(size)
     _check(n, len(y), minimum)
@@ -277,14 +287,22 @@ def dirichlet(
     Raises:
         ValueError: there are fewer than `n * minimum` examples, or an argument is out of range.
 
-    Source: class: NIID-Bench (Li, Diao, Chen, He, ICDE 2022), from its code; class_uncapped: FedLab
-        (Zeng et al., JMLR 2023), from its code; client: Hsu, Qi, Brown 2019; fedem: Marfoq et al.,
-        NeurIPS 2021, from its code.
+    Source: Li, Diao, Chen, He, ICDE 2022 ("class", NIID-Bench's code was read); Zeng et al., JMLR
+        2023 ("class_uncapped", FedLab's code was read); Hsu, Qi, Brown, "Measuring the Effects of
+        Non-Identical Data Distribution for Federated Visual Classification", arXiv 2019, arXiv
+        1909.06335 ("client"); Marfoq, Neglia, Bellet, Kameni, Vidal, NeurIPS 2021, arXiv 2108.10252
+        ("fedem", its code was read).
 
     Deviations: the published codes draw again until every client has its minimum, which may never
         happen; here the largest clients give the missing examples. Hsu et al. write Dir(alpha p):
         their alpha is C times ours, which means the same as in the other variants. Sizes of
         "client" differ by one where n does not divide N, so that no example is lost.
+
+    Example:
+        >>> y = data.load("digits").train["y"]
+        >>> partition = data.dirichlet(y, n=20, alpha=0.1, seed=0)
+        >>> partition.n, int(partition.count.sum()) == len(y)
+        (20, True)
     """
     y, sizes = _dense(labels)
     _check(n, len(y), minimum)
@@ -375,7 +393,13 @@ def shards(
     Raises:
         ValueError: there are fewer than `n * minimum` examples, or `per_client` is below 1.
 
-    Source: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, AISTATS 2017.
+    Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of
+        Deep Networks from Decentralized Data", AISTATS 2017, arXiv 1602.05629.
+
+    Example:
+        >>> y = np.repeat([0, 1, 2, 3], 6)
+        >>> data.shards(y, n=4, per_client=1).describe(y)["histogram"].max(1).tolist()
+        [6, 6, 6, 6]
     """
     y, sizes = _dense(labels)
     _check(n, len(y), minimum)
@@ -414,11 +438,16 @@ def labels_per_client(
     Raises:
         ValueError: `n * k` is less than the number of classes, or `n * minimum` exceeds N.
 
-    Source: equal shares: "#C = k" of NIID-Bench (Li, Diao, Chen, He, ICDE 2022); Dirichlet weights:
+    Source: Li, Diao, Chen, He, ICDE 2022 (equal shares: "#C = k" of NIID-Bench); Dirichlet weights:
         the extended Dirichlet split ("exdir") of PFLlib.
 
     Deviations: holders are balanced, where the sources draw labels independently. A client below
         its minimum is filled up with labels it has, and with another one only if those run out.
+
+    Example:
+        >>> y = np.repeat(np.arange(4), 10)
+        >>> (data.labels_per_client(y, n=4, k=2).describe(y)["histogram"] > 0).sum(1).tolist()
+        [2, 2, 2, 2]
     """
     y, sizes = _dense(labels)
     classes = len(sizes)
@@ -464,7 +493,12 @@ def quantity(
     Raises:
         ValueError: both or none of `beta` and `sigma`, or fewer than `n * minimum` examples.
 
-    Source: beta: NIID-Bench (Li, Diao, Chen, He, ICDE 2022).
+    Source: Li, Diao, Chen, He, ICDE 2022 (beta, in NIID-Bench).
+
+    Example:
+        >>> sizes = data.quantity(1000, n=5, sigma=1.0).count
+        >>> int(sizes.sum()), int(sizes.min()) >= 1
+        (1000, True)
     """
     y = _unlabelled(size)
     _check(n, len(y), minimum)
@@ -492,6 +526,11 @@ def natural(ids: ArrayLike) -> tuple[Partition, Shaped[np.ndarray, " n"]]:
 
     Raises:
         ValueError: `ids` is not one column, or some are missing.
+
+    Example:
+        >>> partition, names = data.natural(["bob", "anna", "bob"])
+        >>> names.tolist(), partition.of(1).tolist()
+        (['anna', 'bob'], [0, 2])
     """
     array = np.asarray(ids)
     if array.ndim != 1:
@@ -519,6 +558,11 @@ def split(
 
     Returns:
         Two partitions of the same data (each over some of the examples) with the same clients.
+
+    Example:
+        >>> rest, held = data.split(data.iid(20, n=4), test=0.2)
+        >>> rest.count.tolist(), held.count.tolist()
+        ([4, 4, 4, 4], [1, 1, 1, 1])
     """
     owner = partition.owner()
     which = _thirds(owner, 0.0, test, np.random.default_rng(seed))
@@ -577,7 +621,12 @@ def rotate(x: Shaped[np.ndarray, "N ..."], partition: Partition, angles: ArrayLi
     Raises:
         ValueError: not images, not one angle per client, or a quarter turn of oblong images.
 
-    Source: quarter turns: IFCA (Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020).
+    Source: Ghosh, Chung, Yin, Ramchandran, NeurIPS 2020, arXiv 2006.04088 (quarter turns, IFCA).
+
+    Example:
+        >>> x, partition = np.array([[[1, 2], [3, 4]]]), data.iid(1, n=1)
+        >>> data.rotate(x, partition, [90]).tolist()
+        [[[2, 4], [1, 3]]]
     """
     turns = _per_client("angles", angles, partition)
     if x.ndim not in (3, 4):
@@ -613,7 +662,13 @@ def noise(
         sigma: the level that client n would have; client 0 stays clean.
         seed: a number or a NumPy generator.
 
-    Source: NIID-Bench (Li, Diao, Chen, He, ICDE 2022).
+    Source: Li, Diao, Chen, He, ICDE 2022 (NIID-Bench).
+
+    Example:
+        >>> x, partition = np.zeros((1000, 2)), data.iid(1000, n=2)
+        >>> noisy = data.noise(x, partition, sigma=2.0)
+        >>> [float(noisy[partition.of(i)].std().round(1)) for i in (0, 1)]
+        [0.0, 1.0]
     """
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be 0 or more, and finite; got {sigma}")
@@ -645,6 +700,11 @@ def permute_labels(
 
     Raises:
         ValueError: a label or a group is out of range, or there is not one group per client.
+
+    Example:
+        >>> y, partition = np.array([0, 1, 2, 0, 1, 2]), data.natural([0, 0, 0, 1, 1, 1])[0]
+        >>> data.permute_labels(y, partition, groups=[0, 1], classes=3).tolist()
+        [0, 1, 2, 1, 2, 0]
     """
     group = _integers(_per_client("groups", groups, partition))
     for name, array in (("groups", group), ("y", y)):

@@ -21,7 +21,16 @@ _CHUNK = 1 << 20
 
 
 class FileError(ValueError):
-    """A file that is not what it should be: its name, what was expected, what was found."""
+    """A file that is not what it should be: its name, what was expected, what was found.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("a.txt").write_text("+1 1:x")
+        >>> data.libsvm("a.txt")
+        Traceback (most recent call last):
+            ...
+        jaxfl.data.parts.FileError: a.txt: expected label index:value ...; found '+1 1:x'
+    """
 
 
 class Part(NamedTuple):

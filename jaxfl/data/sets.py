@@ -16,7 +16,13 @@ Examples = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Examples in three parts, and what is known of them."""
+    """Examples in three parts, and what is known of them.
+
+    Example:
+        >>> iris = data.load("iris")
+        >>> iris.describe()["shape"], iris.classes, sorted(iris.train)
+        ((4,), 3, ['x', 'y'])
+    """
 
     name: str
     train: Examples  # {"x": [N, ...], "y": [N]}
@@ -224,6 +230,12 @@ def from_arrays(
     Raises:
         ValueError: NaN, inf or something that is not a number; labels out of range; lengths that
             disagree; no examples; missing client ids.
+
+    Example:
+        >>> x, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+        >>> mine = data.from_arrays(x, y, client=np.repeat(["a", "b"], 10))
+        >>> mine.partition.n, len(mine.train["y"]), len(mine.valid["y"]), len(mine.test["y"])
+        (2, 12, 4, 4)
     """
     x, y = _numeric("x", x, dtype), _numeric("y", y, dtype)
     if x.dtype == bool:
@@ -277,6 +289,12 @@ def from_table(
 
     Raises:
         ValueError: a column that is missing, not numeric, not finite or of another length.
+
+    Example:
+        >>> columns = {"age": [30, 40, 50, 60], "ill": [0, 0, 1, 1], "clinic": ["a", "a", "b", "b"]}
+        >>> mine = data.from_table(columns, target="ill", client="clinic", valid=0, test=0)
+        >>> mine.train["x"].tolist(), mine.names.tolist()
+        ([[30.0], [40.0], [50.0], [60.0]], ['a', 'b'])
     """
     known = getattr(getattr(columns, "dtype", None), "names", None) or list(columns)
     if features is None:
@@ -364,6 +382,11 @@ def load(
 
     Raises:
         ValueError: no data set of that name; the message names the nearest one.
+
+    Example:
+        >>> digits = data.load("digits", image=True)
+        >>> digits.train["x"].shape, digits.classes
+        ((1259, 8, 8, 1), 10)
     """
     if name not in DATASETS:
         raise ValueError(f"no data set {_nearest(name, sorted(DATASETS))}")

@@ -138,6 +138,17 @@ def table(
         ValueError: a truncated or wrong file; a line with too many or few cells; a column that is
             missing, or a feature that is not a number.
         ImportError: Parquet or Arrow without `jaxfl[data]`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("adult.csv").write_text('''age,hours,country,income
+        ... 30,40,fr,low
+        ... 40,35,de,high
+        ... 50,20,fr,low
+        ... ''')
+        >>> adult = data.table("adult.csv", target="income", client="country", valid=0, test=0)
+        >>> adult.train["x"].tolist(), adult.train["y"].tolist(), adult.names.tolist()
+        ([[30.0, 40.0], [40.0, 35.0], [50.0, 20.0]], [1, 0, 1], ['de', 'fr'])
     """
 
     def load(file: str | Path) -> tuple[str | Path, Mapping[str, np.ndarray]]:
@@ -235,6 +246,14 @@ def huggingface(
     Raises:
         ValueError: a truncated or wrong file; no such column; images of several sizes.
         ImportError: without `jaxfl[data]`.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> import pyarrow.parquet
+        >>> rows = pa.table({"text": ["so good", "so bad", "good day"], "label": [1, 0, 1]})
+        >>> pa.parquet.write_table(rows, "train.parquet")
+        >>> data.huggingface("train.parquet", length=3, valid=0, test=0).train["x"].shape
+        (3, 3)
     """
     pa, place = _lazily("pyarrow"), Path(path)
     found: dict[str, Any] = {}

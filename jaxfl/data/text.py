@@ -34,6 +34,10 @@ def vocabulary(sentences: Iterable[Sequence[str]], size: int) -> tuple[str, ...]
 
     Raises:
         ValueError: `size` is below 1.
+
+    Example:
+        >>> data.vocabulary([["a", "b", "a"], ["c", "a", "b"]], size=2)
+        ('a', 'b')
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 word; got {size}")
@@ -54,6 +58,11 @@ class Tokens:
     Source: the baselines of TensorFlow Federated, whose code was read.
 
     Deviations: TFF finds the bucket with another hash; with one bucket there is no difference.
+
+    Example:
+        >>> tokens = data.Tokens(["the", "cat"])
+        >>> tokens(["the", "dog"]), tokens.size, tokens.text(np.array([2, 0]))
+        ([1, 3], 6, ['cat'])
     """
 
     def __init__(self, vocabulary: Sequence[str], buckets: int = 1) -> None:
@@ -106,6 +115,11 @@ def characters(
         ValueError: `length` is below 1.
 
     Source: the baselines of TensorFlow Federated, whose code was read.
+
+    Example:
+        >>> x, y, text = data.characters(["to be"], length=4)
+        >>> x.shape, data.Tokens(data.text.SHAKESPEARE).text(y[0])
+        ((2, 4), ['t', 'o', ' ', 'b'])
     """
     _positive(length)
     tokens = Tokens(SHAKESPEARE) if tokens is None else tokens
@@ -137,6 +151,11 @@ def words(
         ValueError: `length` is below 1.
 
     Source: the baselines of TensorFlow Federated, whose code was read.
+
+    Example:
+        >>> x, y = data.words([["how", "do", "i"]], data.Tokens(["how", "do", "i"]), length=4)
+        >>> x.tolist(), y.tolist()
+        ([[5, 1, 2, 3]], [[1, 2, 3, 6]])
     """
     _positive(length)
     rows = np.full((len(sentences), length + 1), tokens.pad, np.int32)

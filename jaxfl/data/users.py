@@ -90,10 +90,20 @@ def leaf(
         ValueError: a truncated or wrong file; users, x, y and num_samples that disagree; a user
             without examples.
 
-    Source: LEAF (Caldas et al., arXiv 2018), whose code was read.
+    Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", arXiv 2018; their code was
+        read.
 
     Deviations: characters and words are numbered as `Tokens` says; LEAF numbers characters from 0,
         and those that it does not know -1. LEAF pads with its unknown word.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> user = {"x": [[0.0, 1.0], [1.0, 0.0]], "y": [0, 1]}
+        >>> record = {"users": ["anna"], "num_samples": [2], "user_data": {"anna": user}}
+        >>> _ = Path("all.json").write_text(json.dumps(record))
+        >>> data.leaf("all.json", valid=0, test=0).train["x"].tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     path = Path(path)
     folder = path / "data" if (path / "data" / "train").is_dir() else path
@@ -290,6 +300,16 @@ def tff(
 
     Deviations: clients of CIFAR-100's test, who are others under the same numbers, are "test 0" and
         so on. The vocabulary is in the order of the counts of the clients read.
+
+    Example:
+        >>> import h5py
+        >>> with h5py.File("emnist_train.h5", "w") as file:
+        ...     for writer in ("f0001_41", "f0002_12"):
+        ...         group = file.create_group(f"examples/{writer}")
+        ...         group["pixels"], group["label"] = np.ones((3, 28, 28), "f4"), np.arange(3)
+        >>> found = data.tff("emnist_train.h5", valid=0, test=0)
+        >>> found.names.tolist(), found.train["x"].shape
+        (['f0001_41', 'f0002_12'], (6, 28, 28, 1))
     """
     path = Path(path)
     for name, value, known in (

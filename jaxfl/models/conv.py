@@ -22,7 +22,12 @@ FORMS = {"cpu": "shifts"}
 
 
 def form(backend: str) -> str:
-    """The form of convolution that a backend runs fastest: `"shifts"` or `"lax"`."""
+    """The form of convolution that a backend runs fastest: `"shifts"` or `"lax"`.
+
+    Example:
+        >>> models.form("cpu"), models.form("gpu")
+        ('shifts', 'lax')
+    """
     return FORMS.get(backend, "lax")
 
 
@@ -45,6 +50,10 @@ def shifts(
 
     Raises:
         ValueError: if the kernel is larger than the padded image.
+
+    Example:
+        >>> models.shifts(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].tolist()
+        [[4.0, 6.0], [6.0, 9.0]]
     """
     kh, kw = kernel.shape[:2]
     if isinstance(padding, str):
@@ -100,7 +109,12 @@ def grouped(
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
 ) -> Num[Array, "b h2 w2 o"]:
-    """Convolve by `lax.conv_general_dilated`, which `vmap` over kernels turns into groups."""
+    """Convolve by `lax.conv_general_dilated`, which `vmap` over kernels turns into groups.
+
+    Example:
+        >>> models.grouped(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].tolist()
+        [[4.0, 6.0], [6.0, 9.0]]
+    """
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
 
@@ -115,6 +129,12 @@ class Conv(nn.Module):
         padding: `"SAME"`, `"VALID"`, or (low, high) per axis.
         bias: whether a bias is added.
         form: `"shifts"`, `"lax"`, or None for the choice of `form(backend)`.
+
+    Example:
+        >>> images = jnp.ones((2, 8, 8, 3))
+        >>> layer = models.Conv(16, strides=(2, 2))
+        >>> jax.eval_shape(layer.init, jax.random.key(0), images)["params"]["kernel"].shape
+        (3, 3, 3, 16)
     """
 
     features: int
@@ -145,6 +165,10 @@ def max_pool(x: Shaped[Array, "b h w c"], window: int = 2) -> Shaped[Array, "b h
     Reshape, then maxima of two arrays at a time: the gradient is selects, several times faster on
     the CPU than that of `max` over an axis, which is far faster than that of `reduce_window`. A tie
     shares the gradient, halved at each comparison.
+
+    Example:
+        >>> models.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+        [[5.0, 7.0], [13.0, 15.0]]
     """
     b, h, w, c = x.shape
     h, w = h // window, w // window

@@ -28,6 +28,14 @@ class Loss:
         model: the model.
         measure: `measure(outputs, examples) -> [B]`, or `[B, tasks]` for several tasks: a
             module-level function or a frozen record, so that equal losses are equal.
+
+    Example:
+        >>> absolute = lambda outputs, examples: jnp.abs(outputs - examples["y"]).sum(-1)
+        >>> linear = lambda params, x: x @ params
+        >>> model = models.from_functions(lambda key: jnp.zeros((2, 1)), linear)
+        >>> loss = models.Loss(model, absolute)
+        >>> loss(model.init(None), {"x": jnp.ones((3, 2)), "y": jnp.ones((3, 1))}, None).tolist()
+        [1.0, 1.0, 1.0]
     """
 
     model: Model
@@ -42,7 +50,13 @@ class Loss:
 
 @dataclass(frozen=True)
 class Regularised:
-    """A loss plus `l2/2` times the squared norm of all parameters."""
+    """A loss plus `l2/2` times the squared norm of all parameters.
+
+    Example:
+        >>> loss = lambda params, examples, key: jnp.zeros(2)
+        >>> models.Regularised(loss, 2.0)(jnp.array([1.0, 2.0]), {}, None).tolist()
+        [5.0, 5.0]
+    """
 
     loss: Callable[..., Any]
     l2: float
@@ -55,12 +69,29 @@ class Regularised:
 
 
 def cross_entropy(model: Model) -> Loss:
-    """Cross-entropy of logits [B, C] and integer labels `y` [B], in nats; [B]."""
+    """Cross-entropy of logits [B, C] and integer labels `y` [B], in nats; [B].
+
+    Example:
+        >>> linear = lambda params, x: x @ params
+        >>> model = models.from_functions(lambda key: jnp.zeros((2, 4)), linear)
+        >>> loss = models.cross_entropy(model)
+        >>> examples = {"x": jnp.ones((3, 2)), "y": jnp.array([0, 1, 3])}
+        >>> print(loss(model.init(None), examples, None).round(2))
+        [1.39 1.39 1.39]
+    """
     return Loss(model, _cross_entropy)
 
 
 def squared_error(model: Model) -> Loss:
-    """Half the squared distance of outputs [B, ...] to targets `y` (as many numbers); [B]."""
+    """Half the squared distance of outputs [B, ...] to targets `y` (as many numbers); [B].
+
+    Example:
+        >>> linear = lambda params, x: x @ params
+        >>> model = models.from_functions(lambda key: jnp.zeros((2, 1)), linear)
+        >>> examples = {"x": jnp.ones((2, 2)), "y": jnp.array([1.0, 2.0])}
+        >>> models.squared_error(model)(model.init(None), examples, None).tolist()
+        [0.5, 2.0]
+    """
     return Loss(model, _squared_error)
 
 
@@ -75,6 +106,11 @@ def sequence_cross_entropy(model: Model, pad: int = -1) -> Loss:
 
     Deviations: sequences weigh the same however many tokens they have; frameworks that average over
         all tokens of a minibatch weigh a sequence by its length.
+
+    Example:
+        >>> loss = models.sequence_cross_entropy(models.char_lstm(vocab=90), pad=0)
+        >>> loss.model.name
+        'char_lstm'
     """
     return Loss(model, _Tokens(pad))
 
@@ -88,6 +124,11 @@ def regularised(loss: Callable[..., Any], l2: float) -> Regularised:
 
     Raises:
         ValueError: if `l2` is negative.
+
+    Example:
+        >>> loss = models.regularised(models.cross_entropy(models.logistic(4, 3)), l2=0.01)
+        >>> loss.l2
+        0.01
     """
     if l2 < 0:
         raise ValueError(f"l2: expected at least 0, got {l2}. Use l2=0 to turn it off.")

@@ -38,6 +38,11 @@ class Model:
         init: `init(key) -> params`, a nested dict of arrays.
         apply: `apply(params, x, key=None, train=False) -> outputs` [B, ...]; `key` draws what
             training draws at random (dropout), `train` turns it on.
+
+    Example:
+        >>> model = models.logistic(4, 3)
+        >>> model.name, model == models.logistic(4, 3)
+        ('logistic', True)
     """
 
     name: str
@@ -63,6 +68,12 @@ def from_functions(
 
     Raises:
         TypeError: if `apply` needs an argument other than `key` and `train`.
+
+    Example:
+        >>> linear = lambda params, x: x @ params
+        >>> model = models.from_functions(lambda key: jnp.zeros((4, 3)), linear)
+        >>> model.apply(model.init(jax.random.key(0)), jnp.ones((2, 4))).shape
+        (2, 3)
     """
     signature = inspect.signature(apply)
     names = set(list(signature.parameters)[2:]) & {"key", "train"}
@@ -88,6 +99,12 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
 
     Raises:
         ValueError: if the module keeps state, such as BatchNorm's running statistics.
+
+    Example:
+        >>> from flax import linen
+        >>> model = models.from_linen(linen.Dense(3), jnp.ones((1, 4)))
+        >>> model.name, model.apply(model.init(jax.random.key(0)), jnp.ones((2, 4))).shape
+        ('Dense', (2, 3))
     """
     init = _LinenInit(module, tuple(example.shape[1:]), str(example.dtype))
     kinds = jax.eval_shape(init.variables, jax.random.key(0)).keys() - {"params"}
@@ -110,6 +127,12 @@ def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -
     Raises:
         ValueError: if the module keeps state, such as BatchNorm's running statistics.
         TypeError: if an argument cannot be hashed.
+
+    Example:
+        >>> from flax import nnx
+        >>> model = models.from_nnx(nnx.Linear, 4, 3)
+        >>> model.name, model.apply(model.init(jax.random.key(0)), jnp.ones((2, 4))).shape
+        ('Linear', (2, 3))
     """
     from flax import nnx
 

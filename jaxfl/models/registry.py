@@ -37,6 +37,12 @@ def make(name: str, examples: dict[str, Any], classes: int, **options: Any) -> M
 
     Raises:
         ValueError: if there is no such model, or it has no such option.
+
+    Example:
+        >>> digits = data.load("digits")
+        >>> model = models.make("mlp", digits.train, digits.classes, hidden=[32])
+        >>> jax.eval_shape(model.apply, model.init(jax.random.key(0)), digits.test["x"][:5]).shape
+        (5, 10)
     """
     if name not in MODELS:
         near = get_close_matches(name, MODELS, cutoff=0.4) or sorted(MODELS)

@@ -23,7 +23,12 @@ def ranged(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float 
 
 @struct.dataclass
 class Honest:
-    """Everyone sends what the algorithm says."""
+    """Everyone sends what the algorithm says.
+
+    Example:
+        >>> networks.Attacked(networks.Everyone(4)).adversary
+        Honest()
+    """
 
     local: ClassVar[bool] = True
 
@@ -40,7 +45,13 @@ class SignFlip:
         scale: >= 0, traced.
 
     Source: standard attack; the per-client variant (epfml's bit flip), not byzfl's negated mean,
-    which is `IPM(1)`.
+        which is `IPM(1)`.
+
+    Example:
+        >>> liars = networks.first(1, 3)
+        >>> world = networks.Attacked(networks.Everyone(3), liars, networks.SignFlip(scale=4.0))
+        >>> world(0, jax.random.key(0)).send(jnp.ones((3, 1)), jax.random.key(1)).tolist()
+        [[-4.0], [1.0], [1.0]]
     """
 
     scale: Scalar = ranged(1.0)
@@ -60,6 +71,13 @@ class GaussianNoise:
         sigma: >= 0, traced.
 
     Source: byzfl's Gaussian.
+
+    Example:
+        >>> world = networks.Attacked(
+        ...     networks.Everyone(20), networks.first(2, 20), networks.GaussianNoise(sigma=10.0)
+        ... )
+        >>> world.adversary
+        GaussianNoise(sigma=10.0)
     """
 
     sigma: Scalar = ranged(1.0)
@@ -82,7 +100,13 @@ class ALIE:
         z: standard deviations, traced; `alie_z(n, f)` is the paper's choice, byzfl's default 1.5.
 
     Source: Baruch, Baruch, Goldberg, NeurIPS 2019; the sign as in epfml's code (byzfl adds), the
-    standard deviation with one degree of freedom less (ddof = 1) as in both.
+        standard deviation with one degree of freedom less (ddof = 1) as in both.
+
+    Example:
+        >>> liars = networks.first(4, 20)
+        >>> world = networks.Attacked(networks.Everyone(20), liars, networks.ALIE(z=1.0))
+        >>> int(world.byzantine.sum()), world.adversary
+        (4, ALIE(z=1.0))
     """
 
     z: Scalar = 1.5
@@ -111,6 +135,11 @@ class IPM:
         epsilon: traced; .1 is stealthy, 1 is byzfl's sign flip, 2 its default.
 
     Source: Xie, Koyejo, Gupta, "Fall of Empires", UAI 2020.
+
+    Example:
+        >>> liars = networks.first(1, 4)
+        >>> networks.Attacked(networks.Everyone(4), liars, networks.IPM(epsilon=2.0)).adversary
+        IPM(epsilon=2.0)
     """
 
     epsilon: Scalar = ranged(0.1, low=-math.inf)
@@ -134,7 +163,13 @@ class Dissensus:
     Args:
         epsilon: traced; 1 leaves i where it was (isolation), more pushes apart.
 
-    Source: He, Karimireddy, Jaggi 2022, as in their code.
+    Source: He, Karimireddy, Jaggi, arXiv 2022, arXiv 2202.01545; as in their code.
+
+    Example:
+        >>> ring = networks.graph("ring", 4)
+        >>> world = networks.Attacked(ring, networks.first(1, 4), networks.Dissensus(epsilon=2.0))
+        >>> world.adversary
+        Dissensus(epsilon=2.0)
     """
 
     epsilon: Scalar = ranged(1.0, low=-math.inf)
@@ -164,7 +199,14 @@ class Dissensus:
 
 @struct.dataclass
 class Perfect:
-    """A channel that changes nothing."""
+    """A channel that changes nothing.
+
+    Example:
+        >>> message = {"w": jnp.ones((4, 2))}
+        >>> net = networks.Everyone(4)(0, jax.random.key(0))
+        >>> net.send(message, jax.random.key(1)) is message, net.send.channel
+        (True, Perfect())
+    """
 
     def __call__(self, message: Stacked, send: "Send", key: Key) -> Stacked:
         """The message."""
@@ -177,6 +219,11 @@ class Noisy:
 
     Args:
         sigma: >= 0, traced.
+
+    Example:
+        >>> world = networks.Attacked(networks.graph("ring", 8), channel=networks.Noisy(0.01))
+        >>> world.channel
+        Noisy(sigma=0.01)
     """
 
     sigma: Scalar = ranged(0.0)
@@ -201,7 +248,15 @@ class Noisy:
 
 @struct.dataclass
 class Send:
-    """The net's `send`: the adversary, then the channel."""
+    """The net's `send`: the adversary, then the channel.
+
+    Example:
+        >>> liars = networks.first(1, 3)
+        >>> world = networks.Attacked(networks.Everyone(3), liars, networks.SignFlip())
+        >>> net = world(0, jax.random.key(0))
+        >>> net.send(jnp.array([[1.0], [2.0], [3.0]]), jax.random.key(1)).tolist()
+        [[-1.0], [2.0], [3.0]]
+    """
 
     byzantine: Scalar  # [s] bool
     id: Scalar  # [s] identities, keys follow them
@@ -235,6 +290,10 @@ def alie_z(n: int, f: int) -> float:
 
     Raises:
         ValueError: unless 0 <= f and a majority needs honest supporters, s > 0.
+
+    Example:
+        >>> round(networks.alie_z(50, 24), 2)
+        1.43
     """
     from statistics import NormalDist
 

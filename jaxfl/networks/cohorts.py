@@ -38,6 +38,10 @@ class Everyone:
     Args:
         n: number of clients, static.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> networks.Everyone(4)(0, jax.random.key(0)).idx.tolist()
+        [0, 1, 2, 3]
     """
 
     n: int = struct.field(pytree_node=False)
@@ -62,6 +66,11 @@ class Uniform:
         n: number of clients, static.
         size: of the cohort, 1 to n, static.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> net = networks.Uniform(1_000_000, 8)(0, jax.random.key(0))
+        >>> len(set(net.idx.tolist())), float(net.participants())
+        (8, 8.0)
     """
 
     n: int = struct.field(pytree_node=False)
@@ -126,6 +135,11 @@ class Bernoulli:
         unbiased: weight 1 / (n rate_i) instead of 1, so that weights sum to 1 on average, traced, 0
             or 1; where c clients came and a subset was kept, c / slots times that.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> network = networks.Bernoulli(1000, rate=0.1, slots=200)
+        >>> network.n, network.rate, network.slots
+        (1000, 0.1, 200)
     """
 
     n: int = struct.field(pytree_node=False)
@@ -166,6 +180,11 @@ class Weighted:
         rate: `[n]`, >= 0, traced; a client of rate 0 never takes part, its slot may stay empty.
         size: of the cohort, 1 to n, static.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> network = networks.Weighted(np.array([1.0, 1.0, 0.0, 2.0]), size=3)
+        >>> sorted(network(0, jax.random.key(0)).idx.tolist())
+        [0, 1, 3]
     """
 
     rate: Scalar = ranged()
@@ -198,6 +217,10 @@ class Cyclic:
         n: number of clients, static.
         size: of a group, 1 to n, static.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> [networks.Cyclic(6, 2)(t, jax.random.key(0)).idx.tolist() for t in range(4)]
+        [[0, 1], [2, 3], [4, 5], [0, 1]]
     """
 
     n: int = struct.field(pytree_node=False)
@@ -225,6 +248,12 @@ class Available:
         available: `[rounds, n]` bool, indexed by round; `markov` makes one.
         size: of the cohort, 1 to n, static; fewer available clients leave empty slots.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> by_day = np.array([[True, True, False, False], [False, False, True, True]])
+        >>> network = networks.Available(by_day, size=2)
+        >>> [sorted(network(t, jax.random.key(0)).idx.tolist()) for t in (0, 1)]
+        [[0, 1], [2, 3]]
     """
 
     available: Scalar
@@ -264,6 +293,11 @@ class Drop:
     Args:
         network: a network of cohorts.
         rate: probability, scalar or `[n]`, in [0, 1], traced.
+
+    Example:
+        >>> network = networks.Drop(networks.Everyone(100), rate=1.0)
+        >>> float(network(0, jax.random.key(0)).participants())
+        0.0
     """
 
     network: Any
@@ -318,6 +352,11 @@ def markov(
 
     Raises:
         ValueError: probabilities out of range, size not in 1 to n, rounds < 1.
+
+    Example:
+        >>> network = networks.markov(10, 3, rounds=100, up=0.2, down=0.1)
+        >>> network.available.shape
+        (100, 10)
     """
     _fits(n, size)
     if not (0 < up <= 1 and 0 <= down <= 1):
@@ -347,6 +386,13 @@ def label_rates(labels: np.ndarray, partition: tuple, strength: float) -> np.nda
 
     Returns:
         `[n]` rates with mean 1, for `Weighted`.
+
+    Example:
+        >>> y = np.array([0, 0, 1, 1])
+        >>> rates = networks.label_rates(y, data.shards(y, 2, 1), strength=1.0)
+        >>> network = networks.Weighted(rates, size=1)
+        >>> sorted(rates.round(2).tolist())
+        [0.54, 1.46]
     """
     order, start, count = (np.asarray(a) for a in partition[:3])
     rank = np.asarray(labels, float) / max(1, int(np.max(labels)))

@@ -194,8 +194,8 @@ def barabasi_albert(n: int, m: int = 2, seed: Seed = 0) -> NxGraph:
 def exponential(n: int) -> NxGraph:
     """The static exponential digraph: i sends to i + 2^b mod n for b = 0..⌈log2 n⌉-1.
 
-    Source: Ying, Yuan, Chen, Hu, Pan, Yin, Exponential graph is provably efficient for
-    decentralized deep training, NeurIPS 2021.
+    Source: Ying, Yuan, Chen, Hu, Pan, Yin, "Exponential graph is provably efficient for
+        decentralized deep training", NeurIPS 2021.
     """
     return _graph(n, ((i, (i + (1 << b)) % n) for i in range(n) for b in range(_phases(n))), True)
 
@@ -240,9 +240,9 @@ def random_out(n: int, k: int = 2, seed: Seed = 0) -> NxGraph:
 def one_peer_exponential(n: int) -> Int[np.ndarray, "tau n"]:
     """In phase t node i receives from i - 2^t mod n (and sends to i + 2^t), t = 0..⌈log2 n⌉-1.
 
-    Source: Ying, Yuan, Chen, Hu, Pan, Yin, Exponential graph is provably efficient for
-    decentralized deep training, NeurIPS 2021: the product of one period averages exactly iff n
-    is a power of two.
+    Source: Ying, Yuan, Chen, Hu, Pan, Yin, "Exponential graph is provably efficient for
+        decentralized deep training", NeurIPS 2021 (one period averages exactly iff n is a power
+        of two).
     """
     phases = 1 << np.arange(_phases(n))[:, None]
     return ((np.arange(_size(n)) - phases) % n).astype(np.int32)

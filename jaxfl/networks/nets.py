@@ -31,6 +31,11 @@ class Links:
             its uplink.
         down: bits per second that a client receives, scalar or `[n]`; graphs ignore it, their
             receiver is another one's uplink.
+
+    Example:
+        >>> phones = networks.Links(compute=0.2, latency=0.1, up=1e6, down=5e6)
+        >>> networks.Uniform(100, 10, links=phones).links.up
+        1000000.0
     """
 
     compute: Scalar = ranged(0.01)
@@ -49,7 +54,13 @@ class Links:
 
 @struct.dataclass
 class Cohort:
-    """Who takes part this round."""
+    """Who takes part this round.
+
+    Example:
+        >>> net = networks.Cyclic(5, 2)(2, jax.random.key(0))
+        >>> net.idx.tolist(), net.weight.tolist()
+        ([4, 5], [1.0, 0.0])
+    """
 
     t: Scalar  # round, unbatched
     idx: Scalar  # [s] clients; an empty slot is n
@@ -75,7 +86,13 @@ class Cohort:
 
 @struct.dataclass
 class Arrivals:
-    """Whose updates fill the server's buffer this round, and how old their starting model is."""
+    """Whose updates fill the server's buffer this round, and how old their starting model is.
+
+    Example:
+        >>> net = networks.arrivals(10, buffer=3, rounds=50)(40, jax.random.key(0))
+        >>> net.idx.shape, bool(net.age.max() < 40)
+        ((3,), True)
+    """
 
     t: Scalar
     idx: Scalar  # [k] clients; an empty slot is n
@@ -95,7 +112,13 @@ class Arrivals:
 
 @struct.dataclass
 class Graph:
-    """Who hears whom this round. An inactive node does nothing: its row and column are identity."""
+    """Who hears whom this round. An inactive node does nothing: its row and column are identity.
+
+    Example:
+        >>> net = networks.graph("ring", 6)(0, jax.random.key(0))
+        >>> type(net.w).__name__, float(net.out())
+        ('Shifts', 2.0)
+    """
 
     t: Scalar
     w: comm.Weights
@@ -150,6 +173,11 @@ class Events:
     The gradients of a wave touch different nodes, and so do its exchanges (a node may compute and
     then exchange in one wave). Every node meets its events in time order, so running the waves one
     after the other, each vectorised, equals the event list: events of disjoint nodes commute.
+
+    Example:
+        >>> net = networks.poisson(networks.graphs.make("ring", 6), rounds=5)(0, jax.random.key(0))
+        >>> net.n, int(net.gradients()), int(net.exchanges())
+        (6, 6, 8)
     """
 
     t: Scalar
@@ -206,6 +234,11 @@ class Messages:
     the arrival that made its model, and the earlier arrivals of its receiver. A model that is
     replaced while messages with it are under way is kept in a slot until the last of them is read.
     All of a wave read before any writes, so wave after wave equals one arrival after the other.
+
+    Example:
+        >>> net = networks.gossip(networks.graphs.make("ring", 6), rounds=5)(1, jax.random.key(0))
+        >>> net.n, int(net.arrivals())
+        (6, 6)
     """
 
     t: Scalar

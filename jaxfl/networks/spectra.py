@@ -19,7 +19,13 @@ def second(w: ArrayLike) -> float:
 
 
 def gap(w: ArrayLike) -> float:
-    """The spectral gap 1 - ||w - J||_2, at most 0 if one step need not contract."""
+    """The spectral gap 1 - ||w - J||_2, at most 0 if one step need not contract.
+
+    Example:
+        >>> w = networks.WEIGHTS["metropolis"](networks.graphs.make("ring", 16))
+        >>> round(networks.gap(w), 4)
+        0.0507
+    """
     return 1 - second(w)
 
 
@@ -50,6 +56,11 @@ def mixing_time(w: ArrayLike, eps: float = 1e-2) -> float:
 
     Raises:
         ValueError: unless 0 < eps < 1.
+
+    Example:
+        >>> w = networks.WEIGHTS["metropolis"](networks.graphs.make("ring", 16))
+        >>> networks.mixing_time(w, eps=1e-4)
+        89.0
     """
     if not 0 < eps < 1:
         raise ValueError(f"eps must be in (0, 1), got {eps!r}: use eps=1e-2.")
@@ -131,8 +142,13 @@ def chi1(matrix: ArrayLike) -> float:
         matrix: a Laplacian Λ, or symmetric rates or mixing weights, whose off-diagonal entries
             are taken as rates (for weights that is Λ = I - w).
 
-    Source: Nabli, Oyallon, DADAO: decoupled accelerated decentralized asynchronous optimization,
-    ICML 2023.
+    Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
+        ICML 2023, arXiv 2208.00779.
+
+    Example:
+        >>> ring = networks.graphs.make("ring", 8)
+        >>> round(networks.chi1(networks.WEIGHTS["metropolis"](ring)), 2)
+        5.12
     """
     least = np.linalg.eigvalsh(_laplacian(matrix))
     return float(1 / least[1]) if least[1] > 1e-12 * least[-1] else math.inf
@@ -142,6 +158,11 @@ def chi2(matrix: ArrayLike) -> float:
     """max over edges (i, j) of (e_i - e_j)' Λ⁺ (e_i - e_j) / 2; argument and source as for `chi1`.
 
     With equal rates of total 1 it is (n-1)/2 on every tree and every edge-transitive graph.
+
+    Example:
+        >>> rates = np.array([[0.0, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.0]])
+        >>> round(networks.chi2(rates), 6)
+        1.0
     """
     matrix = _laplacian(matrix)
     inverse = np.linalg.pinv(matrix, hermitian=True)

@@ -32,6 +32,11 @@ class Timeline:
     Args:
         nets: a net whose leaves have a leading axis of rounds, traced.
         n: number of clients, static.
+
+    Example:
+        >>> timeline = networks.arrivals(10, buffer=3, rounds=50)
+        >>> timeline.n, timeline.nets.idx.shape
+        (10, (50, 3))
     """
 
     nets: Any
@@ -59,6 +64,13 @@ def alike(timelines: Sequence[Timeline]) -> list[Timeline]:
 
     Args:
         timelines: for as many rounds and nodes.
+
+    Example:
+        >>> ring = networks.graphs.make("ring", 6)
+        >>> several = networks.alike([networks.poisson(ring, rounds=3, seed=s) for s in range(4)])
+        >>> stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+        >>> stacked.nets.at.shape[0]
+        4
     """
     nets = [timeline.nets for timeline in timelines]
     tables = [k for k, a in vars(nets[0]).items() if getattr(a, "ndim", 0) == 3]
@@ -126,8 +138,14 @@ def arrivals(
         ValueError: sizes out of range, an unknown law, or a scale that is not positive.
 
     Source: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, "Federated Learning with Buffered
-    Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639; with concurrency n, FedBuff of
-    Fraboni, Vidal, Kameni, Lorenzi, JMLR 2023, arXiv 2206.10189.
+        Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639; Fraboni, Vidal, Kameni, Lorenzi,
+        JMLR 2023, arXiv 2206.10189 (their FedBuff has concurrency n).
+
+    Example:
+        >>> network = networks.arrivals(10, buffer=3, rounds=50, durations="exponential")
+        >>> net = network(0, jax.random.key(0))
+        >>> net.age.tolist(), float(net.participants())
+        ([0, 0, 0], 3.0)
     """
     concurrency = n if concurrency is None else concurrency
     _between("buffer", buffer, 1, n)
@@ -223,6 +241,13 @@ def poisson(
     Raises:
         ValueError: a directed graph, rates that are negative, asymmetric or off the edges, and what
             `from_events` refuses.
+
+    Example:
+        >>> ring = networks.graphs.make("ring", 8)
+        >>> rates = networks.dadao_rates(ring)
+        >>> network = networks.poisson(ring, rounds=10, edge_rates=rates["rate"])
+        >>> network.n, type(network(0, jax.random.key(0))).__name__
+        (8, 'Events')
     """
     _between("rounds", rounds, 1)
     n, edges, rates = _clocks(graph, edge_rates)
@@ -272,7 +297,12 @@ def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
         ValueError: a directed or disconnected graph.
 
     Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
-    ICML 2023, arXiv 2208.00779; their code was read.
+        ICML 2023, arXiv 2208.00779; their code was read.
+
+    Example:
+        >>> found = networks.dadao_rates(networks.graphs.make("ring", 8))
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'rate': 1.222, 'chi1': 1.397, 'chi2': 0.358}
     """
     count = graph.number_of_edges()
     one = spectra.laplacian(graph, 1 / count)
@@ -314,6 +344,13 @@ def from_events(
     Raises:
         ValueError: times unsorted or out of range, unknown nodes, an exchange of a node with
             itself, too few waves.
+
+    Example:
+        >>> times, i, j = np.array([0.1, 0.2, 0.5]), np.array([0, 1, 0]), np.array([3, 3, 1])
+        >>> network = networks.from_events(times, i, j, 3, rounds=1)
+        >>> net = network(0, jax.random.key(0))
+        >>> int(net.gradients()), int(net.exchanges())
+        (2, 1)
     """
     times, i, j = np.asarray(times, float), np.asarray(i, np.int64), np.asarray(j, np.int64)
     _check_events(times, i, j, n, rounds, unit)
@@ -362,7 +399,14 @@ def from_events(
 def to_events(
     timeline: Timeline,
 ) -> tuple[Float[np.ndarray, " e"], Int[np.ndarray, " e"], Int[np.ndarray, " e"]]:
-    """The events of a timeline in their order: times, i, and j (n for a gradient)."""
+    """The events of a timeline in their order: times, i, and j (n for a gradient).
+
+    Example:
+        >>> times, i, j = np.array([0.1, 0.2, 0.5]), np.array([0, 1, 0]), np.array([3, 3, 1])
+        >>> found = networks.to_events(networks.from_events(times, i, j, 3, rounds=1))
+        >>> [a.round(3).tolist() for a in found]
+        [[0.1, 0.2, 0.5], [0, 1, 0], [3, 3, 1]]
+    """
     net = timeline.nets
     parts = []
     for i, j, when, number in (
@@ -548,8 +592,14 @@ def gossip(
         ValueError: numbers out of range, an unknown clock, and what `from_messages` refuses.
 
     Source: Ormándi, Hegedűs, Jelasity, "Gossip learning with linear models on fully distributed
-    data", Concurrency and Computation 2013; Polato's gossipy, whose code was read. There, a node
-    without neighbours also silences those that come after it in the step.
+        data", Concurrency and Computation 2013; Polato's gossipy, whose code was read. There, a
+        node without neighbours also silences those that come after it in the step.
+
+    Example:
+        >>> ring = networks.graphs.make("ring", 8)
+        >>> network = networks.gossip(ring, rounds=10, delay=(0, 10), drop=0.1, online=0.9)
+        >>> network.n, type(network(0, jax.random.key(0))).__name__
+        (8, 'Messages')
     """
     rng = np.random.default_rng(seed)
     first, peers = _successors(graph)
@@ -636,6 +686,13 @@ def from_messages(
 
     Raises:
         ValueError: times out of range, unknown nodes, messages to oneself, too few waves.
+
+    Example:
+        >>> sent, received = np.array([0.1, 0.2]), np.array([0.3, np.inf])
+        >>> i, j = np.array([0, 1]), np.array([1, 2])
+        >>> network = networks.from_messages(sent, received, i, j, 3, rounds=1)
+        >>> int(network(0, jax.random.key(0)).arrivals())
+        1
     """
     sent, received = np.asarray(sent, float), np.asarray(received, float)
     i, j = np.asarray(i, np.int64), np.asarray(j, np.int64)

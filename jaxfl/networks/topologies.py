@@ -26,6 +26,11 @@ def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
 
     Returns:
         `Dense`, `Shifts` (circulant) or `Near`.
+
+    Example:
+        >>> ring = networks.WEIGHTS["metropolis"](networks.graphs.make("ring", 16))
+        >>> type(networks.mixing(ring)).__name__
+        'Shifts'
     """
     w = np.asarray(w)
     degree = int((w != 0).sum(1).max())
@@ -54,6 +59,11 @@ class Static:
         links: speeds, for simulated seconds.
         sums: which sums of w are 1: "row", "column" (directed push graphs), "doubly" (both), or
             "symmetric" (both, and w = w'), static.
+
+    Example:
+        >>> network = networks.graph("ring", 16)
+        >>> type(network).__name__, network.n, network.sums
+        ('Static', 16, 'symmetric')
     """
 
     w: comm.Weights
@@ -99,6 +109,11 @@ def graph(
 
     Raises:
         ValueError: an unknown name or weight rule, with the nearest, or impossible sizes.
+
+    Example:
+        >>> network = networks.graph("erdos_renyi", 20, p=0.3, weights="lazy", seed=1)
+        >>> network.n, networks.graph("one_peer_exponential", 16).n
+        (20, 16)
     """
     links = links or Links()
     if name in TIME_VARYING:
@@ -124,6 +139,11 @@ def from_matrix(w: np.ndarray, *, links: Links | None = None) -> Static:
 
     Raises:
         ValueError: not square, not stochastic either way, or disconnected, naming where.
+
+    Example:
+        >>> network = networks.from_matrix(np.array([[0.5, 0.5], [0.25, 0.75]]))
+        >>> network.n, network.sums
+        (2, 'row')
     """
     w = np.asarray(w, float)
     sums = _sums([w])
@@ -154,6 +174,12 @@ class Periodic:
         n: number of nodes, static.
         links: speeds, for simulated seconds.
         sums: as for `Static`.
+
+    Example:
+        >>> pairs = np.kron(np.eye(2), np.full((2, 2), 0.5))
+        >>> network = networks.periodic([pairs, np.roll(pairs, (1, 1), (0, 1))])
+        >>> type(network).__name__, network.n
+        ('Periodic', 4)
     """
 
     w: comm.Near | comm.Dense
@@ -183,6 +209,12 @@ def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
 
     Raises:
         ValueError: matrices of different sizes, or not stochastic.
+
+    Example:
+        >>> swap = np.array([[0.0, 1.0], [1.0, 0.0]])
+        >>> network = networks.periodic([np.eye(2), swap])
+        >>> comm.to_dense(network(1, jax.random.key(0)).w).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     ws = [np.asarray(w, float) for w in ws]
     if len({w.shape for w in ws}) != 1:
@@ -233,6 +265,10 @@ class RandomMatching:
     Args:
         n: number of nodes, >= 2, static; of an odd number one node stays alone.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> networks.graph("random_matching", 6) == networks.RandomMatching(6)
+        True
     """
 
     n: int = struct.field(pytree_node=False)
@@ -267,6 +303,10 @@ class RandomOut:
         n: number of nodes, static.
         k: out-degree, 1 to n - 1, static.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> networks.graph("random_out", 6, k=2) == networks.RandomOut(6, k=2)
+        True
     """
 
     n: int = struct.field(pytree_node=False)
@@ -305,6 +345,12 @@ class Quorum:
         f: messages not waited for, static, < n.
         byzantine: `[n]` bool, whose messages always arrive; the first f by default, traced.
         links: speeds, for simulated seconds.
+
+    Example:
+        >>> liars = networks.first(3, 10)
+        >>> quorum = networks.Quorum(10, f=3, byzantine=liars)
+        >>> networks.Attacked(quorum, liars, networks.ALIE(z=1.5)).adversary
+        ALIE(z=1.5)
     """
 
     n: int = struct.field(pytree_node=False)
@@ -357,6 +403,11 @@ class LinkFailures:
         rate: probability, in [0, 1], traced.
         keep: "row" (the receiver puts a lost weight on itself: gossip) or "column" (the sender
             keeps the mass: push-sum), static; "" for the sums that the network has, "row" if both.
+
+    Example:
+        >>> network = networks.LinkFailures(networks.graph("ring", 8), rate=0.2)
+        >>> network.n, network.rate
+        (8, 0.2)
     """
 
     network: Any
@@ -425,6 +476,11 @@ class Churn:
             `[rounds, n]` by round: `markov(...).available` for nodes that stay away for a while.
             Traced.
         keep: as for `LinkFailures`.
+
+    Example:
+        >>> network = networks.Churn(networks.graph("ring", 1000), present=0.5)
+        >>> 400 < int(network(0, jax.random.key(0)).active.sum()) < 600
+        True
     """
 
     network: Any
@@ -472,6 +528,12 @@ class Attacked:
             default nobody.
         adversary: what they send: `SignFlip()`, `ALIE(...)`, `IPM(...)`, ...
         channel: what happens to every message: `Noisy(sigma)`.
+
+    Example:
+        >>> ring = networks.graph("ring", 8)
+        >>> world = networks.Attacked(ring, networks.first(2, 8), networks.SignFlip())
+        >>> world(0, jax.random.key(0)).send.byzantine.tolist()
+        [True, True, False, False, False, False, False, False]
     """
 
     network: Any
@@ -526,7 +588,12 @@ class Attacked:
 
 
 def first(f: int, n: int) -> np.ndarray:
-    """`[n]` bool: the first f of n clients."""
+    """`[n]` bool: the first f of n clients.
+
+    Example:
+        >>> networks.first(2, 5).tolist()
+        [True, True, False, False, False]
+    """
     return np.arange(n) < f
 
 

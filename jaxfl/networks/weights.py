@@ -22,8 +22,8 @@ KINDS = ("symmetric", "doubly", "row", "column")
 def metropolis(graph: NxGraph) -> Float[np.ndarray, "n n"]:
     """Metropolis-Hastings weights 1 / (1 + max(d_i, d_j)): local, positive diagonal, any graph.
 
-    Source: Xiao, Boyd, Fast linear iterations for distributed averaging, Systems & Control
-    Letters, 2004 (local-degree weights; the 1 in the denominator keeps the diagonal positive).
+    Source: Xiao, Boyd, "Fast linear iterations for distributed averaging", Systems & Control
+        Letters 2004 (local-degree weights; the 1 in the denominator keeps the diagonal positive).
     """
     edges = _undirected(graph, "metropolis")
     degree = edges.sum(1)
@@ -31,7 +31,12 @@ def metropolis(graph: NxGraph) -> Float[np.ndarray, "n n"]:
 
 
 def lazy(w: ArrayLike) -> Float[np.ndarray, "n n"]:
-    """(I + w) / 2, without negative eigenvalues (as EXTRA wants it), at half the gap."""
+    """(I + w) / 2, without negative eigenvalues (as EXTRA wants it), at half the gap.
+
+    Example:
+        >>> networks.lazy(np.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+    """
     w = _square(w)
     return (np.eye(len(w)) + w) / 2
 
@@ -59,8 +64,8 @@ def best_constant(graph: NxGraph) -> Float[np.ndarray, "n n"]:
     Raises:
         ValueError: the graph is directed or disconnected.
 
-    Source: Xiao, Boyd, Fast linear iterations for distributed averaging, Systems & Control
-    Letters, 2004.
+    Source: Xiao, Boyd, "Fast linear iterations for distributed averaging", Systems & Control
+        Letters 2004.
     """
     edges = _undirected(graph, "best_constant")
     _joined(edges, "best_constant")
@@ -96,7 +101,8 @@ def uniform(graph: NxGraph) -> Float[np.ndarray, "n n"]:
 def column_stochastic(graph: NxGraph) -> Float[np.ndarray, "n n"]:
     """Push weights: j splits its mass equally over itself and its receivers, 1 / (outdeg_j + 1).
 
-    Source: Assran, Loizou, Ballas, Rabbat, Stochastic gradient push, ICML 2019.
+    Source: Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push for Distributed Deep
+        Learning", ICML 2019.
     """
     heard = _heard(graph) + np.eye(len(graph))
     return heard / heard.sum(0, keepdims=True)
@@ -109,8 +115,8 @@ def sinkhorn(graph: NxGraph, iterations: int = 10_000) -> Float[np.ndarray, "n n
         ValueError: the graph is not strongly connected, or sums are not 1 to 1e-12 after
             `iterations`.
 
-    Source: Sinkhorn, Knopp, Concerning nonnegative matrices and doubly stochastic matrices,
-    Pacific Journal of Mathematics, 1967.
+    Source: Sinkhorn, Knopp, "Concerning nonnegative matrices and doubly stochastic matrices",
+        Pacific Journal of Mathematics 1967.
     """
     heard = _heard(graph)
     _joined(heard, "sinkhorn")
@@ -137,9 +143,9 @@ def fastest(graph: NxGraph, nonnegative: bool = False) -> Float[np.ndarray, "n n
         ImportError: cvxpy is not installed.
         ValueError: the graph is directed or disconnected.
 
-    Source: Xiao, Boyd, Fast linear iterations for distributed averaging, Systems & Control
-    Letters, 2004; with `nonnegative`, Boyd, Diaconis, Xiao, Fastest mixing Markov chain on a
-    graph, SIAM Review, 2004.
+    Source: Xiao, Boyd, "Fast linear iterations for distributed averaging", Systems & Control
+        Letters 2004; Boyd, Diaconis, Xiao, "Fastest mixing Markov chain on a graph", SIAM Review
+        2004 (`nonnegative`).
     """
     try:
         import cvxpy as cp

@@ -1,0 +1,360 @@
+"""Pictures of graphs: who talks to whom, and how fast that mixes."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxfl import metrics
+from jaxfl.plots import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = "") -> "Axes":
+    """A drawing of a graph, with its spectral gap and mixing time.
+
+    Args:
+        g: a networkx graph (of `jaxfl.networks.graphs.make`), a schedule `[tau, n]` of peers, a
+            mixing matrix `[n, n]`, or a network (of `jaxfl.networks.graph`).
+        w: `[n, n]` mixing weights, which set the widths of the edges; Metropolis-Hastings by
+            default (column-stochastic where the graph is directed). Of a schedule, one matrix per
+            phase `[tau, n, n]`.
+        ax: matplotlib axes; new ones by default.
+        title: in front of the numbers.
+    """
+    import networkx as nx
+
+    g, mixing, facts = describe(g, w)
+    with style.panel(ax, 3.4) as ax:
+        n = len(g)
+        positions: Any = nx.get_node_attributes(g, "pos") or _positions(g)
+        heaviest = max((mixing[j, i] for i, j in g.edges if i != j), default=1.0) or 1.0
+        edges = [(i, j) for i, j in g.edges if i != j]
+        widths = [0.4 + 1.2 * float(mixing[j, i] / heaviest) for i, j in edges]
+        small = min(1.0, _side(ax) / 2.6)
+        widths, size = np.multiply(small, widths), float(np.clip(2600 / n, 14, 170)) * small**2
+        arrows: dict[str, Any] = {}
+        if g.is_directed():
+            arrows = {"arrowsize": 6 * small, "connectionstyle": "arc3,rad=0.08"}
+        nx.draw_networkx_edges(
+            g, positions, edges, width=widths, edge_color="0.55", node_size=size, ax=ax, **arrows
+        )
+        nodes = nx.draw_networkx_nodes(
+            g, positions, node_size=size, node_color=style.COLOURS[0], linewidths=0, ax=ax
+        )
+        nodes.set_zorder(3)
+        if size > 60:
+            text = nx.draw_networkx_labels(g, positions, font_size=6, font_color="white", ax=ax)
+            for label in text.values():
+                label.set_zorder(4)
+        time = facts["mixing_time"]
+        numbers = f"gap {facts['gap']:.3g}, mixing time " + (
+            f"{time:.0f} rounds" if np.isfinite(time) else "infinite"
+        )
+        ax.set_title(f"{title}\n{numbers}" if title else numbers)
+        ax.set_aspect("equal")
+        ax.margins(0.08)
+        ax.set_axis_off()
+    return ax
+
+
+def _side(ax):
+    """Of the square that a drawing gets, in inches."""
+    box = ax.get_window_extent()
+    return min(box.width, box.height) / ax.figure.dpi
+
+
+def spectrum(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = "") -> "Axes":
+    """The eigenvalues of the mixing weights, and the gap between 1 and the rest.
+
+    Symmetric weights: the eigenvalues by rank, with 1 - gap = |w - J|_2, the largest modulus but
+    for the first. Others: in the complex plane, with the circle of the second largest modulus
+    |λ₂|, the rate at which consensus is reached in the end; 1 - |w - J|_2, the gap, which also
+    bounds the first rounds, is equal to 1 - |λ₂| for normal matrices and smaller for others. Of a
+    schedule the product of one period is shown.
+
+    Args:
+        g: as for `graph`.
+        w: as for `graph`.
+        ax: matplotlib axes; new ones by default.
+        title: in front of the numbers.
+    """
+    from jaxfl.networks import spectra
+
+    ws = _mixing(g, w)
+    product = np.linalg.multi_dot(ws[::-1]) if len(ws) > 1 else ws[0]
+    symmetric = abs(product - product.T).max() < 1e-9
+    values: Any = spectra.eigenvalues((product + product.T) / 2 if symmetric else product)
+    rate, n = spectra.second(product), len(product)
+    colour: Any = {"color": style.COLOURS[0], "s": 9, "linewidths": 0, "zorder": 3}
+    line: Any = {"color": style.COLOURS[1], "linewidth": 0.9}
+    with style.panel(ax, 2.6) as ax:
+        numbers = f"gap {1 - rate:.3g}" + (f" in {len(ws)} rounds" if len(ws) > 1 else "")
+        if symmetric:
+            rank = np.arange(1, n + 1)
+            ax.axhline(0, color="0.7", linewidth=0.6)
+            ax.axhspan(min(rate, 1), 1, color=style.COLOURS[1], alpha=0.15, linewidth=0)
+            for level in (rate, -rate):
+                ax.axhline(level, linestyle="--", **line)
+            ax.vlines(rank, 0, values, color="0.75", linewidth=min(0.8, 40 / n))
+            ax.scatter(rank, values, **colour)
+            ax.set(xlabel="rank", ylabel="eigenvalue")
+            ax.set_ylim(min(-0.1, 1.12 * values.min(), -1.12 * rate), 1.08)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            at: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 6}
+            ax.text(n, rate - 0.03, f"{rate:.3g}", color=style.COLOURS[1], **at)
+        else:
+            modulus = float(np.sort(abs(values))[-2]) if n > 1 else 0.0
+            angle = np.linspace(0, 2 * np.pi, 200)
+            ax.plot(np.cos(angle), np.sin(angle), color="0.6", linewidth=0.8)
+            ax.plot(modulus * np.cos(angle), modulus * np.sin(angle), linestyle="--", **line)
+            ax.scatter(values.real, values.imag, **colour)
+            ax.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
+            ax.set(xlim=(-1.12, 1.12), ylim=(-1.12, 1.12), xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+            numbers += f", |λ₂| {modulus:.3g}"
+        style.grid(ax)
+        if ax.get_window_extent().width / ax.figure.dpi < 0.06 * len(numbers):
+            numbers = numbers.replace(", ", "\n")
+        ax.set_title(f"{title}\n{numbers}" if title else numbers)
+    return ax
+
+
+def graph_and_spectrum(
+    g: Any,
+    w: ArrayLike | None = None,
+    *,
+    axes: Any = None,
+    title: str = "",
+    width: float = 3.3,
+) -> "list[Axes]":
+    """A graph beside the eigenvalues of its mixing weights.
+
+    Args:
+        g: as for `graph`.
+        w: as for `graph`.
+        axes: two matplotlib axes; a new figure by default.
+        title: above the graph.
+        width: of a new figure in inches.
+    """
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    with mpl.rc_context(style.STYLE):
+        if axes is None:
+            _, axes = pyplot.subplots(1, 2, figsize=(width, 0.58 * width), layout="constrained")
+        axes = list(np.ravel(axes))
+        graph(g, w, ax=axes[0], title=title)
+        spectrum(g, w, ax=axes[1])
+        axes[0].set_title(title)  # the spectrum shows the gap
+    return axes
+
+
+def consensus(
+    results: Any,
+    w: Any = None,
+    *,
+    by: str | None = None,
+    rounds: ArrayLike | None = None,
+    ax: Any = None,
+) -> "Axes":
+    """Consensus distance Ξ_t = (1/n) Σ_i |x_i - mean|² over rounds, and how fast mixing shrinks it.
+
+    The dashed line is Ξ_0 (1 - gap)^(2t), gap = 1 - |w - J|_2, from the first value on. For gossip
+    alone, x <- w x with rows and columns of w that sum to 1, no Ξ_t lies above it: w x - J x =
+    (w - J)(x - J x), so that a round multiplies √Ξ by at most |w - J|_2, and of a symmetric w the
+    slowest direction by just that. Decentralised SGD adds the differences of the local steps in
+    every round: its Ξ_t follows no such line but settles at a floor, where steps add what mixing
+    takes away.
+
+    Args:
+        results: of `jaxfl.sweep` or `jaxfl.compare`, or distances `[T]` or `[seeds, T]`, or
+            several of these by name.
+        w: mixing weights or a graph as for `graph`, or the gap itself; several by the names or
+            coordinates of the lines; without it no rate is drawn.
+        by: the dimension of a sweep that gets colours; "algorithm" by default, or the only one.
+        rounds: `[T]`, of the distances; 0, 1, 2, ... by default.
+        ax: matplotlib axes; new ones by default.
+
+    Raises:
+        ValueError: more dimensions than can be drawn, with what to select; no distances.
+
+    Source: Xiao, Boyd, "Fast Linear Iterations for Distributed Averaging", Systems & Control
+    Letters 2004, theorem 1.
+    """
+    title = ""
+    if not (hasattr(results, "data_vars") or hasattr(results, "best")):
+        named = results if isinstance(results, Mapping) else {"": results}
+        found = [(k, style.look(i, k), np.atleast_2d(v)) for i, (k, v) in enumerate(named.items())]
+        length = found[0][2].shape[-1]
+        at = np.arange(length) if rounds is None else np.asarray(rounds)
+    else:
+        ds = style.results(results)
+        by, values = style.colour_by(ds, by), style.variable(ds, "consensus")
+        style.only(values, [by] if by else [], "consensus")
+        at, title = ds["round"].values, style.titled(ds, by)
+        found = [
+            (label, look, one["consensus"].transpose("seed", "round").values)
+            for label, look, one in style.lines(ds, by)
+        ]
+    found = [(k, look, np.where(v > 0, v, np.nan)) for k, look, v in found]
+    found = [(k, look, v) for k, look, v in found if np.isfinite(v).any()]
+    if not found:
+        raise style.Nothing("results have no consensus distances: no algorithm was decentralised")
+    named = w if isinstance(w, Mapping) else {}
+    own = ax is None
+    with style.panel(ax) as ax:
+        firsts = []
+        for label, look, values in found:
+            look = look | {"marker": look["marker"] if len(at) <= 30 else ""}
+            mean, half = metrics.t_interval(np.log(values).T)  # of the logarithm: the axis is one
+            ax.plot(at, np.exp(mean), label=label or None, **look)
+            half = np.nan_to_num(half)
+            low, high = np.exp(mean - half), np.exp(mean + half)
+            ax.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
+            first = np.isfinite(mean).argmax()
+            firsts.append((float(np.exp(mean[first])), at[first], look["color"], label))
+        ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        rates = {k: _gap(v) for k, v in {str(k): v for k, v in named.items()}.items()}
+        if w is not None and not isinstance(w, Mapping):
+            top = max(firsts)
+            firsts, rates = [(*top[:2], "black", "all")], {"all": _gap(w)}
+        words = "gossip alone, (1 − gap)²ᵗ"
+        for start, begin, color, label in firsts:
+            if label in rates:
+                t = np.linspace(begin, at[-1], 300)
+                with np.errstate(divide="ignore"):
+                    exponent = 2 * (t - begin) * np.log(max(1 - rates[label], 1e-300))
+                y = start * np.exp(np.maximum(exponent, -600))
+                ax.plot(t, y, color=color, linestyle=":", linewidth=1.2, label=words, zorder=1)
+                words = None
+        ax.set_ylim(low, high)
+        style.logarithmic(ax.yaxis)
+        ax.set(xlabel="communication rounds", ylabel="consensus distance Ξ")
+        style.grid(ax)
+        style.legend(ax, own, title)
+    return ax
+
+
+def _gap(w):
+    if isinstance(w, float | int):
+        if not 0 <= w <= 1:
+            raise ValueError(f"a gap is in [0, 1], got {w!r}: `spectra.gap(w)`")
+        return float(w)
+    return describe(w)[2]["gap"]
+
+
+def _mixing(g, w):
+    """Weights `[tau, n, n]` of a graph, matrix, schedule or network."""
+    import networkx as nx
+
+    from jaxfl.networks import weights
+
+    if w is None and isinstance(g, nx.Graph):
+        w = weights.make("column_stochastic" if g.is_directed() else "metropolis", g)
+    elif w is None and hasattr(g, "w"):
+        w = _of_network(g)
+    elif w is None:
+        w = np.asarray(g)
+        w = weights.peers(w) if w.dtype.kind in "iu" else w
+    ws = np.asarray(w, float)
+    if ws.ndim not in (2, 3) or ws.shape[-1] != ws.shape[-2]:
+        raise ValueError(
+            f"weights must be [n, n] or, of a schedule, [tau, n, n], got {list(ws.shape)}; make "
+            'them of a graph: `weights.make("metropolis", g)`'
+        )
+    return ws if ws.ndim == 3 else ws[None]
+
+
+def _of_network(network):
+    """The matrices of a network whose weights are fixed or repeat."""
+    import jax
+
+    from jaxfl import comm, networks
+
+    if isinstance(network, networks.Periodic):
+        period = len(jax.tree.leaves(network.w)[0])
+        return [comm.to_dense(jax.tree.map(lambda a, t=t: a[t], network.w)) for t in range(period)]
+    return comm.to_dense(network.w)
+
+
+def describe(g: Any, w: ArrayLike | None = None) -> tuple[Any, Any, dict[str, float]]:
+    """A graph or schedule as a networkx graph, its (mean) mixing matrix, and how fast it mixes.
+
+    Args:
+        g: as for `graph`.
+        w: as for `graph`.
+
+    Returns:
+        The graph, `[n, n]` weights, and `nodes`, `edges`, `gap`, `mixing_time` (rounds; of a
+        schedule both are per round of a whole period).
+    """
+    import networkx as nx
+
+    from jaxfl.networks import spectra
+
+    ws = _mixing(g, w)
+    if not isinstance(g, nx.Graph):
+        directed = any((step != step.T).any() for step in ws)
+        g = nx.from_numpy_array(
+            (ws.sum(0).T > 0) & ~np.eye(ws.shape[1], dtype=bool),
+            create_using=nx.DiGraph if directed else nx.Graph,
+        )
+    if len(ws) > 1:
+        rate = spectra.period_contraction(list(ws)) ** (1 / len(ws))
+        rounds = len(ws) if rate < 1e-12 else _rounds(rate)
+        facts = {"gap": 1 - rate, "mixing_time": float(rounds)}
+    else:
+        facts = {"gap": spectra.gap(ws[0]), "mixing_time": spectra.mixing_time(ws[0])}
+    edges = sum(i != j for i, j in g.edges)
+    return g, ws.mean(0), {"nodes": float(len(g)), "edges": float(edges), **facts}
+
+
+def _rounds(rate):
+    return np.inf if rate > 1 - 1e-12 else max(1.0, np.ceil(np.log(1e-2) / (2 * np.log(rate))))
+
+
+def _positions(g):
+    """Lattices and trees as such, everything else on a circle."""
+    n, degrees = len(g), {d for _, d in g.degree()}
+    edges = g.number_of_edges()
+    if not g.is_directed() and n > 4:
+        if edges == n - 1 and degrees == {1, 2}:
+            bend = np.pi * (np.arange(n) / (n - 1) - 0.5)
+            return {i: (np.sin(bend[i]), 0.5 * np.cos(bend[i])) for i in g}
+        if edges == n - 1 and max(degrees) == n - 1:
+            hub = max(g.degree, key=lambda pair: pair[1])[0]
+            return {**_circle([i for i in g if i != hub]), hub: (0.0, 0.0)}
+        if edges == n - 1:
+            return _tree(n)
+        if cols := _lattice(g):
+            return {i: (i % cols, -(i // cols)) for i in g}
+    return _circle(range(n))
+
+
+def _circle(nodes):
+    """Clockwise from the top."""
+    angles = np.pi / 2 - 2 * np.pi * np.arange(len(nodes)) / len(nodes)
+    return {i: (np.cos(a), np.sin(a)) for i, a in zip(nodes, angles, strict=True)}
+
+
+def _tree(n):
+    """Node i above its children 2i + 1 and 2i + 2."""
+    level = np.floor(np.log2(np.arange(n) + 1)).astype(int)
+    place = np.arange(n) + 1 - 2**level
+    return {i: ((place[i] + 0.5) / 2.0 ** level[i], -0.35 * level[i]) for i in range(n)}
+
+
+def _lattice(g):
+    """The number of columns of a grid that does not wrap around, or 0."""
+    n = len(g)
+    for cols in range(2, n // 2 + 1):
+        if n % cols == 0:
+            right = {(i, i + 1) for i in range(n) if (i + 1) % cols}
+            down = {(i, i + cols) for i in range(n - cols)}
+            if {tuple(sorted(e)) for e in g.edges} == right | down:
+                return cols
+    return 0

@@ -1,0 +1,147 @@
+"""What is asked of the result of a sweep, on numbers whose answers are known."""
+
+import warnings
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+
+from jaxfl import results
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.normal(0, 0.01, (2, 3, 2, 4, 5))
+
+
+def made(noise=1.0):
+    """Two algorithms, three rates, two attacks, four seeds, five evaluations."""
+    dims = ("algorithm", "lr", "adversary", "seed", "round")
+    valid = np.zeros((2, 3, 2, 4, 5))
+    valid += np.array([[0.3, 0.5, 0.4], [0.3, 0.5, 0.7]])[:, :, None, None, None]
+    valid += np.array([0.0, -0.1])[None, None, :, None, None]
+    valid += np.linspace(0, 0.2, 5)
+    variables = {
+        "valid_accuracy": valid,
+        "accuracy": valid + 0.05 + noise * NOISE,
+        "megabytes": np.broadcast_to(np.arange(1.0, 6), valid.shape),
+        "grads": np.broadcast_to(np.arange(1.0, 6) * 10, valid.shape),
+        "seconds": np.broadcast_to(np.arange(1.0, 6) * 2, valid.shape),
+    }
+    status, stopped = np.zeros((2, 3, 2, 4), np.int8), np.full((2, 3, 2, 4), 50)
+    ds = xr.Dataset(
+        {k: (dims, v.copy()) for k, v in variables.items()}
+        | {"status": (dims[:-1], status), "stopped": (dims[:-1], stopped)},
+        {
+            "algorithm": ["a", "b"],
+            "lr": [0.1, 0.3, 1.0],
+            "adversary": ["x", "y"],
+            "seed": range(4),
+            "round": range(10, 60, 10),
+        },
+        {"metric": "accuracy"},
+    )
+    return ds
+
+
+def ends(ds, at, rounds, status):
+    """A run ends early."""
+    ds["status"][at], ds["stopped"][at] = status, rounds
+    for name in ("accuracy", "valid_accuracy", "megabytes"):
+        ds[name][(*at, slice(rounds // 10, None))] = np.nan
+    return ds
+
+
+def test_final_is_the_last_round_of_each_run():
+    ds = ends(ends(made(), (0, 1, 0, 2), 30, 1), (1, 0, 1, 1), 20, 3)
+    last = results.final(ds)
+    assert float(last[0, 1, 0, 2]) == float(ds.accuracy[0, 1, 0, 2, 2])
+    assert np.isnan(last[1, 0, 1, 1]) and np.isfinite(last).sum() == 47
+    with pytest.raises(ValueError, match="no variable 'acuracy'"):
+        results.final(ds, "acuracy")
+
+
+def test_best_is_chosen_on_validation_data_only():
+    ds = made()
+    ds["accuracy"][:, 0] = 0.99  # a test score must not tempt
+    with pytest.warns(UserWarning, match="edge of the grid: lr = 1"):
+        found = results.best(ds)
+    assert found.lr.dims == ("algorithm", "adversary")
+    assert found.lr.values.tolist() == [[0.3, 0.3], [1.0, 1.0]]
+    assert found.lr_edge.values.tolist() == [[False, False], [True, True]]
+    np.testing.assert_array_equal(found.accuracy[0], ds.accuracy[0, 1])
+    np.testing.assert_array_equal(found.accuracy[1], ds.accuracy[1, 2])
+
+
+def test_best_of_other_dimensions_and_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = results.best(made(), ["algorithm", "lr"], quiet=True)
+        two = results.best(made().isel(lr=[1, 2]))  # two values have no inside
+    assert found.algorithm.values.tolist() == ["b", "b"] and "lr_edge" in found.coords
+    assert "lr_edge" not in two.coords
+    with pytest.raises(ValueError, match="no dimension 'mu'"):
+        results.best(made(), "mu")
+
+
+def test_a_setting_that_diverges_in_a_seed_is_not_chosen():
+    ds = ends(made(), (1, 2, 0, 3), 20, 3)
+    found = results.best(ds, quiet=True)
+    assert found.lr.sel(algorithm="b").values.tolist() == [0.3, 1.0]
+
+
+def test_intervals():
+    ds = made()
+    found = results.interval(ds)
+    a = ds.accuracy.values[..., -1]
+    low, high = scipy.stats.t.interval(0.95, 3, a.mean(-1), scipy.stats.sem(a, axis=-1))
+    np.testing.assert_allclose(found["mean"], a.mean(-1))
+    np.testing.assert_allclose(found["half"], (high - low) / 2)
+    assert results.interval(ds, "accuracy")["mean"].dims[-1] == "round"
+    assert np.isnan(results.interval(ds.isel(seed=[0]))["half"]).all()
+
+
+def test_paired_differences_are_those_of_scipy():
+    ds = made().isel(lr=2, adversary=0)
+    found = results.paired(ds, "algorithm", "a")
+    a = ds.accuracy.values[..., -1]
+    test = scipy.stats.ttest_rel(a[1], a[0])
+    np.testing.assert_allclose(found["p"][1], test.pvalue)
+    np.testing.assert_allclose(found["mean"][1], (a[1] - a[0]).mean())
+    low, high = test.confidence_interval()
+    np.testing.assert_allclose(found["half"][1], (high - low) / 2)
+    assert found["mean"][0] == 0 and np.isnan(found["p"][0])
+    with pytest.raises(ValueError, match="reference must be one of"):
+        results.paired(ds, "algorithm", "c")
+
+
+def test_ranks():
+    ds = ends(made(0.0), (1, 2, 0, 0), 20, 3)
+    found = results.ranks(ds).isel(adversary=0)
+    assert found.sel(lr=1.0).values.T.tolist() == [[1, 2], [2, 1], [2, 1], [2, 1]]
+    assert (found.sel(lr=0.1) == 1.5).all()  # ties
+
+
+def test_costs_to_a_target():
+    found = results.to_target(made(0.0), 0.64)
+    # algorithm a at lr 0.3: 0.55, 0.60, 0.65: the third evaluation
+    one = found.sel(algorithm="a", lr=0.3, adversary="x")
+    assert (one.rounds == 30).all() and (one.megabytes == 3).all() and (one.seconds == 6).all()
+    assert np.isinf(found.sel(lr=0.1)["rounds"]).all() and found.attrs["target"] == 0.64
+
+
+def test_the_worst_case():
+    ds = made(0.0)
+    found = results.worst_case(ds)
+    assert (found.adversary == "y").all() and found.score.dims == ("algorithm", "lr")
+    np.testing.assert_allclose(found.score.sel(algorithm="a", lr=0.3), 0.65)
+    ds = ends(ds, (0, 1, 0, 0), 20, 3)
+    bad = results.worst_case(ds).sel(algorithm="a", lr=0.3)
+    assert bad.adversary == "x" and np.isnan(bad.score)
+
+
+def test_the_summary():
+    ds = ends(made(0.0), (1, 2, 0, 0), 20, 3)
+    headers, rows = results.Summary(ds).cells()
+    assert headers == ["algorithm", "adversary", "lr", "validation [%]", "test [%]"]
+    assert rows[0][:4] == ["a", "x", "0.3", "70.0 ± 0.0"] and rows[3][2] == "1*"
+    assert any("wider one" in note for note in results.Summary(ds).notes())
