@@ -275,7 +275,7 @@ def robustness(
             y = np.full(where.sum(), 0.03 + step)
             ax.plot(at[where], y, "x", color=colour, transform=place, markersize=4.5, mew=1.2)
             step += 0.05 * bool(where.any())
-        if at.min() > 0 and at.max() / at.min() >= 30:
+        if at.min() > 0 and at.max() / at.min() >= (30 if at.dtype.kind in "iu" else 8):
             style.logarithmic(ax.xaxis)
         elif at.dtype.kind in "iu" and len(at) <= 12:
             ax.set_xticks(at)
@@ -369,8 +369,8 @@ def _label(ax, points, offset, ha, va, color="black"):
         look: dict[str, Any] = {"fontsize": 6, "color": color, "va": va}
         text = ax.annotate(label, (x, y), offset, textcoords="offset points", ha=ha, **look)
         box = text.get_window_extent()
-        beyond = max(0, frame.x0 - box.x0) - max(0, box.x1 - frame.x1)
-        text.set_position((offset[0] + beyond * 72 / ax.figure.dpi, offset[1]))
+        beyond = max(0, frame.x0 - box.x0) - max(0, box.x1 - frame.x1), max(0, frame.y0 - box.y0)
+        text.set_position(np.add(offset, np.multiply(beyond, 72 / ax.figure.dpi)))
         box = text.get_window_extent()
         if any(box.overlaps(other) for other in taken):
             text.remove()
