@@ -44,7 +44,7 @@ th:first-child, td:first-child, .words td, .words th { text-align: left }
 thead th { position: sticky; top: 0; background: var(--paper) }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .8rem; line-height: 1.4;
   background: var(--shade); font-size: .82rem; border-radius: 6px }
-.figures { display: grid; gap: 1rem;
+.figures { display: grid; gap: 1rem; margin-top: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)) }
 figure { margin: 0 } figure.broad { grid-column: 1 / -1; overflow-x: auto }
 img { display: block; width: 100%; height: auto; background: #fff; padding: .4rem;
@@ -112,8 +112,7 @@ def _of_comparison(folder, ds):
     headers, rows = comparison.cells()
     names = [str(a) for a in ds["algorithm"].values]
     title = "Comparison of " + (f"{len(names)} algorithms" if len(names) > 1 else names[0])
-    about = {k: ds.attrs[k] for k in ("versions", "device") if k in ds.attrs}
-    about = json.loads(ds.attrs.get("provenance", "{}")) or about
+    about = json.loads(ds.attrs.get("provenance", "{}"))
     parts = [
         f"<p>{_escape(_circumstances(config, ()))}</p>",
         _table(headers, rows),

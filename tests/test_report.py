@@ -144,6 +144,7 @@ def test_of_a_comparison():
     assert found.config.to_toml().strip() in page.text
     assert {i["alt"].split(",")[0].split(";")[0] for i in page.images} >= {"Learning curves"}
     assert "config.toml" in page.text and "McMahan" in page.text
+    assert {"start", "end", "device"} <= {row[0] for row in page.tables[1]}
 
 
 def test_what_is_no_result(tmp_path, capsys):
