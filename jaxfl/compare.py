@@ -183,7 +183,10 @@ def compare(
     jobs = [_job(text, config, split[0].n) for text in config.algorithms]
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
+        raise ValueError(
+            f"algorithms must differ, {sorted(twice)[0]!r} is there twice; leave one out, or give "
+            "it other options: 'fedavg(steps=5)'"
+        )
     task = experiment.task(config, data, model)
     problem = _problem(config, task, split)
     problem = _spread(problem, mesh)

@@ -311,7 +311,8 @@ def run(
     every_ = every or rounds
     if chunk % (every or 1) or chunk < 0:
         raise ValueError(
-            f"chunk must be a multiple of every = {every}, got {chunk}; for example {5 * every}"
+            f"chunk must be a multiple of every = {every}, got {chunk}; for example "
+            f"`chunk={5 * every}`"
         )
     evaluate, schedule = _callable(evaluate), _callable(schedule)
     parts, t, last, host = [], start, start + rounds, clients.host or offload
@@ -409,7 +410,7 @@ def _check_every(rounds, every, evaluate):
     if every < 0 or rounds < 1 or (every and rounds % every):
         raise ValueError(
             f"rounds must be >= 1 and every must divide it, got rounds={rounds}, every={every}; "
-            f"for example every={_divisor(rounds, every)}"
+            f"for example `every={_divisor(rounds, every)}`"
         )
     if (evaluate is None) != (every == 0):
         raise ValueError("pass `evaluate` and `every` together, such as `every=10`")
