@@ -1,6 +1,7 @@
 """What the documentation says is so: docstrings, the README's table, every block of code."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -11,6 +12,7 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import pytest
 
 import jaxfl
@@ -223,6 +225,30 @@ def test_readme_names_everything():
     ):
         missing = [name for name in named[row] if not hasattr(module, name)]
         assert not missing, f"{row}: {missing}"
+
+
+def test_names_of_other_frameworks_lead_somewhere():
+    """Every name of ours in the table exists, and takes the arguments that stand with it."""
+    text = README.read_text("utf-8").partition("## Coming from another framework")[2]
+    rows = re.findall(r"^\| (Flower|FedJAX|PFLlib|gossipy) \| .* \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) >= 20
+    modules = "algorithms networks data models metrics local".split()
+    names = {name: importlib.import_module(f"jaxfl.{name}") for name in modules}
+    names |= {"jaxfl": jaxfl, "jax": jax}
+    for _, cell in rows:
+        found, loose = [], set()
+        for code in re.findall(r"`(.*?)`", cell):
+            name, _, inside = code.partition("(")
+            if name.endswith("=") or re.match(r"\w+=", name):
+                loose |= {name.partition("=")[0]}
+                continue
+            head, *parts = name.split(".")
+            thing = functools.reduce(getattr, parts, names[head])
+            known = set(inspect.signature(thing).parameters)
+            asked = set(re.findall(r"(\w+)=", inside))
+            assert asked <= known, f"{name} has no {asked - known}"
+            found.append(known)
+        assert found and loose <= set().union(*found), f"{loose} in {cell!r}"
 
 
 def blocks(path):
