@@ -28,7 +28,7 @@ class Problem:
     Example:
         >>> problem = problems.quadratics(n=4, d=5, L=1.0, mu=0.1, zeta=2.0)
         >>> clients = problem.clients()
-        >>> clients.n, problem.lipschitz, round(problem.heterogeneity, 6)
+        >>> clients.n, problem.smoothness, round(problem.heterogeneity, 6)
         (4, 1.0, 4.0)
     """
 
@@ -37,7 +37,7 @@ class Problem:
     loss: Loss  # loss(params [d], examples, key) -> [B]
     optimum: Float[np.ndarray, " d"]  # x*, the minimiser of f
     value: float  # f(x*)
-    lipschitz: float  # L: every f_i is L-smooth
+    smoothness: float  # L: every f_i is L-smooth
     convexity: float  # mu: f is mu-strongly convex
     heterogeneity: float  # zeta^2 = (1/n) sum_i |grad f_i(x*)|^2
     noise: float = 0.0  # sigma^2 = E|noise|^2 that the loss itself adds to an example's gradient
@@ -112,7 +112,7 @@ def _quadratic(
         loss=quadratic_loss,
         optimum=optimum,
         value=float(0.5 * (r * gradient).sum(1).mean()),
-        lipschitz=float(np.linalg.eigvalsh(full)[:, -1].max()),
+        smoothness=float(np.linalg.eigvalsh(full)[:, -1].max()),
         convexity=float(np.linalg.eigvalsh(mean)[0]),
         heterogeneity=float((gradient**2).sum(1).mean()),
         noise=float(sigma) ** 2,
@@ -273,7 +273,7 @@ def least_squares(
         loss=squared_loss,
         optimum=optimum,
         value=float(0.5 * (r**2).mean()),
-        lipschitz=float(np.linalg.eigvalsh(hessians)[:, -1].max()),
+        smoothness=float(np.linalg.eigvalsh(hessians)[:, -1].max()),
         convexity=float(np.linalg.eigvalsh(hessians.mean(0))[0]),
         heterogeneity=float((gradients**2).sum(1).mean()),
     )
@@ -353,7 +353,7 @@ def logistic(
         loss=logistic_loss,
         optimum=optimum,
         value=float(np.logaddexp(0, -y * (x @ optimum)).mean() + 0.5 * l2 * optimum @ optimum),
-        lipschitz=float(np.linalg.eigvalsh(grams)[:, -1].max() / 4 + l2),
+        smoothness=float(np.linalg.eigvalsh(grams)[:, -1].max() / 4 + l2),
         convexity=float(l2),
         heterogeneity=float((pull**2).sum(1).mean()),
     )
