@@ -218,6 +218,7 @@ def _compare(config, problem, jobs, report):
     On the CPU two run at a time: programs of small models keep little more than one core busy. Over
     several devices one does: all hosts must start them in the same order.
     """
+    about = folder.provenance()
     options = {"rounds": config.rounds, "every": config.every}
     threads = max(1, min(2, len(jobs), os.cpu_count() or 1))
     compilers = ThreadPoolExecutor(threads)
@@ -247,7 +248,7 @@ def _compare(config, problem, jobs, report):
         compilers.shutdown(wait=False, cancel_futures=True)  # first, so that no run waits for one
         runners.shutdown(wait=True, cancel_futures=True)
         compilers.shutdown(wait=True)
-    return Comparison(config, _dataset(config, problem, jobs, results), states)
+    return Comparison(config, _dataset(config, problem, jobs, results, about), states)
 
 
 def _result(job, history, evaluations):
@@ -290,10 +291,8 @@ _VARIABLES = MappingProxyType(
 )
 
 
-def _dataset(config, problem, jobs, results):
+def _dataset(config, problem, jobs, results, provenance):
     import xarray as xr
-
-    from jaxfl import __version__
 
     many = max(len(job.lr) for job in jobs)
     sizes = {"seed": config.seeds, "evaluation": config.rounds // config.every}
@@ -336,8 +335,7 @@ def _dataset(config, problem, jobs, results):
     found = {
         "metric": problem.evaluate.metric,
         "config": json.dumps(dataclasses.asdict(config)),
-        "versions": json.dumps({"jaxfl": __version__, "jax": jax.__version__}),
-        "device": jax.devices()[0].device_kind,
+        "provenance": json.dumps(provenance | {"end": folder.now()}),
     }
     used = {d for dims, *_ in variables.values() for d in dims}
     coordinates = {k: v for k, v in coordinates.items() if k in used}

@@ -15,9 +15,18 @@ import numpy as np
 
 import jaxfl
 from jaxfl import algorithms, comm, compress, config, data, local, metrics, models, networks
-from jaxfl import plots, problems, robust
+from jaxfl import plots, problems, results, robust
 """
-ALL = ("comm", "compress", "local", "metrics", "plots", "problems", "robust")  # every name
+ALL = (
+    "comm",
+    "compress",
+    "local",
+    "metrics",
+    "plots",
+    "problems",
+    "results",
+    "robust",
+)  # every name
 EXPORTED = ("algorithms", "data", "models", "networks")  # what the package re-exports
 SOME = {
     "jaxfl": [name for name in jaxfl.__all__ if not inspect.ismodule(getattr(jaxfl, name))],
@@ -25,8 +34,6 @@ SOME = {
     "jaxfl.simulate": ["Needs", "hyper", "count", "choice", "scaled"],
 }
 LATER = (
-    "sweep",
-    "plan",
     "compare",
     "train",
     "run",
@@ -74,7 +81,7 @@ def failures(name, text):
 
 
 @pytest.mark.parametrize("module", [*SOME, *EXPORTED, *ALL])
-def test_examples(module, monkeypatch, tmp_path):
+def test_examples(module, monkeypatch, tmp_path, compiled_once):
     names = {n: v for n, v in public(module).items() if n not in LATER or module != "jaxfl"}
     if module == "plots":
         return

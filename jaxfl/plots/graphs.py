@@ -202,7 +202,7 @@ def consensus(
     found = [(k, look, np.where(v > 0, v, np.nan)) for k, look, v in found]
     found = [(k, look, v) for k, look, v in found if np.isfinite(v).any()]
     if not found:
-        raise ValueError("results have no consensus distances: no algorithm was decentralised")
+        raise style.Nothing("results have no consensus distances: no algorithm was decentralised")
     named = w if isinstance(w, Mapping) else {}
     own = ax is None
     with style.panel(ax) as ax:
@@ -232,6 +232,7 @@ def consensus(
                 ax.plot(t, y, color=color, linestyle=":", linewidth=1.2, label=words, zorder=1)
                 words = None
         ax.set_ylim(low, high)
+        style.logarithmic(ax.yaxis)
         ax.set(xlabel="communication rounds", ylabel="consensus distance Ξ")
         style.grid(ax)
         style.legend(ax, own, title)
