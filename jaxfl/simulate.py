@@ -304,6 +304,16 @@ def run(
         RuntimeError: examples that cannot be read.
         OSError: a checkpoint that cannot be written.
         Interrupted: Ctrl-C or SIGTERM, after saving (a KeyboardInterrupt).
+
+    Example:
+        >>> problem = problems.quadratics(n=4)
+        >>> run = jaxfl.run(
+        ...     algorithms.FedAvg(lr=0.5), problem.clients(), networks.Uniform(4, 2),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=20, chunk=10,
+        ...     callbacks=[lambda t, part: print(t, part.history.loss.shape)],
+        ... )
+        10 (10,)
+        20 (10,)
     """
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
