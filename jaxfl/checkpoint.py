@@ -54,6 +54,11 @@ def save(path: str | Path, tree: Any) -> None:
     Raises:
         ValueError: the folder exists, or a leaf is not an array of numbers.
         OSError: it cannot be written.
+
+    Example:
+        >>> jaxfl.save("model", {"w": np.ones(3)})
+        >>> jaxfl.load("model")["w"].tolist()
+        [1.0, 1.0, 1.0]
     """
     path = Path(path).absolute()
     if path.exists():
@@ -74,6 +79,12 @@ def load(path: str | Path, like: Any = None) -> Any:
 
     Raises:
         ValueError: no such checkpoint, a damaged one, or one that does not fit `like`.
+
+    Example:
+        >>> params = {"w": np.ones(3, np.float32)}
+        >>> jaxfl.save("model", params)
+        >>> jaxfl.load("model", like=params)["w"].dtype
+        dtype('float32')
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -103,6 +114,14 @@ class Checkpoints:
 
     Raises:
         ValueError: numbers out of range.
+
+    Example:
+        >>> with jaxfl.Checkpoints("run", keep=2) as checkpoints:
+        ...     checkpoints.save(10, {"x": np.ones(3)})
+        ...     checkpoints.save(20, {"x": np.zeros(3)})
+        >>> t, tree = jaxfl.Checkpoints("run").restore()
+        >>> t, tree["x"].tolist()
+        (20, [0.0, 0.0, 0.0])
     """
 
     def __init__(

@@ -67,6 +67,13 @@ def report(folder: str | Path) -> Path:
     Raises:
         ValueError: the folder is of neither, the sweep has not ended, or the results are damaged.
         OSError: the page cannot be written.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, out="folder", data="iris", model="logistic", **small)
+        >>> jaxfl.report("folder").name
+        'report.html'
     """
     folder = Path(folder)
     ds = _read(folder)

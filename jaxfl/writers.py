@@ -19,7 +19,17 @@ from jaxfl.folder import text
 
 @runtime_checkable
 class Writer(Protocol):
-    """What `jaxfl.run(..., writers=[...])` takes."""
+    """What `jaxfl.run(..., writers=[...])` takes.
+
+    Example:
+        >>> class Print:
+        ...     def write(self, round, values):
+        ...         print(round, values)
+        ...     def close(self):
+        ...         pass
+        >>> isinstance(Print(), jaxfl.writers.Writer)
+        True
+    """
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
         """The metrics after so many rounds."""
@@ -39,6 +49,14 @@ class JSONLines:
 
     Args:
         path: the file; its folder is made.
+
+    Example:
+        >>> writer = jaxfl.writers.JSONLines("run.jsonl")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
+        >>> from pathlib import Path
+        >>> print(Path("run.jsonl").read_text())
+        {"round": 20, "train_loss": 0.25}
     """
 
     def __init__(self, path: str | Path):
@@ -78,6 +96,11 @@ class TensorBoard:
 
     Args:
         folder: the log directory.
+
+    Example:
+        >>> writer = jaxfl.writers.TensorBoard("logs")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
     """
 
     def __init__(self, folder: str | Path):
@@ -105,6 +128,11 @@ class WandB:
     Args:
         options: of `wandb.init`, such as `project="x"`, `mode="offline"`; with `id="name"`,
             `resume="allow"` a run that goes on stays the same one.
+
+    Example:
+        >>> writer = jaxfl.writers.WandB(project="jaxfl", mode="disabled")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
     """
 
     def __init__(self, **options: Any):
