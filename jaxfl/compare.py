@@ -605,7 +605,7 @@ class Comparison:
         """
         out = Path(out)
         folder.writable(out)
-        folder.atomic(out / "results.nc", lambda p: self.results.to_netcdf(p, engine="h5netcdf"))
+        folder.netcdf(out / "results.nc", self.results)
         texts = {"table.txt": self.text(), "table.csv": self.csv(), "table.md": self.markdown()}
         for name, text in (texts | {"config.toml": self.config.to_toml()}).items():
             folder.text(out / name, text)
@@ -619,15 +619,11 @@ class Comparison:
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":
         """What `save` wrote, from its folder or its results.nc; without the final states."""
-        import xarray as xr
-
         path = Path(path)
-        path = path / "results.nc" if path.is_dir() else path
         try:
-            with xr.open_dataset(path, engine="h5netcdf") as file:
-                results = file.load()
+            results = folder.read_netcdf(path / "results.nc" if path.is_dir() else path)
             config = Config.make(**json.loads(results.attrs["config"]))
-        except (OSError, KeyError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"cannot read a comparison from {str(path)!r}: {error}; write one: "
                 "`comparison.save(folder)`"

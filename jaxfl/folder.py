@@ -71,6 +71,34 @@ def text(path: str | Path, words: str) -> None:
     atomic(path, lambda name: Path(name).write_text(words, encoding="utf-8"))
 
 
+def netcdf(path: str | Path, ds: Any) -> None:
+    """Writes an `xarray.Dataset` whole or not at all, its numbers with checksums."""
+    numbers = [k for k, v in ds.variables.items() if v.ndim and v.size and v.dtype.kind in "fiu"]
+    encoding = {k: {"fletcher32": True} for k in numbers}
+    atomic(path, lambda name: ds.to_netcdf(name, engine="h5netcdf", encoding=encoding))
+
+
+def read_netcdf(path: str | Path) -> Any:
+    """The `xarray.Dataset` of a file, in memory.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    import h5py
+    import xarray as xr
+
+    try:
+        with h5py.File(path) as file:  # before h5netcdf, which prints when it meets damage
+            file.visititems(lambda name, thing: dict(thing.attrs) and None)
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            return file.load()
+    except Exception as error:  # whatever a library says of a broken file
+        raise ValueError(
+            f"cannot read {str(path)!r}: {str(error) or type(error).__name__}; it is not there, "
+            "damaged, or not of jaxfl: run that again"
+        ) from error
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)

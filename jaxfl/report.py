@@ -85,9 +85,6 @@ def report(folder: str | Path) -> Path:
 
 
 def _read(folder):
-    import h5py
-    import xarray as xr
-
     path = folder / "results.nc"
     if not path.is_file():
         how = "name a folder that `jaxfl compare` or `jaxfl sweep` wrote: `jaxfl report results`"
@@ -95,10 +92,7 @@ def _read(folder):
             how = f"its sweep has not ended: `jaxfl sweep {folder / 'sweep.toml'} --out {folder}`"
         raise ValueError(f"there are no results in {str(folder)!r}; {how}")
     try:
-        with h5py.File(path) as file:  # before h5netcdf, which prints when it meets damage
-            file.visititems(lambda name, thing: dict(thing.attrs) and None)
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            ds = file.load()
+        ds = files.read_netcdf(path)
         swept = "over" in ds.attrs
         for name in ("provenance", *(["over"] if swept else [])):
             json.loads(ds.attrs[name])

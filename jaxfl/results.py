@@ -3,14 +3,36 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxfl import metrics
+from jaxfl import folder, metrics
 
 if TYPE_CHECKING:
     import xarray
+
+
+def load(path: str | Path) -> "xarray.Dataset":
+    """What a sweep left in its folder.
+
+    Args:
+        path: the folder, or its results.nc.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", out="folder", **small)
+        >>> results.load("folder").equals(ds)
+        True
+    """
+    path = Path(path)
+    return folder.read_netcdf(path / "results.nc" if path.is_dir() else path)
 
 
 def final(ds: "xarray.Dataset", name: str = "") -> "xarray.DataArray":
@@ -79,7 +101,7 @@ def best(
     found = ds.isel(index)
     edges = []
     for name in over:
-        if ds.sizes[name] < 3 or ds[name].dtype.kind not in "if":
+        if name == "point" or ds.sizes[name] < 3 or ds[name].dtype.kind not in "if":
             continue
         values = np.sort(ds[name].values)
         edge = (found[name] == values[0]) | (found[name] == values[-1])
@@ -300,7 +322,8 @@ class Summary:
                 edge = flag in chosen.coords and bool(
                     chosen[flag].isel({k: v for k, v in here.items() if k in chosen[flag].dims})
                 )
-                row.append(_short(own.values[()]) + ("*" if edge else ""))
+                text = _point(ds, int(own)) if d == "point" else _short(own.values[()])
+                row.append(text + ("*" if edge else ""))
             for scores in (valid, test):
                 mean, half = (float(scores[k].isel(here)) * scale for k in ("mean", "half"))
                 text = f"{mean:.{digits}f}" if np.isfinite(mean) else "NaN"
@@ -378,6 +401,12 @@ def _apply(values, function, names=("mean", "half")):
 
 def _short(value):
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _point(ds, k):
+    """What a point sets."""
+    names = [str(n) for n, c in ds.coords.items() if c.dims == ("point",) and n != "point"]
+    return ", ".join(f"{n}={_short(ds[n].values[k])}" for n in names)
 
 
 def _edge(values, edge):

@@ -145,3 +145,10 @@ def test_the_summary():
     assert headers == ["algorithm", "adversary", "lr", "validation [%]", "test [%]"]
     assert rows[0][:4] == ["a", "x", "0.3", "70.0 ± 0.0"] and rows[3][2] == "1*"
     assert any("wider one" in note for note in results.Summary(ds).notes())
+
+
+def test_points_are_named_in_the_summary():
+    ds = made(0.0).isel(adversary=0).rename(lr="point")
+    ds = ds.assign_coords(point=range(3), mu=("point", [0.0, 0.1, 1.0]), w=("point", [*"abc"]))
+    headers, rows = results.Summary(ds).cells()
+    assert headers[1] == "point" and [row[1] for row in rows] == ["mu=0.1, w=b", "mu=1, w=c"]

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import jaxfl
-from jaxfl import folder
+from jaxfl import folder, results
 from jaxfl.config import Config, parse
 from jaxfl.sweeps import Space, execution
 from jaxfl.sweeps.plan import Group
@@ -247,13 +247,23 @@ def test_the_folder(small):
     names = {p.name for p in out.iterdir()} - {".lock"}
     assert {"results.nc", "sweep.toml", "provenance.json", "chunks"} <= names
     assert len(list((out / "chunks").iterdir())) == 3
-    with xr.open_dataset(out / "results.nc", engine="h5netcdf") as file:
-        xr.testing.assert_identical(file.load(), ds)
+    xr.testing.assert_identical(results.load(out), ds)
     about = json.loads((out / "provenance.json").read_text())
     assert about["widths"] == [4] and about["sessions"][0]["versions"]["jax"] == jax.__version__
     assert about["sessions"][0]["start"] <= about["sessions"][0]["end"]
     space, options = Space.read(out / "sweep.toml")
     assert space == Space.make(OVER, **SMALL) and options == {"stop_at": np.inf, "patience": 0}
+
+
+def test_a_flipped_number_in_the_result_is_noticed(small, tmp_path):
+    ds, out = small
+    data = bytearray((out / "results.nc").read_bytes())
+    at = data.find(np.ascontiguousarray(ds.megabytes.values).tobytes())
+    assert at > 0
+    data[at + 3] ^= 1
+    (tmp_path / "results.nc").write_bytes(data)
+    with pytest.raises(ValueError, match="results.nc.*run that again"):
+        results.load(tmp_path)
 
 
 @pytest.fixture

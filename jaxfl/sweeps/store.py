@@ -112,7 +112,7 @@ class Store:
         """Writes the whole result."""
         path = self.path / "results.nc"
         try:
-            folder.atomic(path, lambda name: ds.to_netcdf(name, engine="h5netcdf"))
+            folder.netcdf(path, ds)
             self.provenance["sessions"][-1]["end"] = folder.now()
             self._note()
         except OSError as error:
