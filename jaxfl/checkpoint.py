@@ -54,6 +54,11 @@ def save(path: str | Path, tree: Any) -> None:
     Raises:
         ValueError: the folder exists, or a leaf is not an array of numbers.
         OSError: it cannot be written.
+
+    Example:
+        >>> jaxfl.save("model", {"w": jnp.arange(3.0)})
+        >>> jaxfl.load("model")
+        {'w': array([0., 1., 2.]...)}
     """
     path = Path(path).absolute()
     if path.exists():
@@ -74,6 +79,12 @@ def load(path: str | Path, like: Any = None) -> Any:
 
     Raises:
         ValueError: no such checkpoint, a damaged one, or one that does not fit `like`.
+
+    Example:
+        >>> params = {"w": jnp.arange(3.0)}
+        >>> jaxfl.save("model", params)
+        >>> jaxfl.load("model", like=params)
+        {'w': Array([0., 1., 2.], ...)}
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -103,6 +114,13 @@ class Checkpoints:
 
     Raises:
         ValueError: numbers out of range.
+
+    Example:
+        >>> with jaxfl.Checkpoints("run", rounds=100, keep=3) as checkpoints:
+        ...     checkpoints.save(100, {"x": jnp.zeros(2)})
+        >>> t, found = jaxfl.Checkpoints("run").restore(like={"x": jnp.zeros(2)})
+        >>> t, found["x"].shape
+        (100, (2,))
     """
 
     def __init__(
@@ -279,6 +297,11 @@ class Saver:
             raise ValueError(
                 f"checkpoint must be a folder or Checkpoints, got {checkpoint!r}; for example "
                 '`run(..., checkpoint="folder")`'
+            )
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"checkpoint must be None in a run of {jax.process_count()} processes, of which "
+                "each holds a part of the state; use one process, also of many devices"
             )
         self.own = isinstance(checkpoint, str | Path)
         self.checkpoints = (
@@ -551,10 +574,6 @@ def _host(a, sample=False):
     if isinstance(a, jax.Array):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, key = jax.random.key_data(a), str(jax.random.key_impl(a))
-        if not a.is_fully_addressable and not a.is_fully_replicated:
-            from jax.experimental import multihost_utils
-
-            a = multihost_utils.process_allgather(a, tiled=True)
     if sample and np.ndim(a) and a.nbytes > _SAMPLED:
         a = a[:: -(-a.nbytes // _SAMPLED)]
     a = np.array(a, order="C")

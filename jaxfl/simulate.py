@@ -300,10 +300,20 @@ def run(
             state on the host with a net where everybody takes part in every round (graphs, events),
             with clients spread over devices, with an algorithm that reads other clients' rows than
             the cohort's, or whose `init` reads examples; NaN or inf among the examples; a
-            checkpoint that is damaged, of another run, or beyond `rounds`.
+            checkpoint that is damaged, of another run, or beyond `rounds`, or in a run of several
+            processes.
         RuntimeError: examples that cannot be read.
         OSError: a checkpoint that cannot be written.
         Interrupted: Ctrl-C or SIGTERM, after saving (a KeyboardInterrupt).
+
+    Example:
+        >>> go = lambda rounds: jaxfl.run(
+        ...     algorithms.FedAvg(lr=0.5), problems.quadratics(n=4).clients(),
+        ...     networks.Uniform(4, 2), jnp.zeros(5), jax.random.key(0), rounds=rounds,
+        ...     checkpoint="run", writers=[jaxfl.writers.JSONLines("run.jsonl")],
+        ... )
+        >>> go(10).history.loss.shape, go(20).history.loss.shape  # ten more rounds
+        ((10,), (20,))
     """
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
@@ -331,9 +341,9 @@ def run(
         done = len(spans)
         spans += [(r, min(chunk, last - r)) for r in range(t, last, chunk)]
         if writers:
-            from jaxfl.writers import Metrics
+            from jaxfl.writers import _Metrics
 
-            metrics = stack.enter_context(Metrics(writers, every, t if saver else None, parts))
+            metrics = stack.enter_context(_Metrics(writers, every, t if saver else None, parts))
         else:
             metrics = None
         if t == last:

@@ -19,7 +19,17 @@ from jaxfl.folder import text
 
 @runtime_checkable
 class Writer(Protocol):
-    """What `jaxfl.run(..., writers=[...])` takes."""
+    """What `jaxfl.run(..., writers=[...])` takes.
+
+    Example:
+        >>> class Print:
+        ...     def write(self, round, values):
+        ...         print(round, sorted(values))
+        ...     def close(self):
+        ...         pass
+        >>> isinstance(Print(), jaxfl.writers.Writer)
+        True
+    """
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
         """The metrics after so many rounds."""
@@ -39,6 +49,12 @@ class JSONLines:
 
     Args:
         path: the file; its folder is made.
+
+    Example:
+        >>> lines = jaxfl.writers.JSONLines("run.jsonl")
+        >>> lines.write(20, {"train_loss": 0.25, "accuracy": float("nan")})
+        >>> print(lines.path.read_text().strip())
+        {"round": 20, "train_loss": 0.25, "accuracy": null}
     """
 
     def __init__(self, path: str | Path):
@@ -78,6 +94,9 @@ class TensorBoard:
 
     Args:
         folder: the log directory.
+
+    Example:
+        >>> jaxfl.run(..., writers=[jaxfl.writers.TensorBoard("logs")])  # doctest: +SKIP
     """
 
     def __init__(self, folder: str | Path):
@@ -105,6 +124,9 @@ class WandB:
     Args:
         options: of `wandb.init`, such as `project="x"`, `mode="offline"`; with `id="name"`,
             `resume="allow"` a run that goes on stays the same one.
+
+    Example:
+        >>> jaxfl.run(..., writers=[jaxfl.writers.WandB(project="federated")])  # doctest: +SKIP
     """
 
     def __init__(self, **options: Any):
@@ -135,7 +157,7 @@ def _extra(extra, module, name):
         ) from error
 
 
-class Metrics:
+class _Metrics:
     """What `run` tells its writers: after every evaluation, or chunk if there is none.
 
     Args:
@@ -162,7 +184,7 @@ class Metrics:
             if t is not None and hasattr(writer, "resume"):
                 writer.resume(t)
 
-    def __enter__(self) -> "Metrics":
+    def __enter__(self) -> "_Metrics":
         return self
 
     def __exit__(self, *error: Any) -> None:

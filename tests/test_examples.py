@@ -26,6 +26,7 @@ ALL = (
     "problems",
     "results",
     "robust",
+    "writers",
 )  # every name
 EXPORTED = ("algorithms", "data", "models", "networks")  # what the package re-exports
 SOME = {
@@ -36,9 +37,6 @@ SOME = {
 LATER = (
     "compare",
     "train",
-    "run",
-    "save",
-    "load",
     "learning_curves",
     "graph",
     "describe",
