@@ -20,6 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,7 @@ class Checkpoints:
             stack.enter_context(locked(self.folder))
             _clean(self.folder)
             self._lock = stack.pop_all()
+        _DISK.submit(import_module, "orbax.checkpoint")  # while the first rounds are computed
 
 
 class Saver:
