@@ -173,6 +173,14 @@ def compare(
     Raises:
         ValueError: bad input of any kind, before anything is computed.
         OSError: a folder that cannot be written, likewise.
+
+    Example:
+        >>> found = jaxfl.compare(
+        ...     algorithms=["fedavg"], data="iris", model="logistic", clients=4, cohort=2,
+        ...     alpha=1.0, rounds=4, every=2, seeds=2, lr=[0.1, 1.0],
+        ... )
+        >>> [row.algorithm for row in found.rows()]
+        ['FedAvg']
     """
     data, model, named = experiment.objects(data, model)
     config = Config.make(config, **named, **changes)
@@ -183,7 +191,10 @@ def compare(
     jobs = [_job(text, config, split[0].n) for text in config.algorithms]
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
+        raise ValueError(
+            f"algorithms must differ, {sorted(twice)[0]!r} is there twice; leave one out, or give "
+            "it other options: 'fedavg(steps=5)'"
+        )
     task = experiment.task(config, data, model)
     problem = _problem(config, task, split)
     problem = _spread(problem, mesh)
@@ -205,6 +216,14 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
         name: of the algorithm, with options: `"fedprox(mu=0.1)"`, `"dsgd @ torus"`.
         config: as for `compare`.
         options: as for `compare`.
+
+    Example:
+        >>> found = jaxfl.train(
+        ...     "fedavg(steps=5)", data="iris", model="logistic", clients=4, cohort=2, alpha=1.0,
+        ...     rounds=4, every=2, seeds=2, lr=[0.1, 1.0],
+        ... )
+        >>> found.config.algorithms
+        ('fedavg(steps=5)',)
     """
     return compare(config, algorithms=(name,), **options)
 

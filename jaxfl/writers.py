@@ -24,7 +24,7 @@ class Writer(Protocol):
     Example:
         >>> class Print:
         ...     def write(self, round, values):
-        ...         print(round, sorted(values))
+        ...         print(round, values)
         ...     def close(self):
         ...         pass
         >>> isinstance(Print(), jaxfl.writers.Writer)
@@ -51,10 +51,12 @@ class JSONLines:
         path: the file; its folder is made.
 
     Example:
-        >>> lines = jaxfl.writers.JSONLines("run.jsonl")
-        >>> lines.write(20, {"train_loss": 0.25, "accuracy": float("nan")})
-        >>> print(lines.path.read_text().strip())
-        {"round": 20, "train_loss": 0.25, "accuracy": null}
+        >>> writer = jaxfl.writers.JSONLines("run.jsonl")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
+        >>> from pathlib import Path
+        >>> print(Path("run.jsonl").read_text())
+        {"round": 20, "train_loss": 0.25}
     """
 
     def __init__(self, path: str | Path):
@@ -96,7 +98,9 @@ class TensorBoard:
         folder: the log directory.
 
     Example:
-        >>> jaxfl.run(..., writers=[jaxfl.writers.TensorBoard("logs")])  # doctest: +SKIP
+        >>> writer = jaxfl.writers.TensorBoard("logs")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
     """
 
     def __init__(self, folder: str | Path):
@@ -126,7 +130,9 @@ class WandB:
             `resume="allow"` a run that goes on stays the same one.
 
     Example:
-        >>> jaxfl.run(..., writers=[jaxfl.writers.WandB(project="federated")])  # doctest: +SKIP
+        >>> writer = jaxfl.writers.WandB(project="jaxfl", mode="disabled")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
     """
 
     def __init__(self, **options: Any):

@@ -52,6 +52,14 @@ def learning_curves(
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> axes = plots.learning_curves(ds, "rounds", by="lr")
+        >>> len(axes), axes[0].get_xlabel()
+        (1, 'communication rounds')
     """
     import matplotlib as mpl
     from matplotlib import pyplot
@@ -123,6 +131,16 @@ def heatmap(
 
     Raises:
         ValueError: more dimensions than two, with what to select.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3], "mu": [0.0, 0.1], "seed": 2}
+        >>> ds = jaxfl.sweep(
+        ...     over, algorithms=["fedprox"], data="iris", model="logistic", **small
+        ... )
+        >>> ax = plots.heatmap(ds, "lr", "mu")
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('learning rate', 'mu')
     """
     from matplotlib import colors, patches
 
@@ -252,6 +270,14 @@ def robustness(
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select; nothing of attackers.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> ax = plots.robustness(ds, "lr", chance=1 / 3)  # "byzantine" where there are attackers
+        >>> ax.get_xlabel()
+        'learning rate'
     """
     ds = style.results(results)
     dims = style.swept(ds[style.metric(ds)])
@@ -316,6 +342,13 @@ def pareto(
         name: the score, the test score by default.
         scale: of accuracies: "error" or "linear".
         ax: matplotlib axes; new ones by default.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> plots.pareto(ds, "bits").get_xscale()
+        'log'
     """
     from matplotlib.transforms import Bbox
 
