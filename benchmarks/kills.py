@@ -159,8 +159,8 @@ def kill(
         folder: an empty one.
         kills: how many.
         rounds: of the run.
-        within: seconds; every kill comes after a uniform time up to this, counted from the first
-            progress of its process, every fourth from its start.
+        within: seconds; every kill comes after a uniform time up to this, counted from the third
+            progress of its process (something was saved since), every fourth from its start.
         seed: of these times.
     """
     rng, cache = random.Random(seed), folder / "cache"
@@ -169,7 +169,7 @@ def kill(
     while len(moments) < kills:
         process = start(name, work, rounds, cache)
         early = len(moments) % 4 == 3
-        alive = b"" if early else process.stdout.readline()
+        alive = b"" if early else [process.stdout.readline() for _ in range(3)][-1]
         wait = rng.uniform(0, 4 * within if early else within)
         time.sleep(wait)
         if process.poll() is not None:

@@ -20,6 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,7 @@ class Checkpoints:
             stack.enter_context(locked(self.folder))
             _clean(self.folder)
             self._lock = stack.pop_all()
+        _DISK.submit(import_module, "orbax.checkpoint")  # while the first rounds are computed
 
 
 class Saver:
@@ -298,6 +300,11 @@ class Saver:
             raise ValueError(
                 f"checkpoint must be a folder or Checkpoints, got {checkpoint!r}; for example "
                 '`run(..., checkpoint="folder")`'
+            )
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"checkpoint must be None in a run of {jax.process_count()} processes, of which "
+                "each holds a part of the state; use one process, also of many devices"
             )
         self.own = isinstance(checkpoint, str | Path)
         self.checkpoints = (
@@ -570,10 +577,6 @@ def _host(a, sample=False):
     if isinstance(a, jax.Array):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, key = jax.random.key_data(a), str(jax.random.key_impl(a))
-        if not a.is_fully_addressable and not a.is_fully_replicated:
-            from jax.experimental import multihost_utils
-
-            a = multihost_utils.process_allgather(a, tiled=True)
     if sample and np.ndim(a) and a.nbytes > _SAMPLED:
         a = a[:: -(-a.nbytes // _SAMPLED)]
     a = np.array(a, order="C")

@@ -300,7 +300,8 @@ def run(
             state on the host with a net where everybody takes part in every round (graphs, events),
             with clients spread over devices, with an algorithm that reads other clients' rows than
             the cohort's, or whose `init` reads examples; NaN or inf among the examples; a
-            checkpoint that is damaged, of another run, or beyond `rounds`.
+            checkpoint that is damaged, of another run, or beyond `rounds`, or in a run of several
+            processes.
         RuntimeError: examples that cannot be read.
         OSError: a checkpoint that cannot be written.
         Interrupted: Ctrl-C or SIGTERM, after saving (a KeyboardInterrupt).
@@ -342,9 +343,9 @@ def run(
         done = len(spans)
         spans += [(r, min(chunk, last - r)) for r in range(t, last, chunk)]
         if writers:
-            from jaxfl.writers import Metrics
+            from jaxfl.writers import _Metrics
 
-            metrics = stack.enter_context(Metrics(writers, every, t if saver else None, parts))
+            metrics = stack.enter_context(_Metrics(writers, every, t if saver else None, parts))
         else:
             metrics = None
         if t == last:

@@ -163,7 +163,7 @@ def _extra(extra, module, name):
         ) from error
 
 
-class Metrics:
+class _Metrics:
     """What `run` tells its writers: after every evaluation, or chunk if there is none.
 
     Args:
@@ -190,7 +190,7 @@ class Metrics:
             if t is not None and hasattr(writer, "resume"):
                 writer.resume(t)
 
-    def __enter__(self) -> "Metrics":
+    def __enter__(self) -> "_Metrics":
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -409,4 +409,5 @@ def test_killed(tmp_path):
     """SIGKILL at three moments; benchmarks/kills.py has thirty."""
     found = script("kills").kill("scaffold", tmp_path, kills=3, rounds=40, within=0.2, seed=0)
     assert found["kills"] == 3 and found["equal"], found
+    assert found["moments"][0]["saved"], "killed before anything was saved"
     assert len(found["compared"]) > 10 and "metrics.jsonl" in found["compared"]
