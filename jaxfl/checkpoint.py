@@ -19,6 +19,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,9 @@ def save(path: str | Path, tree: Any) -> None:
     if path.exists():
         raise ValueError(f"path {path} exists already; choose a new name or delete it first")
     arrays, about = _pack(tree, {})
-    with _writing(path), contextlib.closing(_Disk()) as disk:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk.save(path, arrays, about)
-        disk.wait()
+        _DISK.submit(_write, path, arrays, about).result()
 
 
 def load(path: str | Path, like: Any = None) -> Any:
@@ -141,9 +141,8 @@ class Checkpoints:
                 )
         self.folder = Path(folder).absolute()
         self.rounds, self.minutes, self.keep, self.fallback = rounds, minutes, keep, fallback
-        self._stack = contextlib.ExitStack()
-        self._disk: _Disk | None = None
-        self._pending: int | None = None
+        self._lock: contextlib.ExitStack | None = None
+        self._pending: tuple[int, Future] | None = None
         self._last: tuple[int, float] = (0, time.monotonic())  # round and time of the last save
 
     def __repr__(self) -> str:
@@ -191,12 +190,8 @@ class Checkpoints:
         """
         arrays, meta = _pack(tree, {"t": int(t), "about": about})
         self.wait()
-        disk, path = self._open(), self.folder / str(int(t))
-        with self._writing(t):
-            if path.exists():
-                _remove(path)
-            self._pending = t
-            disk.save(path, arrays, meta)
+        self._open()
+        self._pending = t, _DISK.submit(_write, self.folder / str(int(t)), arrays, meta)
         self._last = (t, time.monotonic())
 
     def restore(self, like: Any = None, t: int | None = None, about: Any = None) -> tuple[int, Any]:
@@ -240,7 +235,8 @@ class Checkpoints:
         if about is not None:
             _compare(self.folder, meta["about"], json.loads(json.dumps(about)))
         self._last = (now, time.monotonic())
-        like = like(now) if callable(like) else like
+        if callable(like) and jax.tree_util.all_leaves([like]):
+            like = like(now)
         return now, _unpack(self.folder / str(now), meta, arrays, like)
 
     def wait(self) -> None:
@@ -249,12 +245,11 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before it stay.
         """
-        if self._pending is None or self._disk is None:
+        if self._pending is None:
             return
-        t = self._pending
-        with self._writing(t):
-            self._disk.wait()
-            self._pending = None
+        (t, written), self._pending = self._pending, None
+        with _writing(self.folder / str(t), self):
+            written.result()
             steps = self.saved  # later ones belong to a run that was gone back behind
             now = [s for s in steps if s <= t]
             for s in [*now[: -self.keep], *steps[len(now) :]]:
@@ -265,10 +260,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if self._disk is not None:
-                self._disk.close()
-            self._disk = None
-            self._stack.close()
+            if self._lock is not None:
+                self._lock.close()
+            self._lock = None
 
     def _read(self, t):
         meta, arrays = _read(path := self.folder / str(t))
@@ -277,24 +271,16 @@ class Checkpoints:
         return meta, arrays
 
     def _open(self):
-        if self._disk is None:
-            with _writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=self.folder):
-                    pass
-            self._stack.enter_context(locked(self.folder))
+        if self._lock is not None:
+            return
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.folder))
             _clean(self.folder)
-            self._disk = _Disk()
-        return self._disk
-
-    @contextlib.contextmanager
-    def _writing(self, t):
-        try:
-            with _writing(self.folder / str(t), self):
-                yield
-        except OSError:
-            self._pending = None
-            raise
+            self._lock = stack.pop_all()
 
 
 class Saver:
@@ -471,39 +457,45 @@ def _compare(folder, saved, now):
 _DAMAGED = "checkpoint {} cannot be read: {}"
 
 
-class _Disk:
-    """orbax, which writes `meta` and the checksums of its files before it commits them."""
+# One thread for all: orbax has state per process, and mixes up folders saved at the same time.
+_DISK = ThreadPoolExecutor(1, "checkpoints")
 
-    def __init__(self):
-        import orbax.checkpoint as ocp
 
-        self.meta, self.args, self.how = {}, ocp.args, ocp.RestoreArgs(restore_type=np.ndarray)
-        handler = ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler())
-        finish = handler.finalize
+@contextlib.contextmanager
+def _orbax(meta):
+    """A checkpointer that writes `meta` and the checksums of its files before it commits them."""
+    import orbax.checkpoint as ocp
 
-        def finalize(directory):
-            finish(directory)
-            _seal(Path(directory), self.meta)
+    handler = ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler())
+    finish = handler.finalize
 
-        handler.finalize = finalize  # orbax knows the arguments of this class, of no subclass
-        self.quiet = functools.partial(_quiet)  # each has its own to remove
-        logging.getLogger("absl").addFilter(self.quiet)
-        self.checkpointer = ocp.AsyncCheckpointer(handler)
-        self.wait = self.checkpointer.wait_until_finished
+    def finalize(directory):
+        finish(directory)
+        _seal(Path(directory), meta)
 
-    def save(self, path, arrays, meta):
-        self.wait()
-        self.meta = meta
-        args = self.args.PyTreeSave(arrays)
-        self.checkpointer.save(path, self.args.Composite(arrays=args))
+    handler.finalize = finalize  # orbax knows the arguments of this class, of no subclass
+    log = logging.getLogger("absl")
+    log.addFilter(_quiet)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            yield checkpointer, ocp
+    finally:
+        log.removeFilter(_quiet)
 
-    def close(self):
-        self.checkpointer.close()
-        logging.getLogger("absl").removeFilter(self.quiet)
 
-    def restore(self, path, names):
-        args = self.args.PyTreeRestore(restore_args=dict.fromkeys(names, self.how))
-        return self.checkpointer.restore(path, self.args.Composite(arrays=args)).arrays
+def _write(path, arrays, meta):
+    """Writes a checkpoint in the place of what has its name."""
+    if path.exists():
+        _remove(path)
+    with _orbax(meta) as (checkpointer, ocp):
+        checkpointer.save(path, ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays)))
+
+
+def _arrays(path, names):
+    with _orbax({}) as (checkpointer, ocp):
+        how = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+        args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=how))
+        return checkpointer.restore(path, args).arrays
 
 
 def _quiet(record):
@@ -643,9 +635,8 @@ def _read(path):
             raise damaged(f"its file {name} is not what was written; delete the folder")
     leaves = meta["leaves"]
     try:
-        with contextlib.closing(_Disk()) as disk:
-            some = [str(i) for i, leaf in enumerate(leaves) if 0 not in leaf["shape"]]
-            found = disk.restore(path, some or ["none"])
+        some = [str(i) for i, leaf in enumerate(leaves) if 0 not in leaf["shape"]]
+        found = _DISK.submit(_arrays, path, some or ["none"]).result()
     except Exception as error:  # orbax raises many kinds
         raise damaged(f"{type(error).__name__}: {error}") from error
     arrays = []

@@ -230,6 +230,30 @@ def test_any_tree(tmp_path):
         Checkpoints(tmp_path, keep=0)
 
 
+def test_several_at_a_time(tmp_path):
+    """Threads, and folders in turns; every one has its own."""
+    tree = lambda i, t: {"x": np.full(100, 100 * i + t)}
+
+    def work(i):
+        with Checkpoints(tmp_path / str(i)) as checkpoints:
+            for t in range(1, 5):
+                checkpoints.save(t, tree(i, t))
+
+    many = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in many:
+        thread.start()
+    turns = [Checkpoints(tmp_path / str(i)) for i in (3, 4)]
+    for t in range(1, 5):
+        for i, checkpoints in enumerate(turns):
+            checkpoints.save(t, tree(3 + i, t))
+    for held in (*many, *turns):
+        held.join() if isinstance(held, threading.Thread) else held.close()
+    for i in range(5):
+        checkpoints = Checkpoints(tmp_path / str(i))
+        same(checkpoints.restore()[1], tree(i, 4))
+        assert checkpoints.saved == [3, 4]
+
+
 def test_how_often(tmp_path):
     """Every k rounds, every m minutes, after every chunk; and always at the end."""
     for options, saved in (

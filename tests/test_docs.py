@@ -278,6 +278,7 @@ def page(monkeypatch, tmp_path):
     return execute
 
 
+@pytest.mark.filterwarnings("ignore:best at the edge")  # after so few rounds
 def test_readme_runs(page, capsys):
     """Every block, in order; the error that it quotes is the one that is raised."""
     module = page(README, "readme", "")
