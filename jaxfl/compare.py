@@ -219,11 +219,11 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
 
     Example:
         >>> found = jaxfl.train(
-        ...     "fedavg(steps=5)", data="iris", model="logistic", clients=4, cohort=2, alpha=1.0,
-        ...     rounds=4, every=2, seeds=2, lr=[0.1, 1.0],
+        ...     "fedavg", data="iris", model="logistic", clients=4, cohort=2,
+        ...     alpha=1.0, rounds=4, every=2, seeds=2, lr=[0.1, 1.0],
         ... )
-        >>> found.config.algorithms
-        ('fedavg(steps=5)',)
+        >>> found.config.algorithms, sorted(found.states)
+        (('fedavg',), ['FedAvg'])
     """
     return compare(config, algorithms=(name,), **options)
 

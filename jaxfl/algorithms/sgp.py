@@ -34,13 +34,9 @@ class SGP:
         Convex Functions on Time-Varying Directed Graphs", IEEE Transactions on Automatic Control
         2016; reconstructed from memory of the paper, checked numerically.
     Example:
-        >>> run = jaxfl.simulate(
-        ...     algorithms.SGP(lr=0.1), problems.quadratics(n=8).clients(),
-        ...     networks.graph("one_peer_exponential", 8),
-        ...     jnp.zeros(5), jax.random.key(0), rounds=30,
-        ... )
-        >>> run.state.params.shape
-        (8, 5)
+        >>> network = networks.graph("random_out", 8, k=2)  # a new directed graph every round
+        >>> algorithms.SGP(lr=0.1).needs.columns, network.sums
+        (True, 'column')
     """
 
     lr: Scalar = hyper()
