@@ -20,6 +20,7 @@
 | `grid` | every combination of hyperparameters, for `jax.vmap` |
 | `compare`, `train`, `Config` | the main job, as `jaxfl compare` runs it |
 | `sweep`, `plan` | every combination of settings, kept in a folder; what that will be |
+| `report` | a page of what these two found |
 | `spread` | clients, networks and sweeps over the devices of a mesh |
 | `estimate` | the memory of a run in advance |
 | `save`, `load`, `Checkpoints` | models and states on disk; long runs that go on |
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from jaxfl.devices import spread
     from jaxfl.docs import cite
     from jaxfl.memory import estimate
+    from jaxfl.report import report
     from jaxfl.sweeps import plan, sweep
 
 __version__ = "0.1.0"
@@ -66,6 +68,7 @@ __all__ = [
     "plan",
     "plots",
     "problems",
+    "report",
     "results",
     "run",
     "save",
@@ -94,6 +97,7 @@ _NAMES = {
     "compare": "compare",
     "estimate": "memory",
     "load": "checkpoint",
+    "report": "report",
     "plan": "sweeps",
     "save": "checkpoint",
     "spread": "devices",
@@ -114,7 +118,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
 
 
 class _Package(ModuleType):

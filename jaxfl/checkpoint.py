@@ -1,21 +1,25 @@
 """Models and states on disk, and checkpoints of long runs.
 
-A checkpoint is an orbax folder: arrays, and a description as JSON with a CRC-32 of every leaf and
-of itself, because orbax does not notice every flipped bit. Nothing in it is code.
+A checkpoint is an orbax folder of arrays, and in it `jaxfl.json`: what they are, with a CRC-32 of
+every file and of itself, because orbax does not notice every flipped bit. Nothing in it is code.
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
+import re
 import shutil
 import signal
+import tempfile
 import threading
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,10 @@ import numpy as np
 
 from jaxfl import comm
 from jaxfl.clients import Clients
-from jaxfl.folder import locked
+from jaxfl.folder import locked, text
 
 FORMAT = 1
-_TEMPORARY, _DELETED = ".orbax-checkpoint-tmp", ".deleted"
+_ABOUT, _TEMPORARY, _DELETED = "jaxfl.json", ".orbax-checkpoint-tmp", ".deleted"
 _SAMPLED = 1 << 26  # bytes of an array that a fingerprint reads
 
 
@@ -50,15 +54,19 @@ def save(path: str | Path, tree: Any) -> None:
     Raises:
         ValueError: the folder exists, or a leaf is not an array of numbers.
         OSError: it cannot be written.
+
+    Example:
+        >>> jaxfl.save("model", {"w": np.ones(3)})
+        >>> jaxfl.load("model")["w"].tolist()
+        [1.0, 1.0, 1.0]
     """
     path = Path(path).absolute()
     if path.exists():
         raise ValueError(f"path {path} exists already; choose a new name or delete it first")
-    packed = _pack(tree, {})
-    with _writing(path), contextlib.closing(_checkpointer()) as checkpointer:
+    arrays, about = _pack(tree, {})
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpointer.save(path, packed)
-        checkpointer.wait_until_finished()
+        _DISK.submit(_write, path, arrays, about).result()
 
 
 def load(path: str | Path, like: Any = None) -> Any:
@@ -71,6 +79,12 @@ def load(path: str | Path, like: Any = None) -> Any:
 
     Raises:
         ValueError: no such checkpoint, a damaged one, or one that does not fit `like`.
+
+    Example:
+        >>> params = {"w": np.ones(3, np.float32)}
+        >>> jaxfl.save("model", params)
+        >>> jaxfl.load("model", like=params)["w"].dtype
+        dtype('float32')
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -100,6 +114,14 @@ class Checkpoints:
 
     Raises:
         ValueError: numbers out of range.
+
+    Example:
+        >>> with jaxfl.Checkpoints("run", keep=2) as checkpoints:
+        ...     checkpoints.save(10, {"x": np.ones(3)})
+        ...     checkpoints.save(20, {"x": np.zeros(3)})
+        >>> t, tree = jaxfl.Checkpoints("run").restore()
+        >>> t, tree["x"].tolist()
+        (20, [0.0, 0.0, 0.0])
     """
 
     def __init__(
@@ -119,9 +141,8 @@ class Checkpoints:
                 )
         self.folder = Path(folder).absolute()
         self.rounds, self.minutes, self.keep, self.fallback = rounds, minutes, keep, fallback
-        self._stack = contextlib.ExitStack()
-        self._checkpointer: Any = None
-        self._pending: int | None = None
+        self._lock: contextlib.ExitStack | None = None
+        self._pending: tuple[int, Future] | None = None
         self._last: tuple[int, float] = (0, time.monotonic())  # round and time of the last save
 
     def __repr__(self) -> str:
@@ -167,15 +188,10 @@ class Checkpoints:
             ValueError: a leaf is not an array of numbers.
             OSError: this one, or the one before, cannot be written; those before it stay.
         """
-        packed = _pack(tree, {"t": int(t), "about": about})
+        arrays, meta = _pack(tree, {"t": int(t), "about": about})
         self.wait()
         self._open()
-        path = self.folder / str(int(t))
-        with self._writing(t):
-            if path.exists():
-                _remove(path)
-            self._pending = t
-            self._checkpointer.save(path, packed)
+        self._pending = t, _DISK.submit(_write, self.folder / str(int(t)), arrays, meta)
         self._last = (t, time.monotonic())
 
     def restore(self, like: Any = None, t: int | None = None, about: Any = None) -> tuple[int, Any]:
@@ -219,7 +235,8 @@ class Checkpoints:
         if about is not None:
             _compare(self.folder, meta["about"], json.loads(json.dumps(about)))
         self._last = (now, time.monotonic())
-        like = like(now) if callable(like) else like
+        if callable(like) and jax.tree_util.all_leaves([like]):
+            like = like(now)
         return now, _unpack(self.folder / str(now), meta, arrays, like)
 
     def wait(self) -> None:
@@ -230,10 +247,9 @@ class Checkpoints:
         """
         if self._pending is None:
             return
-        t = self._pending
-        with self._writing(t):
-            self._checkpointer.wait_until_finished()
-            self._pending = None
+        (t, written), self._pending = self._pending, None
+        with _writing(self.folder / str(t), self):
+            written.result()
             steps = self.saved  # later ones belong to a run that was gone back behind
             now = [s for s in steps if s <= t]
             for s in [*now[: -self.keep], *steps[len(now) :]]:
@@ -244,10 +260,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if self._checkpointer is not None:
-                self._checkpointer.close()
-            self._checkpointer = None
-            self._stack.close()
+            if self._lock is not None:
+                self._lock.close()
+            self._lock = None
 
     def _read(self, t):
         meta, arrays = _read(path := self.folder / str(t))
@@ -256,30 +271,16 @@ class Checkpoints:
         return meta, arrays
 
     def _open(self):
-        if self._checkpointer is not None:
+        if self._lock is not None:
             return
-        with self._writing(None):
+        with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(locked(self.folder))
-            self._clean()
-        self._checkpointer = _checkpointer()
-
-    def _clean(self):
-        """What a killed process, or a full disk, left half done."""
-        for path in self.folder.iterdir():
-            if _TEMPORARY in path.name or path.name.endswith(_DELETED):
-                shutil.rmtree(path, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _writing(self, t):
-        try:
-            with _writing(self.folder if t is None else self.folder / str(t), self):
-                yield
-        except OSError:
-            self._pending = None
-            with contextlib.suppress(OSError):
-                self._clean()
-            raise
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.folder))
+            _clean(self.folder)
+            self._lock = stack.pop_all()
 
 
 class Saver:
@@ -426,14 +427,15 @@ def fingerprint(a: Any) -> Any:
 
 def _print(a):
     """An array; integers of any width, and floats as JAX will hold them, are the same."""
+    shape = [*np.shape(a)]
     a, key = _host(a, sample=True)
-    shape, kind = list(a.shape), a.dtype.name
+    kind = a.dtype.name
     if a.dtype.kind in "iu" and not key:
         a, kind = a.astype(np.int64), "int"
     if a.size <= 8:
-        values = [str(v) for v in a.ravel()]
-        return " ".join([*([key] if key else []), *values]) if a.ndim < 2 else values
-    return {"dtype": key or kind, "shape": shape, "crc32": _crc(a)}
+        kind = [key or kind] if a.ndim else []
+        return " ".join([*kind, *[str(shape)] * (len(shape) > 1), *map(str, a.ravel())])
+    return {"dtype": key or kind, "shape": shape, "crc32": zlib.crc32(a.tobytes())}
 
 
 def _compare(folder, saved, now):
@@ -455,28 +457,103 @@ def _compare(folder, saved, now):
 _DAMAGED = "checkpoint {} cannot be read: {}"
 
 
-def _checkpointer():
+# One thread for all: orbax has state per process, and mixes up folders saved at the same time.
+_DISK = ThreadPoolExecutor(1, "checkpoints")
+
+
+@contextlib.contextmanager
+def _orbax(meta):
+    """A checkpointer that writes `meta` and the checksums of its files before it commits them."""
     import orbax.checkpoint as ocp
 
-    handlers: dict[str, Any] = dict(
-        arrays=ocp.PyTreeCheckpointHandler(), about=ocp.JsonCheckpointHandler()
-    )
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+    handler = ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler())
+    finish = handler.finalize
+
+    def finalize(directory):
+        finish(directory)
+        _seal(Path(directory), meta)
+
+    handler.finalize = finalize  # orbax knows the arguments of this class, of no subclass
+    log = logging.getLogger("absl")
+    log.addFilter(_quiet)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            yield checkpointer, ocp
+    finally:
+        log.removeFilter(_quiet)
+
+
+def _write(path, arrays, meta):
+    """Writes a checkpoint in the place of what has its name."""
+    if path.exists():
+        _remove(path)
+    with _orbax(meta) as (checkpointer, ocp):
+        checkpointer.save(path, ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays)))
+
+
+def _arrays(path, names):
+    with _orbax({}) as (checkpointer, ocp):
+        how = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+        args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=how))
+        return checkpointer.restore(path, args).arrays
+
+
+def _quiet(record):
+    """What orbax raises it also logs, in hundreds of lines."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _seal(path, meta):
+    """Writes what is in a folder, and the checksums of its files."""
+    files = sorted(p for p in (path / "arrays").rglob("*") if p.is_file())
+    sums = {p.relative_to(path).as_posix(): _crc(p) for p in files}
+    meta = json.loads(json.dumps({"format": FORMAT, **meta, "files": sums}))
+    text(path / _ABOUT, json.dumps({**meta, "crc32": _own(meta)}))
+
+
+def _own(meta):
+    """The checksum of a description."""
+    rest = {k: v for k, v in meta.items() if k != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _crc(path):
+    """The checksum of a file."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 @contextlib.contextmanager
 def _writing(path, checkpoints=None):
-    """What orbax and the system raise, as one OSError."""
+    """What orbax and the system raise, as one OSError; what was left half done is removed."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TimeoutError) as error:
-        saved = checkpoints.saved if checkpoints else []
-        kept = f"those of rounds {saved} are whole; then the same call goes on" if saved else ""
-        raise OSError(
-            getattr(error, "errno", None) or 0,
-            f"checkpoint {path} cannot be written: {error}; free or choose another disk or "
-            f"folder{'; ' if kept else ''}{kept}",
-        ) from error
+    except Exception as error:  # orbax raises many kinds
+        code = getattr(error, "errno", None) or _code(error)
+        kept = checkpoints.saved if checkpoints else []
+        said = f"checkpoint {path} cannot be written: {os.strerror(code) if code else error}; "
+        said += "make room, or choose another folder"
+        if kept:
+            said += f"; those of rounds {kept} are whole, and the same call goes on from there"
+        with contextlib.suppress(OSError):
+            _clean(path.parent, f"{path.name}.")
+        raise (OSError(code, said) if code else OSError(said)) from error
+
+
+def _code(error):
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else 0
+
+
+def _clean(folder, name=""):
+    """What a killed process, or a full disk, left half done."""
+    for path in folder.iterdir():
+        left = _TEMPORARY in path.name or path.name.endswith(_DELETED)
+        if left and path.name.startswith(name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(path):
@@ -485,16 +562,6 @@ def _remove(path):
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def _crc(a):
-    return zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
-
-
-def _seal(meta):
-    """The CRC-32 of a description."""
-    rest = {k: v for k, v in meta.items() if k != "crc32"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _host(a, sample=False):
@@ -529,8 +596,6 @@ def _name(path):
 
 def _pack(tree, meta):
     """What orbax saves: leaves by number, and their description."""
-    import orbax.checkpoint as ocp
-
     arrays, leaves = {}, []
     for path, leaf in jax.tree.leaves_with_path(tree):
         a, key = _host(leaf)
@@ -542,44 +607,44 @@ def _pack(tree, meta):
         if a.size:  # orbax saves no empty ones
             arrays[str(len(leaves))] = a
         path = [_entry(k) for k in path]
-        leaves.append(dict(path=path, shape=a.shape, dtype=a.dtype.name, key=key, crc32=_crc(a)))
-    arrays = arrays or {"none": np.zeros(1)}
-    meta = json.loads(json.dumps({"format": FORMAT, **meta, "leaves": leaves}))
-    meta["crc32"] = _seal(meta)
-    return ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(meta))
+        leaves.append({"path": path, "shape": a.shape, "dtype": a.dtype.name, "key": key})
+    return arrays or {"none": np.zeros(1)}, {**meta, "leaves": leaves}
 
 
 def _read(path):
-    """Description and arrays of a checkpoint, both compared with their checksums."""
-    import orbax.checkpoint as ocp
-
-    args, damaged = ocp.args, lambda why: Damaged(_DAMAGED.format(path, why))
+    """Description and arrays of a checkpoint, after a look at the checksums of its files."""
+    damaged = lambda why: Damaged(_DAMAGED.format(path, why))
     try:
-        with contextlib.closing(_checkpointer()) as checkpointer:
-            meta = checkpointer.restore(path, args.Composite(about=args.JsonRestore())).about
-            if not isinstance(meta, dict) or meta.get("crc32") != _seal(meta):
-                raise damaged("its description is changed or not one of jaxfl")
-            if meta.get("format") != FORMAT:
-                raise damaged(
-                    f"it has format {meta.get('format')}, this jaxfl reads {FORMAT}; read it with "
-                    "the jaxfl that wrote it"
-                )
-            some = [str(i) for i, leaf in enumerate(meta["leaves"]) if 0 not in leaf["shape"]]
-            how = {i: ocp.RestoreArgs(restore_type=np.ndarray) for i in some or ["none"]}
-            found = args.PyTreeRestore(restore_args=how)
-            found = checkpointer.restore(path, args.Composite(arrays=found)).arrays
+        meta = json.loads((path / _ABOUT).read_bytes())
+        form = meta.get("format")
+        if meta["crc32"] != _own(meta):
+            raise damaged(f"{_ABOUT} was changed")
     except Damaged:
         raise
-    except Exception as error:  # orbax raises many kinds for a damaged or foreign folder
+    except Exception as error:  # whatever its bytes now say
+        raise damaged(
+            f"{_ABOUT}, which jaxfl writes, is missing or not JSON ({type(error).__name__}); "
+            "delete the folder, or name another one"
+        ) from error
+    if form != FORMAT:
+        raise damaged(
+            f"it has format {form}, this jaxfl reads {FORMAT}; use the jaxfl that wrote it"
+        )
+    for name, crc in meta["files"].items():
+        if not (path / name).is_file() or _crc(path / name) != crc:
+            raise damaged(f"its file {name} is not what was written; delete the folder")
+    leaves = meta["leaves"]
+    try:
+        some = [str(i) for i, leaf in enumerate(leaves) if 0 not in leaf["shape"]]
+        found = _DISK.submit(_arrays, path, some or ["none"]).result()
+    except Exception as error:  # orbax raises many kinds
         raise damaged(f"{type(error).__name__}: {error}") from error
     arrays = []
-    for i, leaf in enumerate(meta["leaves"]):
+    for i, leaf in enumerate(leaves):
         shape, dtype = tuple(leaf["shape"]), jnp.dtype(leaf["dtype"])
-        a = np.zeros(shape, dtype) if 0 in shape else found.get(str(i))
-        same = isinstance(a, np.ndarray) and a.shape == shape and a.dtype == dtype
-        if not same or _crc(a) != leaf["crc32"]:
-            name = ".".join(map(str, leaf["path"])) or "the array"
-            raise damaged(f"{name} is not what was saved (its checksum differs)")
+        a = np.zeros(shape, dtype) if 0 in shape else np.asarray(found[str(i)])
+        if a.shape != shape or a.dtype != dtype:
+            raise damaged(f"{'.'.join(map(str, leaf['path']))} is {a.dtype}{[*a.shape]}")
         arrays.append(a)
     return meta, arrays
 

@@ -20,6 +20,7 @@ jaxfl simulates federated and decentralised learning.
   compare          compare algorithms on real, non-IID data: a table and a figure
   run NAME         one algorithm, tuned and repeated as in compare
   sweep FILE       every combination of the settings of a TOML file, kept in a folder
+  report FOLDER    one page (HTML) of the results that a folder holds
   list [KIND]      what there is: algorithms, data, models, graphs, ...
   show NAME        what the documentation says of any of these
   graph NAME       draw a graph and its spectrum; spectral gap and mixing time
@@ -176,6 +177,14 @@ def _sweep(words: list[str]) -> None:
     print(f"to look at it: jaxfl report {out}")
 
 
+def _page(words: list[str]) -> None:
+    """Write a page of a sweep or comparison: tables, figures, provenance, citations."""
+    given = _parse("report", words, {"folder": (Positional, None, "with results.nc")})
+    from jaxfl.report import report
+
+    print(report(given["folder"]))
+
+
 def _list(words: list[str]) -> None:
     """What there is."""
     given = _parse("list", words, {"kind": (Positional, "", "algorithms, data, models, ...")})
@@ -303,6 +312,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "run": _run,
     "sweep": _sweep,
+    "report": _page,
     "list": _list,
     "show": _show,
     "graph": _graph,

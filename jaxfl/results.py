@@ -19,6 +19,14 @@ def final(ds: "xarray.Dataset", name: str = "") -> "xarray.DataArray":
     Args:
         ds: of `jaxfl.sweep`.
         name: of a variable over rounds; the test score by default.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> results.final(ds).dims
+        ('lr', 'seed')
     """
     values = _named(ds, name)
     if "round" not in values.dims:
@@ -46,6 +54,15 @@ def best(
 
     Warns:
         UserWarning: a choice at the edge of its grid, a wider one may do better.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> found = results.best(ds, quiet=True)
+        >>> float(found.lr) in (0.03, 0.3, 3.0), found.accuracy.dims
+        (True, ('seed', 'round'))
     """
     import xarray as xr
 
@@ -87,6 +104,14 @@ def interval(ds: "xarray.Dataset", name: str = "", *, level: float = 0.95) -> "x
 
     Returns:
         `mean` and `half`, without the dimension seed.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> sorted(results.interval(ds)), results.interval(ds)["mean"].dims
+        (['half', 'mean'], ('lr',))
     """
     return _interval(_named(ds, name) if name else final(ds), level)
 
@@ -109,6 +134,15 @@ def paired(
 
     Returns:
         `mean`, `half` and `p` (of a two-sided paired t test), without the dimension seed.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> found = results.paired(ds, "lr", 0.3)
+        >>> float(found["mean"].sel(lr=0.3)), found["p"].shape
+        (0.0, (3,))
     """
     from scipy.special import stdtr
 
@@ -138,6 +172,14 @@ def ranks(ds: "xarray.Dataset", dim: str = "algorithm", name: str = "") -> "xarr
         dim: what is ranked.
         name: of a variable over rounds, of which the last is taken, larger is better; the test
             score by default. A run that diverged is last.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> results.ranks(ds, "lr").sum("lr").values.tolist()
+        [6.0, 6.0]
     """
     from scipy.stats import rankdata
 
@@ -157,6 +199,15 @@ def to_target(ds: "xarray.Dataset", target: float, name: str = "") -> "xarray.Da
 
     Returns:
         `rounds`, `megabytes`, `grads` and `seconds`, inf where the target was not reached.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> cost = results.to_target(ds, target=0.99)
+        >>> cost["rounds"].dims, bool((cost["rounds"].isin([4, 8, np.inf])).all())
+        (('lr', 'seed'), True)
     """
     import xarray as xr
 
@@ -185,6 +236,15 @@ def worst_case(
 
     Returns:
         `score`, without these dimensions and seed, and the values of `dim` at which it is reached.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> found = results.worst_case(ds, "lr")  # as if a learning rate were an attack
+        >>> bool(found.score == results.final(ds).mean("seed").min())
+        True
     """
     dims = [dim] if isinstance(dim, str) else list(dim)
     for one in dims:
@@ -198,7 +258,16 @@ def worst_case(
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """The best setting, chosen on validation data, with its test score: as a table of text."""
+    """The best setting, chosen on validation data, with its test score: as a table of text.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> results.Summary(ds).cells()[0]
+        ['lr', 'validation [%]', 'test [%]']
+    """
 
     ds: "xarray.Dataset"
 

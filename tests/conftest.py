@@ -17,6 +17,7 @@ install_import_hook("jaxfl", "checker.check")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,3 +28,17 @@ def programs():
     """A process may map 65 530 regions of memory, and thousands of compiled programs take more."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """For files that build the same program again and again: a persistent compilation cache."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    old = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in zip(names, old, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

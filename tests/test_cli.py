@@ -80,6 +80,37 @@ def test_graph_and_partition(capsys, tmp_path, monkeypatch):
     assert status == 0 and "clients      5" in out and Path("partition.png").exists()
 
 
+def test_a_sweep_of_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = """
+        data = "wine"
+        clients = 4
+        cohort = 2
+        minimum = 2
+        rounds = 4
+        every = 2
+        [sweep]
+        lr = [0.03, 0.1]
+        seed = 2
+    """
+    Path("rates.toml").write_text("\n".join(map(str.strip, text.splitlines())))
+    assert cli.main(["sweep", "rates.toml", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "4 combinations: lr (2), seed (2)" in said and "1 program\n" in said
+    assert not Path("rates").exists()
+    assert cli.main(["sweep", "rates.toml"]) == 0
+    said = capsys.readouterr().out
+    assert "validation [%]" in said and "over 2 seeds" in said and "jaxfl report rates" in said
+    results = Path("rates/results.nc").read_bytes()
+    assert cli.main(["sweep", "rates", "--dry-run"]) == 0
+    assert "1 of 1 chunks are there, 0:00:00 left" in capsys.readouterr().out
+    assert cli.main(["sweep", "rates"]) == 0  # everything is there already
+    assert len(results) == len(Path("rates/results.nc").read_bytes())
+    Path("rates.toml").write_text(Path("rates.toml").read_text().replace("0.03", "0.3"))
+    assert cli.main(["sweep", "rates.toml"]) == 2
+    assert "holds another sweep" in capsys.readouterr().err
+
+
 def test_help_fits_a_screen(capsys):
     for words in ((), ("--help",), ("help",)):
         status, out, _ = run(capsys, *words)
@@ -101,6 +132,8 @@ def test_help_fits_a_screen(capsys):
         ("run", "NAME"),
         ("run fedavgg", "did you mean 'fedavg'"),
         ("run dsgd@rong", "did you mean 'ring'"),
+        ("sweep", "FILE"),
+        ("sweep none.toml", "cannot read the sweep"),
         ("compare --data digit", "did you mean 'digits'"),
         ("compare --config nowhere.toml", "cannot read the configuration"),
         ("compare --config", "--config"),

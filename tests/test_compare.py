@@ -181,7 +181,10 @@ def test_files():
     written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [float(r["score"]) for r in written] == [r.score for r in found.rows()]
     assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 3
-    assert repr(found) == str(found) == found.text() and found.text(200).splitlines()[0] in found._repr_html_()
+    assert (
+        repr(found) == str(found) == found.text()
+        and found.text(200).splitlines()[0] in found._repr_html_()
+    )
 
 
 def test_table_fits_a_narrow_terminal():
@@ -380,7 +383,7 @@ def test_bad_files(tmp_path):
     path = tmp_path / "config.toml"
     for text in ("rounds = ", "rounds = 'a'", "rouns = 3", "\0"):
         path.write_text(text)
-        with pytest.raises(ValueError, match="configuration|rounds"):
+        with pytest.raises(ValueError, match="configuration"):
             Config.from_toml(path)
     with pytest.raises(ValueError, match="cannot read the configuration"):
         Config.from_toml(tmp_path)

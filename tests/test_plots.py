@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from jaxfl import networks, plots
 from jaxfl.networks import graphs, spectra, weights
 from jaxfl.plots import style
+from jaxfl.results import final
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +155,7 @@ def test_heatmap():
     whole(ax)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["FedAvg", "DSGD @ ring"]
     early = sweep().isel(algorithm=0, alpha=0)  # its first seed reached the target in round 30
-    early = style.final(style.results(early), "accuracy").isel(lr=0, seed=0)
+    early = final(style.results(early), "accuracy").isel(lr=0, seed=0)
     assert float(early) == float(sweep()["accuracy"][0, 0, 0, 0, 2])
 
 
@@ -169,8 +170,12 @@ def test_heatmap_of_many_cells():
     )
     ax = plots.heatmap(ds.isel(seed=0), "lr", "mu")
     whole(ax)
-    assert not ax.texts and 3 < len(ax.get_xticks()) < 25
-    assert ax.get_xticklabels()[0].get_text() == "0.001"
+    assert not ax.texts
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.001", "0.01", "0.1", "1"]
+    np.testing.assert_allclose(ax.get_xticks(), [0, 8, 16, 24], atol=1e-9)
+    ax = plots.heatmap(ds.isel(seed=0).assign_coords(lr=np.linspace(0.011, 0.987, 25)), "lr", "mu")
+    whole(ax)
+    assert 3 < len(ax.get_xticks()) < 25 and ax.get_xticklabels()[0].get_text() == "0.011"
 
 
 def test_plain_numbers():
@@ -184,7 +189,7 @@ def test_robustness():
     ds = sweep().isel(alpha=0).rename(lr="byzantine").assign_coords(byzantine=[0, 1, 2, 3])
     ax = plots.robustness(ds, chance=0.1)
     whole(ax)
-    scores = 100 * style.final(ds, "accuracy").mean("seed", skipna=False)
+    scores = 100 * final(ds, "accuracy").mean("seed", skipna=False)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), scores[0])
     assert np.isnan(ax.lines[0].get_ydata()[3]) and ax.get_xlabel() == "Byzantine clients"
     crosses = [ln for ln in ax.lines if ln.get_marker() == "x"]
@@ -199,7 +204,7 @@ def test_pareto():
     whole(ax)
     front = ax.lines[0].get_xydata()
     # FedAvg is cheaper and better; of its two alphas the same cost and the larger score
-    best = 100 * float(style.final(ds, "accuracy").sel(algorithm="FedAvg", alpha=1, lr=0.1).mean())
+    best = 100 * float(final(ds, "accuracy").sel(algorithm="FedAvg", alpha=1, lr=0.1).mean())
     np.testing.assert_allclose(front, [[40, best]])
     assert [t.get_text() for t in ax.texts] == ["alpha 1"]
     dots = [c for c in ax.collections if len(c.get_offsets())]
@@ -207,7 +212,10 @@ def test_pareto():
     assert sum(len(c.get_offsets()) for c in dots if c.get_alpha() == 1) == 1
     trade = ds.assign(megabytes=ds["megabytes"] / (1 + 30 * (ds["algorithm"] != "FedAvg")))
     ax = plots.pareto(trade.isel(alpha=1), "seconds")
-    assert [t.get_text() for t in ax.texts] == ["FedAvg"]
+    assert [(t.get_text(), t.get_color()) for t in ax.texts] == [
+        ("FedAvg", "black"),
+        ("DSGD @ ring", "0.5"),  # beaten in both
+    ]
     ax = plots.pareto(trade.isel(alpha=1))
     assert [t.get_text() for t in ax.texts] == ["FedAvg", "DSGD @ ring"]
     assert (np.diff(ax.lines[0].get_xydata(), axis=0) > 0).all()

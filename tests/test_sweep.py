@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxfl
 from jaxfl import folder
@@ -29,24 +28,11 @@ NO_BATCH = {k: v for k, v in SMALL.items() if k != "batch"}
 OVER = {"lr": [0.03, 0.1, 1e200], "alpha": [0.3, 3.0], "seed": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cached(tmp_path_factory):
-    """The same programs again and again: they are compiled once."""
-    old = (
-        jax.config.jax_compilation_cache_dir,
-        jax.config.jax_persistent_cache_min_compile_time_secs,
-    )
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", old[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", old[1])
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(tmp_path_factory, compiled_once):
     """A sweep of twelve runs, its folder, and the number of chunks."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     return jaxfl.sweep(OVER, out=out, width=4, devices=1, **SMALL), out
@@ -295,12 +281,12 @@ def test_an_interrupted_chunk_goes_on_where_it_was(small, tmp_path, monkeypatch)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         jaxfl.sweep(OVER, out=tmp_path / "out", width=4, devices=1, **SMALL)
-    assert list((tmp_path / "out" / "partial").iterdir())
+    assert [p.name for p in (tmp_path / "out" / "chunks").iterdir()] == ["000000.partial.npz"]
     monkeypatch.undo()
     ds = jaxfl.sweep(OVER, out=tmp_path / "out", width=4, devices=1, **SMALL)
     for name in ds:
         assert ds[name].values.tobytes() == small[0][name].values.tobytes(), name
-    assert not list((tmp_path / "out" / "partial").glob("*"))
+    assert not list((tmp_path / "out").glob("chunks/*partial*"))
 
 
 def _context(value):

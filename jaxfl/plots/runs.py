@@ -1,5 +1,6 @@
 """Pictures of what `jaxfl.sweep` and `jaxfl.compare` found."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from jaxfl import metrics
 from jaxfl.plots import style
+from jaxfl.results import final
 from jaxfl.types import nearest
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ def learning_curves(
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> axes = plots.learning_curves(ds, "rounds", by="lr")
+        >>> len(axes), axes[0].get_xlabel()
+        (1, 'communication rounds')
     """
     import matplotlib as mpl
     from matplotlib import pyplot
@@ -91,7 +101,7 @@ def learning_curves(
             if cost == "rounds":
                 ax.set_xlim(left=0)
             else:
-                style.logarithmic(ax)
+                style.logarithmic(ax.xaxis)
             style.grid(ax)
             if name in (style.metric(ds), f"valid_{style.metric(ds)}", "worst"):
                 style.vertical(ax, factor * ds[name].values, factor == 100 and scale == "error")
@@ -121,13 +131,23 @@ def heatmap(
 
     Raises:
         ValueError: more dimensions than two, with what to select.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3], "mu": [0.0, 0.1], "seed": 2}
+        >>> ds = jaxfl.sweep(
+        ...     over, algorithms=["fedprox"], data="iris", model="logistic", **small
+        ... )
+        >>> ax = plots.heatmap(ds, "lr", "mu")
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('learning rate', 'mu')
     """
     from matplotlib import colors, patches
 
     ds = style.results(results)
     valid = f"valid_{style.metric(ds)}"
     name = name or valid
-    values = style.final(ds, name)
+    values = final(ds, name)
     style.only(values, [x, y], "heatmap")
     if x == y:
         raise ValueError(f"heatmap needs two dimensions, got {x!r} twice")
@@ -135,7 +155,7 @@ def heatmap(
         raise ValueError(f"{name!r} has a value per client; draw a score, or use `plots.ecdf(ds)`")
     mean = lambda a: a.mean("seed", skipna=False).transpose(y, x).values.astype(float)
     percent = style.percent(ds, name)
-    table, chosen = (100 if percent else 1) * mean(values), mean(style.final(ds, valid))
+    table, chosen = (100 if percent else 1) * mean(values), mean(final(ds, valid))
     bad, seeds = style.diverged(ds).sum("seed").transpose(y, x).values, ds.sizes["seed"]
     rows, columns = table.shape
     finite = table[np.isfinite(table)]
@@ -146,16 +166,16 @@ def heatmap(
     if error:
         norm = colors.FuncNorm(style.ERROR, low, high)
     own = ax is None
-    with style.panel(ax, float(np.clip(1.1 + 0.24 * rows, 1.9, 4.4))) as ax:
+    with style.panel(ax, float(np.clip(1.1 + 0.24 * rows, 1.9, 3.6))) as ax:
         picture = ax.imshow(table, cmap="viridis", norm=norm, origin="lower", aspect="auto")
         bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, aspect=25)
-        bar.set_label(style.words(ds, name))
+        bar.set_label(textwrap.fill(style.words(ds, name), max(12, 5 * rows)))
         bar.outline.set_visible(False)
         if error:
             bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
             bar.set_ticks([], minor=True)
         for axis, dim, count in ((ax.xaxis, x, columns), (ax.yaxis, y, rows)):
-            axis.set_ticks(range(count), style.plain(ds[dim].values))
+            axis.set_ticks(*_decades(ds[dim].values) or (range(count), style.names(ds, dim)))
             axis.set_label_text(style.dimension(ds, dim))
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
@@ -182,6 +202,21 @@ def heatmap(
         ax.figure.canvas.draw()  # how much room there is
         _numbers(ax, table, bad, seeds, percent, picture)
     return ax
+
+
+def _decades(values):
+    """Places and labels of powers of ten among many values at equal ratios; None among others."""
+    if len(values) <= 12 or values.dtype.kind != "f" or not (values > 0).all():
+        return None
+    logs = np.log10(values)
+    whole = np.arange(np.ceil(logs.min() - 1e-9), np.floor(logs.max() + 1e-9) + 1)
+    if np.ptp(np.diff(logs)) > 0.01 * abs(np.diff(logs)).max() or logs[0] > logs[-1]:
+        return None
+    return (
+        (np.interp(whole, logs, range(len(logs))), style.plain(10**whole))
+        if len(whole) > 2
+        else None
+    )
 
 
 def _numbers(ax, table, bad, seeds, percent, picture):
@@ -235,6 +270,14 @@ def robustness(
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select; nothing of attackers.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> ax = plots.robustness(ds, "lr", chance=1 / 3)  # "byzantine" where there are attackers
+        >>> ax.get_xlabel()
+        'learning rate'
     """
     ds = style.results(results)
     dims = style.swept(ds[style.metric(ds)])
@@ -245,7 +288,7 @@ def robustness(
             "the one to draw: `robustness(ds, 'lr')`"
         )
     by, name = style.colour_by(ds, by, (x,)), name or style.metric(ds)
-    values = style.final(ds, name)
+    values = final(ds, name)
     style.only(values, [x, by] if by else [x], "robustness")
     at = ds[x].values
     if at.dtype.kind not in "fiu":
@@ -255,7 +298,7 @@ def robustness(
     with style.panel(ax) as ax:
         lost = []
         for label, look, one in style.lines(ds, by):
-            scores = factor * style.final(one, name).transpose(x, "seed").values.astype(float)
+            scores = factor * final(one, name).transpose(x, "seed").values.astype(float)
             mean, half = metrics.t_interval(scores)
             ax.plot(at, mean, label=label or None, **look)
             half = np.nan_to_num(half)
@@ -274,8 +317,8 @@ def robustness(
             y = np.full(where.sum(), 0.03 + step)
             ax.plot(at[where], y, "x", color=colour, transform=place, markersize=4.5, mew=1.2)
             step += 0.05 * bool(where.any())
-        if at.min() > 0 and at.max() / at.min() >= 30:
-            style.logarithmic(ax)
+        if at.min() > 0 and at.max() / at.min() >= (30 if at.dtype.kind in "iu" else 8):
+            style.logarithmic(ax.xaxis)
         elif at.dtype.kind in "iu" and len(at) <= 12:
             ax.set_xticks(at)
         ax.set_xlabel(style.dimension(ds, x))
@@ -299,7 +342,16 @@ def pareto(
         name: the score, the test score by default.
         scale: of accuracies: "error" or "linear".
         ax: matplotlib axes; new ones by default.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> plots.pareto(ds, "bits").get_xscale()
+        'log'
     """
+    from matplotlib.transforms import Bbox
+
     _known(cost)
     ds = style.results(results)
     name, valid = name or style.metric(ds), f"valid_{style.metric(ds)}"
@@ -307,27 +359,28 @@ def pareto(
     ds = ds.assign(cost=_cost(ds, cost).broadcast_like(ds[name]))
     points = ds[["cost", name, valid, *(k for k in ("status", "stopped") if k in ds)]]
     if "lr" in points.dims:
-        chosen = style.final(points, valid).mean("seed", skipna=False).fillna(-np.inf).argmax("lr")
+        chosen = final(points, valid).mean("seed", skipna=False).fillna(-np.inf).argmax("lr")
         points = points.isel(lr=chosen)
     factor = 100 if style.percent(ds, name) else 1
-    mean = lambda n: style.final(points, n).mean("seed", skipna=False)
+    mean = lambda n: final(points, n).mean("seed", skipna=False)
     scores, costs = factor * mean(name), mean("cost")
     dims = style.swept(scores)
     by = "algorithm" if len(dims) > 1 and "algorithm" in dims else ""
     rest = [d for d in dims if d != by]
-    names = {d: style.plain(ds[d].values) for d in dims}
+    names = {d: style.names(ds, d) for d in dims}
     costs = costs.transpose(*scores.dims)
     found = []  # cost, score, colour's index, label
     for at in np.ndindex(*scores.shape):
         place = dict(zip(map(str, scores.dims), at))
         texts = [
-            names[d][place[d]] if d == "algorithm" else f"{d} {names[d][place[d]]}" for d in rest
+            names[d][place[d]] if d in ("algorithm", "point") else f"{d} {names[d][place[d]]}"
+            for d in rest
         ]
         values = float(costs.values[at]), float(scores.values[at])
         if np.isfinite(values).all():
             found.append((*values, place.get(by, 0), ", ".join(texts)))
     if not found:
-        raise ValueError("pareto has nothing to draw: every setting diverged")
+        raise style.Nothing("pareto has nothing to draw: every setting diverged")
     front, best = [], -np.inf
     for point in sorted(found, key=lambda p: (p[0], -p[1])):
         if point[1] > best:
@@ -342,36 +395,42 @@ def pareto(
             for some, alpha in (([p for p in found if p not in front], 0.3), (front, 1.0)):
                 mine = np.array([p[:2] for p in some if p[2] == i]).reshape(-1, 2)
                 dots: dict[str, Any] = {"marker": look["marker"], "color": look["color"]}
-                ax.scatter(*mine.T, s=16, alpha=alpha, linewidths=0, zorder=3, **dots)
+                ax.scatter(*mine.T, s=16, alpha=alpha, lw=0, zorder=3, clip_on=False, **dots)
             if by:
                 ax.scatter([], [], s=16, linewidths=0, label=names[by][i], **dots)
         ax.margins(x=0.12)
         if min(p[0] for p in found) > 0 and cost != "rounds":
-            style.logarithmic(ax)
+            style.logarithmic(ax.xaxis)
         ax.set_xlabel(_AGAINST[cost])
         ax.set_ylabel(style.words(ds, name))
         style.vertical(ax, scores.values, factor == 100 and scale == "error")
         style.grid(ax)
         style.legend(ax, own)
         ax.figure.canvas.draw()  # where the labels end up
-        _label_front(ax, front)
+        at: Any = ax.transData.transform([p[:2] for p in found])
+        taken = [Bbox.from_extents(*(dot - 3), *(dot + 3)) for dot in at]
+        free = [(1, 0), (1, 1), (0, 0), (0, 1)]  # (up, right): no point is left above the front
+        _label(ax, front, free, taken)
+        if not by:  # no legend says what the others are
+            _label(ax, [p for p in found if p not in front], free[::-1], taken, color="0.5")
     return ax
 
 
-def _label_front(ax, front):
-    """Names left above the points, where no point can be; without those that would overlap."""
-    taken, frame = [], ax.get_window_extent()
-    for x, y, _, label in reversed(front):
-        options: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6}
-        text = ax.annotate(label, (x, y), (-2, 2), ha="right", va="bottom", **options)
-        box = text.get_window_extent()
-        if box.x0 < frame.x0:  # no room at the left: above, from the axis on
-            text.set(ha="left", position=((frame.x0 - box.x1) * 72 / ax.figure.dpi + 2, 2))
+def _label(ax, points, places, taken, **look):
+    """Names beside points, at the first of the places that is free; left out if none is."""
+    frame = ax.get_window_extent().padded(-3)
+    for x, y, _, label in reversed(points):
+        for up, right in places:
+            side: dict[str, Any] = {"ha": "left" if right else "right", "fontsize": 6, **look}
+            offset = (3 if right else -3, 3 if up else -3)
+            side |= {"va": "bottom" if up else "top", "textcoords": "offset points"}
+            text = ax.annotate(label, (x, y), offset, **side)
             box = text.get_window_extent()
-        if any(box.overlaps(other) for other in taken):
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
             text.remove()
-        else:
-            taken.append(box)
 
 
 def _known(cost):

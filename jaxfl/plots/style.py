@@ -41,6 +41,10 @@ _TICKS = (0, 20, 50, 80, 90, 95, 98, 99, 99.5, 99.8)
 _RUN = ("seed", "round", "client")  # dimensions of a run, not of a sweep
 
 
+class Nothing(ValueError):
+    """There is nothing to draw."""
+
+
 @contextlib.contextmanager
 def panel(ax: Any, height: float = 2.3, width: float = 3.3) -> "Iterator[Axes]":
     """The axes given, or new ones, drawn in the style of this module."""
@@ -91,12 +95,13 @@ def thin(ax: "Axes") -> None:
         texts = [t.get_text() for t in labels]
         need = max((t.get_window_extent().width, t.get_window_extent().height)[k] for t in labels)
         place = ax.transData.transform(np.stack([at, at], 1))[:, k]
-        room = abs(np.diff(place)).min() - 3 * (1 - k)
+        room = abs(np.diff(place)).min()
+        need += 4 * (1 - k)
         numbers = all(re.fullmatch(r"[\d.e+-]*", t) for t in texts)
         if need > room and k == 0 and not numbers:
             ax.tick_params("x", rotation=90)
             ax.figure.canvas.draw()
-            need = max(t.get_window_extent().width for t in axis.get_ticklabels())
+            need = max(t.get_window_extent().width for t in axis.get_ticklabels()) + 2
         step = int(np.ceil(need / max(room, 1)))
         if step > 1:
             axis.set_ticks(at[::step], texts[::step])
@@ -137,20 +142,20 @@ def plain(values: Any) -> list[str]:
     return [f"{v:.3g}" if len(s) > 9 else s for s, v in zip(shown, values)]
 
 
-def logarithmic(ax: "Axes") -> None:
-    """A logarithmic x axis with plain numbers, some in every decade if there are few decades."""
+def logarithmic(axis: Any) -> None:
+    """A logarithmic axis with plain numbers, some in every decade if there are few decades."""
     from matplotlib import ticker
 
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    low, high = axis.get_view_interval()
     decades = np.log10(high / low)
     some = (1, 2, 5) if decades < 1.4 else (1, 3) if decades < 2.6 else (1,)
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=some))
-    if high > 1e5:
-        ax.xaxis.set_major_formatter(ticker.LogFormatterSciNotation(labelOnlyBase=False))
+    axis.set_major_locator(ticker.LogLocator(subs=some))
+    if high > 1e5 or low < 1e-4:
+        axis.set_major_formatter(ticker.LogFormatterSciNotation(labelOnlyBase=False))
     else:
-        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _error(a):
@@ -209,7 +214,7 @@ def results(source: Any) -> "xarray.Dataset":
                 f"results must be of `jaxfl.sweep`, with accuracy or r2, got a Dataset of "
                 f"{', '.join(map(str, source.data_vars)) or 'nothing'}"
             )
-        return source if "seed" in source.dims else source.expand_dims("seed")
+        return _complete(source if "seed" in source.dims else source.expand_dims("seed"))
     if not (hasattr(source, "best") and hasattr(source, "metric")):
         raise ValueError(
             "results must be the Dataset of `jaxfl.sweep` or what `jaxfl.compare` returned, got "
@@ -222,10 +227,18 @@ def results(source: Any) -> "xarray.Dataset":
     ds = scores.rename(names).merge(costs)
     if "clients" in best:
         ds["client_accuracy"] = best["clients"].isel(evaluation=-1, drop=True)
-    ds["status"] = 3 * best["diverged"]
     marks = np.where(best["personal"].values, "†", "")  # scored by personal models
     ds = ds.assign_coords(algorithm=[f"{a}{m}" for a, m in zip(ds["algorithm"].values, marks)])
-    return ds.drop_vars("lr").assign_attrs(best.attrs)
+    return _complete(ds.drop_vars("lr").assign_attrs(best.attrs, metric=score))
+
+
+def _complete(ds):
+    """With the metric, and how and when runs ended, also after means over dimensions."""
+    name = metric(ds)
+    if name in ds and not all(k in ds and ds[k].dtype.kind in "iu" for k in ("status", "stopped")):
+        last = ds[name].isel(round=-1, drop=True)
+        ds = ds.assign(status=3 * last.isnull(), stopped=int(ds["round"][-1]) + 0 * last.isnull())
+    return ds.assign_attrs(metric=name)
 
 
 def metric(ds: "xarray.Dataset") -> str:
@@ -242,6 +255,7 @@ def words(ds: "xarray.Dataset", name: str) -> str:
     """A variable for an axis: name and unit."""
     known = {"accuracy": "test accuracy", "r2": "test R²"}
     known |= {"valid_accuracy": "validation accuracy", "valid_r2": "validation R²"}
+    known |= {"megabytes": "sent and received", "seconds": "simulated time"}
     known |= {"worst": "worst tenth of the clients", "consensus": "consensus distance"}
     unit = "%" if percent(ds, name) else str(ds[name].attrs.get("units", "1"))
     text = known.get(name) or str(ds[name].attrs.get("long_name", name))
@@ -263,22 +277,7 @@ def variable(ds: "xarray.Dataset", name: str) -> "xarray.DataArray":
 
 def diverged(ds: "xarray.Dataset") -> "xarray.DataArray":
     """Which runs ended without finite scores."""
-    if "status" in ds and ds["status"].dtype.kind in "iu":
-        return ds["status"] == 3
-    return ds[metric(ds)].isel(round=-1, drop=True).isnull()
-
-
-def final(ds: "xarray.Dataset", name: str) -> "xarray.DataArray":
-    """A variable after each run's last round; NaN where it diverged."""
-    values = variable(ds, name)
-    if "round" not in values.dims:
-        return values
-    if "stopped" in ds and ds["stopped"].dtype.kind in "iu":
-        last = ds["stopped"].clip(ds["round"].values[0], ds["round"].values[-1])
-        values = values.sel(round=last, method="pad").drop_vars("round")
-    else:
-        values = values.isel(round=-1, drop=True)
-    return values.where(~diverged(ds))
+    return ds["status"] == 3
 
 
 def swept(ds: Any) -> list[str]:
@@ -322,10 +321,9 @@ def lines(ds: "xarray.Dataset", by: str) -> "Iterator[tuple[str, dict[str, Any],
     if not by:
         yield "", look(0, ""), ds
         return
-    at = ds[by].values
-    ordered = at.dtype.kind in "fiu"
-    for i, label in enumerate(plain(at)):
-        position = i / max(1, len(at) - 1) if ordered else None
+    labels, ordered = names(ds, by), by != "point" and ds[by].dtype.kind in "fiu"
+    for i, label in enumerate(labels):
+        position = i / max(1, len(labels) - 1) if ordered else None
         yield label, look(i, label, position), ds.isel({by: i})
 
 
@@ -337,6 +335,15 @@ def colour_by(ds: "xarray.Dataset", by: str | None, taken: Sequence[str] = ()) -
     return "algorithm" if "algorithm" in dims else dims[0] if len(dims) == 1 else ""
 
 
+def names(ds: "xarray.Dataset", dim: str) -> list[str]:
+    """The values of a dimension in words; of points, what they set."""
+    if dim == "point":
+        of = [str(k) for k, c in ds.coords.items() if c.dims == ("point",) and k != "point"]
+        each = zip(*(plain(ds[k].values) for k in of))
+        return [", ".join(f"{k} {v}" for k, v in zip(of, row)) for row in each]
+    return plain(ds[dim].values if dim in ds.coords else np.arange(ds.sizes[dim]))
+
+
 def dimension(ds: "xarray.Dataset", name: str) -> str:
     """A dimension for an axis or above a legend."""
     known = {"byzantine": "Byzantine clients", "lr": "learning rate", "alpha": "label skew, alpha"}
@@ -346,4 +353,4 @@ def dimension(ds: "xarray.Dataset", name: str) -> str:
 
 def titled(ds: "xarray.Dataset", by: str) -> str:
     """The title of a legend of numbers; names need none."""
-    return dimension(ds, by) if by and ds[by].dtype.kind in "fiu" else ""
+    return dimension(ds, by) if by not in ("", "point") and ds[by].dtype.kind in "fiu" else ""

@@ -75,6 +75,12 @@ def sweep(
         ValueError: bad input of any kind, before anything is computed; a folder of another sweep.
         OSError: a folder that cannot be written, or that another process is writing to.
         Interrupted: Ctrl-C or SIGTERM; what there was is in the folder.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> ds = jaxfl.sweep({"lr": [0.1, 1.0], "seed": 3}, data="iris", model="logistic", **small)
+        >>> ds.accuracy.dims, ds.accuracy.shape
+        (('lr', 'seed', 'round'), (2, 3, 2))
     """
     data, model, named = experiment.objects(data, model)
     space = over if isinstance(over, Space) else Space.make(over, config, **named, **settings)

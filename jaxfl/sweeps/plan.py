@@ -32,11 +32,13 @@ class Pieces:
         self.data, self.model = data, model
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made under a key, or is made now."""
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
 
     def task(self, c: Config) -> experiment.Task:
+        """Data and model."""
         data = self.data
         if data is None:
             data = self.get(("data", c.data), lambda: experiment.dataset(c.data))
@@ -44,6 +46,7 @@ class Pieces:
         return self.get(("task", c.data, c.model), make)
 
     def job(self, c: Config) -> experiment.Job:
+        """The algorithm."""
         key = ("job", c.algorithms, c.steps)
         return self.get(key, lambda: experiment.job(c.algorithms[0], c))
 
@@ -302,6 +305,12 @@ def plan(
 
     Raises:
         ValueError: what `sweep` refuses.
+
+    Example:
+        >>> over = {"lr": [0.1, 1.0], "alpha": [0.1, 1.0], "cohort": [2, 3], "seed": 5}
+        >>> plan = jaxfl.plan(over, data="iris", clients=3, minimum=1)
+        >>> plan.runs, len(plan.groups), plan.separate
+        (40, 2, ['cohort'])
     """
     data, model, named = experiment.objects(data, model)
     space = over if isinstance(over, Space) else Space.make(over, config, **named, **settings)
@@ -315,7 +324,7 @@ def plan(
 def _times(out: str | Path) -> list[float]:
     """Seconds of the chunks that a folder holds."""
     times = []
-    for path in sorted(Path(out).glob("chunks/*.npz")):
+    for path in sorted(Path(out).glob("chunks/[0-9]*[0-9].npz")):
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 times.append(float(file["elapsed"]))
@@ -324,7 +333,18 @@ def _times(out: str | Path) -> list[float]:
     return times
 
 
-def make(space, width, devices, data, model, widths=()):
+def make(
+    space: Space, width: int, devices: int, data: Any, model: Any, widths: Sequence[int] = ()
+) -> Plan:
+    """The plan of a space.
+
+    Args:
+        space, width, devices, data, model: as for `sweep`.
+        widths: sizes of the chunks of every group, where a folder has them.
+
+    Raises:
+        ValueError: numbers out of range, settings that do not fit together.
+    """
     if width < 0 or devices < 1 or devices > jax.local_device_count():
         raise ValueError(
             f"width must be 0 or more and devices 1 to {jax.local_device_count()}, got "

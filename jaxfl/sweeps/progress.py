@@ -10,6 +10,8 @@ import numpy as np
 
 
 class Report(NamedTuple):
+    """What the progress is told."""
+
     step: Callable[[int], None]  # rounds of runs that have passed
     done: Callable[[int, dict[str, np.ndarray]], None]  # a chunk
 

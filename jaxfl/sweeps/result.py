@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    pass
+    import xarray
 
 STATUS = ("complete", "target", "patience", "diverged")
 
@@ -41,7 +41,15 @@ _LONG = {
 }
 
 
-def dataset(made, results, stop, provenance):
+def dataset(made: Any, results: list[Any], stop: Any, provenance: Any) -> "xarray.Dataset":
+    """The result of a sweep from those of its chunks.
+
+    Args:
+        made: the plan.
+        results: of the chunks, arrays `[runs, ...]` by name.
+        stop: when runs leave.
+        provenance: where the numbers come from, JSON.
+    """
     import xarray as xr
 
     config, axes = made.space.config, made.space.axes
