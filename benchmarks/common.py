@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+# Several programs share an accelerator: none may take most of its memory in advance.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("JAXFL_RESULTS", ROOT / "benchmarks" / "results"))
 

@@ -55,7 +55,7 @@ def main():
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
     parser.add_argument("--any", action="store_true", help="also without a GPU: that it runs")
     args = parser.parse_args()
-    backend = jax.default_backend()  # asks, and allocates nothing
+    backend = jax.default_backend()  # allocates nothing, by `common`
     if backend != "gpu" and not args.any:
         sys.exit(f'JAX has no GPU here, only the {backend}; install `pip install -e ".[cuda13]"`')
     end, missing = time.monotonic() + args.budget, []

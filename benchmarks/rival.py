@@ -12,9 +12,6 @@ from typing import Any
 
 import jax
 
-# Several programs share an accelerator: none may take most of its memory in advance.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 HERE = Path(__file__).resolve().parent / "rivals"
 # Name -> script, and the virtual environment that runs it; None for that of jaxfl.
 RIVALS = {

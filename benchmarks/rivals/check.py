@@ -10,9 +10,12 @@ float32 whatever the model is.
 """
 
 # ruff: noqa: E402  (the folder above holds rival.py and work.py)
+import os
 import sys
 import tempfile
 from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # of the rivals too: float64, to compare with
 
 import jax
 import jax.numpy as jnp
