@@ -1,8 +1,8 @@
 """The notebooks: executed on small settings, and as they are kept, with their figures."""
 
+import asyncio
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def read(path):
     return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def execute(path):
+async def execute(path):
     """The code cells of a notebook, run in a kernel of its own."""
     flags = {"JAXFL_SMALL": "1", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
     flags["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # not the suite's eight devices
@@ -29,15 +29,26 @@ def execute(path):
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
-        client.execute(env={k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | flags)
+        await client.async_execute(
+            env={k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | flags
+        )
     return cells
 
 
 @cache
 def runs():
     """All of them, two at a time: a kernel that compiles keeps one core busy."""
-    with ThreadPoolExecutor(2) as pool:
-        return {path: pool.submit(execute, path) for path in NOTEBOOKS}
+
+    async def everything():
+        two = asyncio.Semaphore(2)
+
+        async def one(path):
+            async with two:
+                return await execute(path)
+
+        return await asyncio.gather(*map(one, NOTEBOOKS), return_exceptions=True)
+
+    return dict(zip(NOTEBOOKS, asyncio.run(everything())))
 
 
 def outputs(cells):
@@ -67,7 +78,9 @@ def test_all_six_are_there():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_on_small_settings(path):
-    cells = runs()[path].result()
+    cells = runs()[path]
+    if isinstance(cells, Exception):
+        raise cells
     assert not noise(cells)
     assert len(figures(cells)) == len(figures(read(path)[1]))
 
