@@ -24,7 +24,7 @@ CASES = {
 }
 
 
-def program(model, shape, n, block, steps):
+def program(model, shape, n, block, steps, precision="float32"):
     """A call that runs one round."""
     rng = np.random.default_rng(0)
     data = {
@@ -33,7 +33,7 @@ def program(model, shape, n, block, steps):
     }
     split = np.arange(20 * n), 20 * np.arange(n), np.full(n, 20)
     loss = models.cross_entropy(model)
-    clients = Clients.make(data, split, loss, batch=10, block=block)
+    clients = Clients.make(data, split, loss, batch=10, block=block, precision=precision)
     alg, world = algorithms.FedAvg(lr=0.1, steps=steps), networks.Everyone(n)
     run = jax.jit(lambda *given: simulate(*given, rounds=1).state)
     params, key = model.init(jax.random.key(0)), jax.random.key(1)

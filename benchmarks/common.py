@@ -13,17 +13,19 @@ import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(os.environ.get("JAXFL_RESULTS", ROOT / "benchmarks" / "results"))
 
 
 def record(name: str, results: Any) -> Path:
     """Writes results/<name>.json beside this file: command, commit, versions, device, results.
 
     Args:
-        name: of the file.
+        name: of the file; on an accelerator "gpu_" or "tpu_" comes before it.
         results: dicts, lists, numbers, strings, NumPy and JAX arrays; non-finite numbers become
             strings, since JSON has none.
     """
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    backend = jax.default_backend()
+    path = RESULTS / f"{'' if backend == 'cpu' else backend + '_'}{name}.json"
     device = jax.devices()[0]
     entry = {
         "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
@@ -43,13 +45,15 @@ def record(name: str, results: Any) -> Path:
         "float64": bool(jax.config.jax_enable_x64),
         "results": _plain(results),
     }
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {path}")
     return path
 
 
 def _commit():
+    if "JAXFL_COMMIT" in os.environ:  # a copy of the files without their history
+        return os.environ["JAXFL_COMMIT"]
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     found = subprocess.run(command, capture_output=True, text=True)
     return found.stdout.strip() or None

@@ -25,28 +25,29 @@ HERE = Path(__file__).resolve()
 
 
 def _train(alg, network):
-    """A run of a small model with a checkpoint after every chunk of two rounds."""
+    """Least squares on 20 clients, with a checkpoint after every chunk of two rounds."""
 
     def case(folder: Path, tick: Callable, rounds: int) -> Any:
         import jax
+        import jax.numpy as jnp
 
         import jaxfl
-        from jaxfl import data, metrics, models, writers
+        from jaxfl import writers
 
-        digits = data.load("digits")
-        partition = data.dirichlet(digits.train["y"], n=20, alpha=0.1)
-        model = models.make("logistic", digits.train, digits.classes)
-        clients = jaxfl.Clients.make(digits.train, partition, models.cross_entropy(model))
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(400, 50)), rng.normal(size=400)
+        loss = lambda w, examples, key: jnp.square(examples["x"] @ w - examples["y"])
+        split = (np.arange(400), np.arange(20) * 20, np.full(20, 20))
         return jaxfl.run(
             alg(),
-            clients,
+            jaxfl.Clients.make({"x": x, "y": y}, split, loss, batch=5),
             network(),
-            model.init(jax.random.key(0)),
+            jnp.zeros(50),
             jax.random.key(1),
             rounds=rounds,
             every=2,
             chunk=2,
-            evaluate=metrics.Evaluate(model, digits.valid),
+            evaluate=lambda state: {"norm": jnp.abs(state.params).sum(), "params": state.params},
             checkpoint=folder / "checkpoints",
             writers=[writers.JSONLines(folder / "metrics.jsonl")],
             callbacks=[lambda t, part: tick()],
@@ -58,14 +59,14 @@ def _train(alg, network):
 def _scaffold():
     from jaxfl.algorithms import Scaffold
 
-    return Scaffold(lr=0.1, steps=3)
+    return Scaffold(lr=0.001, steps=3)
 
 
 def _choco():
     from jaxfl.algorithms import Choco
     from jaxfl.compress import TopK
 
-    return Choco(lr=0.1, gamma=0.3, compress=TopK(0.1))
+    return Choco(lr=0.001, gamma=0.3, compress=TopK(0.1))
 
 
 def _uniform():
@@ -80,12 +81,27 @@ def _ring():
     return graph("ring", 20)
 
 
+def _sweep(folder: Path, tick: Callable, rounds: int) -> Any:
+    """A sweep of 48 runs in 12 chunks, kept after every twentieth of its rounds; some leave."""
+    import jaxfl
+    from jaxfl.sweeps import execution, store
+
+    add = execution._Record.add
+    execution._Record.add = lambda *a: (add(*a), tick())[0]
+    store._MINUTES = 0.0
+    over = {"lr": [0.03, 0.1, 0.3, 1e30], "alpha": [0.1, 1.0, 10.0], "seed": 4}
+    settings = {"rounds": rounds // 5, "every": 2, "model": "mlp(hidden=[8])"}
+    ds = jaxfl.sweep(over, out=folder / "sweep", width=4, patience=8, **settings)
+    return {name: ds[name].values for name in ds}
+
+
 # name: case(folder, tick, rounds) -> pytree of arrays. It works in `folder`, where it may find what
 # an earlier process left, and calls tick() whenever it has got further. Files that it leaves in
 # `folder` (not in folders of it) are compared too.
 CASES: dict[str, Callable] = {
     "scaffold": _train(_scaffold, _uniform),
     "choco": _train(_choco, _ring),
+    "sweep": _sweep,
 }
 
 

@@ -1,6 +1,7 @@
 """jaxfl on the work items, behind the protocol of its rivals (`rivals/serve.py`)."""
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "rivals"))
 import work
 from serve import Rival, serve
 
-from jaxfl import Clients, algorithms, grid, models, networks, simulate
+from jaxfl import Clients, algorithms, comm, grid, models, networks, simulate
 
 MODELS = {
     "A": models.logistic(784, 10),
@@ -21,6 +22,7 @@ MODELS = {
     "cnn": models.fedavg_cnn(),
     "resnet": models.resnet18(),
     "C": models.logistic(57, 2),
+    "E": models.mlp(64, 10, (64,)),
 }
 
 
@@ -29,12 +31,27 @@ class Run(Rival):
 
     whole = True
     runs = 0
+    precision = "float32"
 
-    def prepare(self, name, data, split, n):
+    @classmethod
+    def prepare(cls, device, precision):
+        backend = {"cuda": "gpu"}.get(device, device)
+        if jax.default_backend() != backend:
+            sys.exit(f"JAX has the {jax.default_backend()}, not the {backend}")
+        cls.precision = precision
+
+    def memory(self):
+        stats = jax.devices()[0].memory_stats() or {}
+        peak = stats.get("peak_bytes_in_use")
+        return {} if peak is None else {"device megabytes": peak / 1e6}
+
+    def load(self, name, data, split):
         self.model = MODELS[name]
         examples = {k: jnp.asarray(data[k]) for k in ("x", "y")}
         loss = models.cross_entropy(self.model)
-        self.clients = Clients.make(examples, split, loss, batch=int(data["batch"]))
+        self.clients = Clients.make(
+            examples, split, loss, batch=int(data["batch"]), precision=self.precision
+        )
         self.params = jax.tree.map(jnp.asarray, work.params(data))
         self.test = jnp.asarray(data["x_test"]), jnp.asarray(data["y_test"])
         self.lr = float(data["lr"])
@@ -63,29 +80,75 @@ class FedAvg(Run):
     def __init__(self, name, data):
         n, size = int(data["clients"]), int(data["size"])
         split = np.arange(n * size), np.arange(n) * size, np.full(n, size)
-        self.prepare(name, data, split, n)
+        self.load(name, data, split)
         self.network = networks.Uniform(n, int(data["cohort"]))
-        self.alg = algorithms.FedAvg(lr=self.lr, epochs=1)
+        self.alg = algorithms.FedAvg(lr=self.lr, epochs=int(data["epochs"]))
 
     def simulate(self, alg, clients, params, key, rounds):
         return simulate(alg, clients, self.network, params, key, rounds=rounds).state.params
 
 
 class Sweep(FedAvg):
-    """All 64 runs (8 learning rates x 8 seeds) as one program, four at a time, for the cache."""
+    """All runs (learning rates x seeds) as one program; on a CPU four at a time, for the cache."""
 
     def __init__(self, data):
         super().__init__("A", data)
-        self.alg = grid(self.alg, lr=np.repeat(data["lrs"], 8))
+        self.one, self.lrs, self.seeds = self.alg, len(data["lrs"]), int(data["seeds"])
+        self.alg = grid(self.alg, lr=np.repeat(data["lrs"], self.seeds))
+        self.single = jax.jit(super().simulate, static_argnames="rounds")
+
+    def run(self, rounds):
+        super().run(rounds)
+        self.rounds = rounds
 
     def simulate(self, alg, clients, params, key, rounds):
-        keys = jnp.tile(jax.random.split(key, 8), 8)
+        keys = jnp.tile(jax.random.split(key, self.seeds), self.lrs)
         one = lambda run: FedAvg.simulate(self, run[0], clients, params, run[1], rounds)
-        return jax.lax.map(one, (alg, keys), batch_size=4)
+        several = 4 if jax.default_backend() == "cpu" else len(keys)
+        return jax.lax.map(one, (alg, keys), batch_size=several)
 
     def result(self):
-        self.out = jax.tree.map(lambda a: a[-1], self.out)
-        return {**super().result(), "runs": 64, "of": 64}
+        """With the seconds of a round of one run alone, the fastest of three."""
+        self.out, n = jax.tree.map(lambda a: a[-1], self.out), self.lrs * self.seeds
+        given, seconds = (self.one, self.clients, self.params, jax.random.key(0)), []
+        for _ in range(4):  # the first compiles
+            begin = time.perf_counter()
+            jax.block_until_ready(self.single(*given, rounds=self.rounds))
+            seconds.append(time.perf_counter() - begin)
+        alone = min(seconds[1:]) / self.rounds
+        return {**super().result(), "runs": n, "of": n, "one run alone": alone}
+
+
+class Decentralised(FedAvg):
+    """E: D-SGD on the graph of the file, whose mean model is scored."""
+
+    def __init__(self, data):
+        super().__init__("E", data)
+        self.network = networks.from_matrix(data["w"])
+        self.alg = algorithms.DSGD(lr=self.lr)
+
+    def result(self):
+        self.out = jax.tree.map(lambda a: a.mean(0), self.out)
+        return super().result()
+
+
+class Mixing(Run):
+    """D: a scan over rounds of `mix` alone."""
+
+    def __init__(self, data):
+        self.w = networks.from_matrix(data["w"]).w
+        key = jax.random.key(int(data["seed"]))
+        self.first = jax.random.normal(key, (len(data["w"]), int(data["d"])))
+        self.program = jax.jit(self.scan, static_argnames="rounds")
+
+    def scan(self, w, x, rounds):
+        return jax.lax.scan(lambda x, _: (comm.mix(w, x), None), x, length=rounds)[0]
+
+    def run(self, rounds):
+        self.out = jax.block_until_ready(self.program(self.w, self.first, rounds=rounds))
+
+    def result(self):
+        return {"variance": float(self.out.var(0).mean())}
 
 
 class Gossip(Run):
@@ -94,7 +157,7 @@ class Gossip(Run):
     def __init__(self, data):
         count = data["count"]
         split = np.arange(count.sum()), data["start"], count
-        self.prepare("C", data, split, len(count))
+        self.load("C", data, split)
         self.alg = algorithms.GossipLearning(lr=self.lr, epochs=1, slots=12)
         self.adjacency, self.drop = data["adjacency"].astype(float), float(data["drop"])
         self.period, self.delay = int(data["delta"]), int(data["delay"])
@@ -134,7 +197,8 @@ class Gossip(Run):
 if __name__ == "__main__":
     works = {name: partial(FedAvg, name) for name in ("A", "B", "cnn", "resnet")}
     serve(
-        {**works, "C": Gossip, "F": Sweep},
+        {**works, "C": Gossip, "D": Mixing, "E": Decentralised, "F": Sweep},
         ("jax", "jaxlib", "flax", "optax", "numpy"),
         partial(jax.config.update, "jax_enable_x64", True),
+        prepare=Run.prepare,
     )

@@ -12,6 +12,9 @@ from typing import Any
 
 import jax
 
+# Several programs share an accelerator: none may take most of its memory in advance.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 HERE = Path(__file__).resolve().parent / "rivals"
 # Name -> script, and the virtual environment that runs it; None for that of jaxfl.
 RIVALS = {
@@ -57,9 +60,11 @@ class Rival:
 
     Args:
         name: one of `RIVALS`.
-        work: "A", "B", "cnn", "resnet", "C", "D" or "F", of those that the rival can do.
+        work: "A" to "F", "cnn" or "resnet", of those that the rival can do.
         data: file of `work.write(work, ...)`.
         rounds: of one `go`.
+        device: "cpu" or "cuda".
+        precision: of local compute, "float32", "tf32" or "bfloat16".
         threads: of PyTorch; by default the rival tries. JAX takes all cores.
 
     Raises:
@@ -67,10 +72,18 @@ class Rival:
     """
 
     def __init__(
-        self, name: str, work: str, data: str | Path, rounds: int, threads: int | None = None
+        self,
+        name: str,
+        work: str,
+        data: str | Path,
+        rounds: int,
+        device: str = "cpu",
+        precision: str = "float32",
+        threads: int | None = None,
     ):
         self.name = name
         options = ["--work", work, "--data", str(data), "--rounds", str(rounds)]
+        options += ["--device", device, "--precision", precision]
         if threads is not None:
             options += ["--threads", str(threads)]
         self._process = subprocess.Popen(

@@ -2,7 +2,8 @@
 
 A file holds data, settings and the initial model under jaxfl's names ("init/head/kernel"), and for
 the first rounds the clients and minibatches, so that programs can be compared step by step:
-`python benchmarks/work.py A a.npz`.
+`python benchmarks/work.py A a.npz`. Sizes are for a CPU; "full" ones, published, for a GPU; "tiny"
+ones show that a program runs.
 """
 
 import sys
@@ -14,7 +15,8 @@ import jax
 import networkx as nx
 import numpy as np
 
-from jaxfl.models import cifar_cnn, fedavg_cnn, logistic, resnet18
+from jaxfl import comm, networks
+from jaxfl.models import cifar_cnn, fedavg_cnn, logistic, mlp, resnet18
 
 CHECKED = 3  # rounds whose clients and minibatches are given
 
@@ -30,10 +32,11 @@ def federated(
     lr: float,
     spread: float,
     scale: float = 1.0,
+    epochs: int = 1,
     tests: int = 1000,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Ten Gaussian classes, equally many examples per client, one local epoch of SGD.
+    """Ten Gaussian classes, equally many examples per client, local epochs of SGD.
 
     The class means of images are constant on squares of 4 x 4 pixels, so that convolutions learn.
 
@@ -48,6 +51,7 @@ def federated(
         spread: standard deviation of the class means, where that of an example around its mean
             is 1.
         scale: of the examples.
+        epochs: local ones in a round; the given minibatches are of one.
         tests: examples of the test set.
         seed: of everything.
     """
@@ -74,6 +78,7 @@ def federated(
         "size": np.int32(size),
         "cohort": np.int32(cohort),
         "batch": np.int32(batch),
+        "epochs": np.int32(epochs),
         "lr": np.float32(lr),
         "cohorts": np.stack(cohorts).astype(np.int32),  # [rounds, cohort]
         # [rounds, cohort, steps, batch], positions among the client's own examples
@@ -114,31 +119,48 @@ def params(arrays: Any, prefix: str = "init/") -> Any:
     return tree
 
 
-def logistic_regression(seed: int = 0) -> dict[str, np.ndarray]:
+def logistic_regression(
+    seed: int = 0, lrs: int = 8, seeds: int = 8, **changes: Any
+) -> dict[str, np.ndarray]:
     """A: 784 x 10 logistic regression, 1000 clients x 60 examples, 10 a round, 6 steps of 10."""
-    settings = dict(clients=1000, size=60, cohort=10, batch=10, lr=0.03, tests=10_000)
+    settings = dict(clients=1000, size=60, cohort=10, batch=10, lr=0.03, tests=10_000) | changes
     # examples are as long as those of MNIST
     work = federated(logistic(784, 10), (784,), **settings, spread=0.1, scale=0.35, seed=seed)
-    work["lrs"] = np.float32(0.03) * 2.0 ** np.arange(-4, 4, dtype=np.float32)  # of F, the sweep
-    return work
+    # of F, the sweep: from a sixteenth of the learning rate to eight times it
+    lrs_ = np.float32(0.03) * 2.0 ** np.linspace(-4, 3, lrs, dtype=np.float32)
+    return {**work, "lrs": lrs_, "seeds": np.int32(seeds)}
 
 
-def cifar(seed: int = 0, clients: int = 100) -> dict[str, np.ndarray]:
+def cifar(seed: int = 0, **changes: Any) -> dict[str, np.ndarray]:
     """B: the CIFAR CNN with dropout, 50 examples a client, 10 clients a round, 5 steps of 10."""
-    settings = dict(clients=clients, size=50, cohort=10, batch=10, lr=0.1, spread=0.2, scale=0.5)
-    return federated(cifar_cnn(), (32, 32, 3), **settings, seed=seed)
+    settings = dict(clients=100, size=50, cohort=10, batch=10, lr=0.1, spread=0.2, scale=0.5)
+    return federated(cifar_cnn(), (32, 32, 3), **settings | changes, seed=seed)
 
 
-def cnn(seed: int = 0) -> dict[str, np.ndarray]:
+def cnn(seed: int = 0, **changes: Any) -> dict[str, np.ndarray]:
     """The FedAvg CNN on 28 x 28, 50 examples a client, 10 clients a round, 5 steps of 10."""
     settings = dict(clients=100, size=50, cohort=10, batch=10, lr=0.1, spread=0.3, scale=0.5)
-    return federated(fedavg_cnn(), (28, 28, 1), **settings, seed=seed)
+    return federated(fedavg_cnn(), (28, 28, 1), **settings | changes, seed=seed)
 
 
-def resnet(seed: int = 0) -> dict[str, np.ndarray]:
+def resnet(seed: int = 0, **changes: Any) -> dict[str, np.ndarray]:
     """ResNet-18 with GroupNorm on 32 x 32 x 3, 2 clients a round, 1 step of 20."""
     settings = dict(clients=20, size=20, cohort=2, batch=20, lr=0.02, spread=0.2, tests=100)
-    return federated(resnet18(), (32, 32, 3), **settings, seed=seed)
+    return federated(resnet18(), (32, 32, 3), **settings | changes, seed=seed)
+
+
+def decentralised(seed: int = 0) -> dict[str, np.ndarray]:
+    """E: 64 nodes on a ring, MLP 64-64-10; a round is one step of 10 examples, then averaging."""
+    n, size, batch = 64, 100, 10
+    settings = dict(clients=n, size=size, cohort=n, batch=batch, lr=0.1, spread=0.3)
+    work = federated(mlp(64, 10, (64,)), (64,), **settings, seed=seed)
+    rng = np.random.default_rng(seed)
+    return {
+        **work,
+        "w": np.asarray(comm.to_dense(networks.graph("ring", n).w)),  # a third for each of three
+        "cohorts": np.tile(np.arange(n, dtype=np.int32), (CHECKED, 1)),
+        "index": rng.integers(0, size, (CHECKED, n, 1, batch), np.int32),  # with replacement
+    }
 
 
 def gossip(seed: int = 0) -> dict[str, np.ndarray]:
@@ -173,12 +195,12 @@ def gossip(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def mixing(seed: int = 0) -> dict[str, np.ndarray]:
+def mixing(seed: int = 0, d: int = 100_000) -> dict[str, np.ndarray]:
     """D: 1024 models of 100 000 parameters on a graph of degree 4, Metropolis weights.
 
     The models are made by `seed` where they are needed: they would be a file of 400 MB.
     """
-    n, d = 1024, 100_000
+    n = 1024
     graph = nx.random_regular_graph(4, n, seed)
     w = (nx.to_numpy_array(graph) + np.eye(n)).astype(np.float32) / 5
     return {"w": w, "d": np.int32(d), "seed": np.int32(seed)}
@@ -191,19 +213,39 @@ WORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     "resnet": resnet,
     "C": gossip,
     "D": mixing,
+    "E": decentralised,
     "F": logistic_regression,
+}
+_FEW = dict(clients=3, size=4, cohort=2, batch=2, tests=100)
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "": {},
+    "full": {
+        # pfl-research's benchmark, of 1500 rounds
+        "B": dict(clients=1000, cohort=50, tests=10_000),
+        # FL-Simulator's: CIFAR-10, a tenth of 100 clients
+        "resnet": dict(clients=100, size=500, cohort=10, batch=50, epochs=5, lr=0.1, tests=1000),
+        "F": dict(lrs=32, seeds=32),
+    },
+    "tiny": {
+        **dict.fromkeys(("A", "B", "cnn"), _FEW),
+        "resnet": dict(clients=2, size=2, cohort=1, batch=2, epochs=2, tests=10),
+        "D": dict(d=10),
+        "F": _FEW | dict(lrs=2, seeds=2),
+    },
 }
 
 
-def write(work: str, path: str | Path, seed: int = 0) -> Path:
+def write(work: str, path: str | Path, seed: int = 0, size: str = "") -> Path:
     """Writes the file of a work item.
 
     Args:
-        work: "A", "B", "cnn", "resnet", "C", "D" or "F" (a sweep over A).
+        work: of `WORKS`; F is a sweep over A.
         path: of the file, ending in .npz.
         seed: of data, graph, initial model and the given minibatches.
+        size: of `SIZES`; works that it does not name keep theirs.
     """
-    np.savez(path, **WORKS[work](seed))  # pyright: ignore[reportArgumentType]
+    arrays = WORKS[work](seed, **SIZES[size].get(work, {}))
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
     return Path(path)
 
 

@@ -19,6 +19,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,19 @@ def save(path: str | Path, tree: Any) -> None:
     Raises:
         ValueError: the folder exists, or a leaf is not an array of numbers.
         OSError: it cannot be written.
+
+    Example:
+        >>> jaxfl.save("model", {"w": np.ones(3)})
+        >>> jaxfl.load("model")["w"].tolist()
+        [1.0, 1.0, 1.0]
     """
     path = Path(path).absolute()
     if path.exists():
         raise ValueError(f"path {path} exists already; choose a new name or delete it first")
     arrays, about = _pack(tree, {})
-    with _writing(path), contextlib.closing(_Disk()) as disk:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk.save(path, arrays, about)
-        disk.wait()
+        _DISK.submit(_write, path, arrays, about).result()
 
 
 def load(path: str | Path, like: Any = None) -> Any:
@@ -74,6 +79,12 @@ def load(path: str | Path, like: Any = None) -> Any:
 
     Raises:
         ValueError: no such checkpoint, a damaged one, or one that does not fit `like`.
+
+    Example:
+        >>> params = {"w": np.ones(3, np.float32)}
+        >>> jaxfl.save("model", params)
+        >>> jaxfl.load("model", like=params)["w"].dtype
+        dtype('float32')
     """
     path = Path(path).absolute()
     if not path.is_dir():
@@ -103,6 +114,14 @@ class Checkpoints:
 
     Raises:
         ValueError: numbers out of range.
+
+    Example:
+        >>> with jaxfl.Checkpoints("run", keep=2) as checkpoints:
+        ...     checkpoints.save(10, {"x": np.ones(3)})
+        ...     checkpoints.save(20, {"x": np.zeros(3)})
+        >>> t, tree = jaxfl.Checkpoints("run").restore()
+        >>> t, tree["x"].tolist()
+        (20, [0.0, 0.0, 0.0])
     """
 
     def __init__(
@@ -122,9 +141,8 @@ class Checkpoints:
                 )
         self.folder = Path(folder).absolute()
         self.rounds, self.minutes, self.keep, self.fallback = rounds, minutes, keep, fallback
-        self._stack = contextlib.ExitStack()
-        self._disk: _Disk | None = None
-        self._pending: int | None = None
+        self._lock: contextlib.ExitStack | None = None
+        self._pending: tuple[int, Future] | None = None
         self._last: tuple[int, float] = (0, time.monotonic())  # round and time of the last save
 
     def __repr__(self) -> str:
@@ -172,12 +190,8 @@ class Checkpoints:
         """
         arrays, meta = _pack(tree, {"t": int(t), "about": about})
         self.wait()
-        disk, path = self._open(), self.folder / str(int(t))
-        with self._writing(t):
-            if path.exists():
-                _remove(path)
-            self._pending = t
-            disk.save(path, arrays, meta)
+        self._open()
+        self._pending = t, _DISK.submit(_write, self.folder / str(int(t)), arrays, meta)
         self._last = (t, time.monotonic())
 
     def restore(self, like: Any = None, t: int | None = None, about: Any = None) -> tuple[int, Any]:
@@ -221,7 +235,8 @@ class Checkpoints:
         if about is not None:
             _compare(self.folder, meta["about"], json.loads(json.dumps(about)))
         self._last = (now, time.monotonic())
-        like = like(now) if callable(like) else like
+        if callable(like) and jax.tree_util.all_leaves([like]):
+            like = like(now)
         return now, _unpack(self.folder / str(now), meta, arrays, like)
 
     def wait(self) -> None:
@@ -230,12 +245,11 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before it stay.
         """
-        if self._pending is None or self._disk is None:
+        if self._pending is None:
             return
-        t = self._pending
-        with self._writing(t):
-            self._disk.wait()
-            self._pending = None
+        (t, written), self._pending = self._pending, None
+        with _writing(self.folder / str(t), self):
+            written.result()
             steps = self.saved  # later ones belong to a run that was gone back behind
             now = [s for s in steps if s <= t]
             for s in [*now[: -self.keep], *steps[len(now) :]]:
@@ -246,10 +260,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if self._disk is not None:
-                self._disk.close()
-            self._disk = None
-            self._stack.close()
+            if self._lock is not None:
+                self._lock.close()
+            self._lock = None
 
     def _read(self, t):
         meta, arrays = _read(path := self.folder / str(t))
@@ -258,24 +271,16 @@ class Checkpoints:
         return meta, arrays
 
     def _open(self):
-        if self._disk is None:
-            with _writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=self.folder):
-                    pass
-            self._stack.enter_context(locked(self.folder))
+        if self._lock is not None:
+            return
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.folder))
             _clean(self.folder)
-            self._disk = _Disk()
-        return self._disk
-
-    @contextlib.contextmanager
-    def _writing(self, t):
-        try:
-            with _writing(self.folder / str(t), self):
-                yield
-        except OSError:
-            self._pending = None
-            raise
+            self._lock = stack.pop_all()
 
 
 class Saver:
@@ -422,13 +427,14 @@ def fingerprint(a: Any) -> Any:
 
 def _print(a):
     """An array; integers of any width, and floats as JAX will hold them, are the same."""
+    shape = [*np.shape(a)]
     a, key = _host(a, sample=True)
-    shape, kind = list(a.shape), a.dtype.name
+    kind = a.dtype.name
     if a.dtype.kind in "iu" and not key:
         a, kind = a.astype(np.int64), "int"
     if a.size <= 8:
-        values = [str(v) for v in a.ravel()]
-        return " ".join([*([key] if key else []), *values]) if a.ndim < 2 else values
+        kind = [key or kind] if a.ndim else []
+        return " ".join([*kind, *[str(shape)] * (len(shape) > 1), *map(str, a.ravel())])
     return {"dtype": key or kind, "shape": shape, "crc32": zlib.crc32(a.tobytes())}
 
 
@@ -451,39 +457,45 @@ def _compare(folder, saved, now):
 _DAMAGED = "checkpoint {} cannot be read: {}"
 
 
-class _Disk:
-    """orbax, which writes `meta` and the checksums of its files before it commits them."""
+# One thread for all: orbax has state per process, and mixes up folders saved at the same time.
+_DISK = ThreadPoolExecutor(1, "checkpoints")
 
-    def __init__(self):
-        import orbax.checkpoint as ocp
 
-        self.meta, self.args, self.how = {}, ocp.args, ocp.RestoreArgs(restore_type=np.ndarray)
-        handler = ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler())
-        finish = handler.finalize
+@contextlib.contextmanager
+def _orbax(meta):
+    """A checkpointer that writes `meta` and the checksums of its files before it commits them."""
+    import orbax.checkpoint as ocp
 
-        def finalize(directory):
-            finish(directory)
-            _seal(Path(directory), self.meta)
+    handler = ocp.CompositeCheckpointHandler(arrays=ocp.PyTreeCheckpointHandler())
+    finish = handler.finalize
 
-        handler.finalize = finalize  # orbax knows the arguments of this class, of no subclass
-        self.quiet = functools.partial(_quiet)  # each has its own to remove
-        logging.getLogger("absl").addFilter(self.quiet)
-        self.checkpointer = ocp.AsyncCheckpointer(handler)
-        self.wait = self.checkpointer.wait_until_finished
+    def finalize(directory):
+        finish(directory)
+        _seal(Path(directory), meta)
 
-    def save(self, path, arrays, meta):
-        self.wait()
-        self.meta = meta
-        args = self.args.PyTreeSave(arrays)
-        self.checkpointer.save(path, self.args.Composite(arrays=args))
+    handler.finalize = finalize  # orbax knows the arguments of this class, of no subclass
+    log = logging.getLogger("absl")
+    log.addFilter(_quiet)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            yield checkpointer, ocp
+    finally:
+        log.removeFilter(_quiet)
 
-    def close(self):
-        self.checkpointer.close()
-        logging.getLogger("absl").removeFilter(self.quiet)
 
-    def restore(self, path, names):
-        args = self.args.PyTreeRestore(restore_args=dict.fromkeys(names, self.how))
-        return self.checkpointer.restore(path, self.args.Composite(arrays=args)).arrays
+def _write(path, arrays, meta):
+    """Writes a checkpoint in the place of what has its name."""
+    if path.exists():
+        _remove(path)
+    with _orbax(meta) as (checkpointer, ocp):
+        checkpointer.save(path, ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays)))
+
+
+def _arrays(path, names):
+    with _orbax({}) as (checkpointer, ocp):
+        how = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+        args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=how))
+        return checkpointer.restore(path, args).arrays
 
 
 def _quiet(record):
@@ -623,9 +635,8 @@ def _read(path):
             raise damaged(f"its file {name} is not what was written; delete the folder")
     leaves = meta["leaves"]
     try:
-        with contextlib.closing(_Disk()) as disk:
-            some = [str(i) for i, leaf in enumerate(leaves) if 0 not in leaf["shape"]]
-            found = disk.restore(path, some or ["none"])
+        some = [str(i) for i, leaf in enumerate(leaves) if 0 not in leaf["shape"]]
+        found = _DISK.submit(_arrays, path, some or ["none"]).result()
     except Exception as error:  # orbax raises many kinds
         raise damaged(f"{type(error).__name__}: {error}") from error
     arrays = []

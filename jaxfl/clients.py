@@ -260,7 +260,10 @@ class Clients:
                 "for example `batch=32`"
             )
         if precision not in _PRECISIONS:
-            raise ValueError(f"precision must be one of {[*_PRECISIONS]}, got {precision!r}")
+            raise ValueError(
+                f"precision must be one of {[*_PRECISIONS]}, got {precision!r}; for example "
+                '`precision="float32"`'
+            )
         _check_static(loss=loss, augment=augment)
         if host:
             ids = np.arange(len(start), dtype=np.int32)
@@ -303,7 +306,7 @@ class Clients:
         if not isinstance(idx, Tracer) and not ((idx >= 0) & (idx <= self.n)).all():
             raise IndexError(
                 f"idx must be in 0..{self.n - 1}, or {self.n} for an empty slot, got "
-                f"{idx.min()} to {idx.max()}"
+                f"{idx.min()} to {idx.max()}; for example `clients[jnp.arange({self.n})]`"
             )
         rows = comm.pick((self.start, self.count, self.id), idx)
         if self.over is not None:  # else every device computes the whole cohort
@@ -358,7 +361,9 @@ class Clients:
             ValueError: a fraction outside (0, 1).
         """
         if not 0 < fraction < 1:
-            raise ValueError(f"fraction must be in (0, 1), got {fraction}; for example 0.2")
+            raise ValueError(
+                f"fraction must be in (0, 1), got {fraction}; for example `fraction=0.2`"
+            )
         rng = np.random.default_rng(seed)
         order, start, count = (np.asarray(a) for a in (self.data.order, self.start, self.count))
         owner = np.repeat(np.arange(self.n), count)
@@ -392,7 +397,10 @@ class Clients:
         if weighting == "count":
             w = w * comm.pick(self.count, net.idx).astype(w.dtype)
         elif weighting != "uniform":
-            raise ValueError(f'weighting must be "uniform" or "count", got {weighting!r}')
+            raise ValueError(
+                f'weighting must be "uniform" or "count", got {weighting!r}; for example '
+                '`weighting="count"`'
+            )
         total = w.sum()
         return w / jnp.where(total > 0, total, 1)
 
@@ -541,7 +549,10 @@ def _shapes(one, rows):
 def _check_static(**functions):
     for name, f in functions.items():
         if not callable(f):
-            raise ValueError(f"{name} must be a function, got {type(f).__name__}")
+            raise ValueError(
+                f"{name} must be a function, got {type(f).__name__}; for example "
+                "`loss=models.cross_entropy(model)`"
+            )
         try:
             hash(f)
         except TypeError:
@@ -555,10 +566,15 @@ def _check_partition(partition):
     order, start, count = (np.asarray(a) for a in partition[:3])
     shapes = {"order": order.shape, "start": start.shape, "count": count.shape}
     if order.ndim != 1 or start.ndim != 1 or start.shape != count.shape or not len(start):
-        raise ValueError(f"partition must be order [N], start [n], count [n], got shapes {shapes}")
+        raise ValueError(
+            f"partition must be order [N], start [n], count [n], got shapes {shapes}; let a "
+            "partitioner make it: `iid(len(labels), n)`"
+        )
     for name, a in zip(shapes, (order, start, count)):
         if a.dtype.kind not in "iu":
-            raise ValueError(f"partition.{name} must be integers, got {a.dtype}")
+            raise ValueError(
+                f"partition.{name} must be integers, got {a.dtype}; cast it: `{name}.astype(int)`"
+            )
     return order, start, count
 
 

@@ -173,6 +173,14 @@ def compare(
     Raises:
         ValueError: bad input of any kind, before anything is computed.
         OSError: a folder that cannot be written, likewise.
+
+    Example:
+        >>> found = jaxfl.compare(
+        ...     algorithms=["fedavg"], data="iris", model="logistic", clients=4, cohort=2,
+        ...     alpha=1.0, rounds=4, every=2, seeds=2, lr=[0.1, 1.0],
+        ... )
+        >>> [row.algorithm for row in found.rows()]
+        ['FedAvg']
     """
     data, model, named = experiment.objects(data, model)
     config = Config.make(config, **named, **changes)
@@ -183,7 +191,10 @@ def compare(
     jobs = [_job(text, config, split[0].n) for text in config.algorithms]
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise ValueError(f"algorithms must differ, {sorted(twice)[0]!r} is there twice")
+        raise ValueError(
+            f"algorithms must differ, {sorted(twice)[0]!r} is there twice; leave one out, or give "
+            "it other options: 'fedavg(steps=5)'"
+        )
     task = experiment.task(config, data, model)
     problem = _problem(config, task, split)
     problem = _spread(problem, mesh)
@@ -205,6 +216,14 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
         name: of the algorithm, with options: `"fedprox(mu=0.1)"`, `"dsgd @ torus"`.
         config: as for `compare`.
         options: as for `compare`.
+
+    Example:
+        >>> found = jaxfl.train(
+        ...     "fedavg(steps=5)", data="iris", model="logistic", clients=4, cohort=2, alpha=1.0,
+        ...     rounds=4, every=2, seeds=2, lr=[0.1, 1.0],
+        ... )
+        >>> found.config.algorithms
+        ('fedavg(steps=5)',)
     """
     return compare(config, algorithms=(name,), **options)
 
@@ -215,6 +234,7 @@ def _compare(config, problem, jobs, report):
     On the CPU two run at a time: programs of small models keep little more than one core busy. Over
     several devices one does: all hosts must start them in the same order.
     """
+    about = folder.provenance()
     options = {"rounds": config.rounds, "every": config.every}
     threads = max(1, min(2, len(jobs), os.cpu_count() or 1))
     compilers = ThreadPoolExecutor(threads)
@@ -244,7 +264,7 @@ def _compare(config, problem, jobs, report):
         compilers.shutdown(wait=False, cancel_futures=True)  # first, so that no run waits for one
         runners.shutdown(wait=True, cancel_futures=True)
         compilers.shutdown(wait=True)
-    return Comparison(config, _dataset(config, problem, jobs, results), states)
+    return Comparison(config, _dataset(config, problem, jobs, results, about), states)
 
 
 def _result(job, history, evaluations):
@@ -287,10 +307,8 @@ _VARIABLES = MappingProxyType(
 )
 
 
-def _dataset(config, problem, jobs, results):
+def _dataset(config, problem, jobs, results, provenance):
     import xarray as xr
-
-    from jaxfl import __version__
 
     many = max(len(job.lr) for job in jobs)
     sizes = {"seed": config.seeds, "evaluation": config.rounds // config.every}
@@ -333,8 +351,7 @@ def _dataset(config, problem, jobs, results):
     found = {
         "metric": problem.evaluate.metric,
         "config": json.dumps(dataclasses.asdict(config)),
-        "versions": json.dumps({"jaxfl": __version__, "jax": jax.__version__}),
-        "device": jax.devices()[0].device_kind,
+        "provenance": json.dumps(provenance | {"end": folder.now()}),
     }
     used = {d for dims, *_ in variables.values() for d in dims}
     coordinates = {k: v for k, v in coordinates.items() if k in used}

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfl.types import nearest
+from jaxfl.types import nearest, shown
 
 DEFAULT = (
     "fedavg",
@@ -128,17 +129,11 @@ class Config:
         Raises:
             ValueError: a file that cannot be read, and what `make` refuses.
         """
-        import tomllib
-
+        values = read_toml(path)
         try:
-            with open(path, "rb") as file:
-                values = tomllib.load(file)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot read the configuration {str(path)!r}: {error}; write one: "
-                "`open(path, 'w').write(Config().to_toml())`"
-            ) from error
-        return cls.make(**values)
+            return cls.make(**values)
+        except ValueError as error:
+            raise ValueError(f"in the configuration {str(path)!r}: {error}") from error
 
     @classmethod
     def make(cls, config: "Config | None" = None, /, **changes: Any) -> "Config":
@@ -149,7 +144,7 @@ class Config:
         """
         for name in changes:
             if name not in _DEFAULTS:
-                raise ValueError(f"no setting {name!r}{nearest(name, list(_DEFAULTS))}")
+                raise ValueError(f"no setting {shown(name)}{nearest(name, list(_DEFAULTS))}")
         typed = {name: _typed(name, value, _DEFAULTS[name]) for name, value in changes.items()}
         made = dataclasses.replace(config or cls(), **typed)
         made._check()
@@ -159,7 +154,9 @@ class Config:
         def need(name, valid, expected, fix):
             if not valid:
                 got = getattr(self, name)
-                raise ValueError(f"{name} must be {expected}, got {got!r}; use `{name}={fix!r}`")
+                raise ValueError(
+                    f"{name} must be {expected}, got {shown(got)}; use `{name}={fix!r}`"
+                )
 
         least = {"seed": 0, "minimum": 1} | dict.fromkeys(
             ("clients", "rounds", "every", "seeds", "cohort", "steps", "batch"), 1
@@ -170,8 +167,10 @@ class Config:
             n = self.clients
             need("cohort", self.cohort <= n, f"at most clients={n}", n)
             need("byzantine", 0 <= self.byzantine < n, f"below clients={n}", n // 4)
-        whole = max(d for d in range(1, self.every + 1) if self.rounds % d == 0)
-        need("every", self.rounds % self.every == 0, f"a divisor of rounds={self.rounds}", whole)
+        if self.rounds % self.every:
+            below = range(min(self.every, 10_000), 0, -1)
+            whole = next(d for d in below if self.rounds % d == 0)
+            need("every", False, f"a divisor of rounds={self.rounds}", whole)
         need("algorithms", self.algorithms, "one name or more", ("fedavg",))
         need("lr", _rising(self.lr), "positive and rising", (0.1, 0.3, 1.0))
         for name in ("failures", "churn"):
@@ -183,7 +182,26 @@ class Config:
         need("target", np.isfinite(self.target), "finite", 0.9)
 
 
+_LARGEST = 2**53  # whole numbers up to here are floats too
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The values of a configuration file.
+
+    Raises:
+        ValueError: a file that cannot be read, or is no TOML.
+    """
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"cannot read the configuration {str(path)!r}: {shown(error)}; write one: "
+            "`open(path, 'w').write(Config().to_toml())`"
+        ) from error
 
 
 def _rising(lr):
@@ -195,17 +213,21 @@ def _rising(lr):
 def _typed(name, value, default):
     """The value as the type of the default, or a ValueError."""
     if isinstance(default, tuple):
-        several = [value] if np.ndim(value) == 0 else list(value)
+        several = value if isinstance(value, list | tuple | np.ndarray) else [value]
         return tuple(_typed(name, item, default[0]) for item in several)
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if isinstance(default, str) and isinstance(value, str | os.PathLike):
         return os.fspath(value)
+    if isinstance(value, int) or isinstance(default, int):
+        number = number and abs(value) <= _LARGEST
     if isinstance(default, float) and number:
         return float(value)
     if isinstance(default, int) and number and value == int(value):
         return int(value)
     words = {str: "a string", float: "a number", int: "a whole number"}[type(default)]
-    raise ValueError(f"{name} must be {words}, got {value!r}; for example `{name}={default!r}`")
+    raise ValueError(
+        f"{name} must be {words}, got {shown(value)}; for example `{name}={default!r}`"
+    )
 
 
 # Names with options ----------------------------------------------------------------------------
@@ -276,11 +298,13 @@ def parse(text: str) -> Call:
         (0.1,)
     """
     try:
-        return _call(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, TypeError, ValueError, RecursionError) as error:
+        with warnings.catch_warnings():  # of names that are nearly numbers, of backslashes
+            warnings.simplefilter("ignore")
+            return _call(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"cannot read {text!r}; write a name, with options in brackets: 'fedprox(mu=0.1)', "
-            "'dsgd @ ring', 'choco(compress=topk(0.1)) @ torus'"
+            f"cannot read {shown(text)}; write a name, with options in brackets: "
+            "'fedprox(mu=0.1)', 'dsgd @ ring', 'choco(compress=topk(0.1)) @ torus'"
         ) from error
 
 

@@ -28,7 +28,7 @@ class Problem:
     Example:
         >>> problem = problems.quadratics(n=4, d=5, L=1.0, mu=0.1, zeta=2.0)
         >>> clients = problem.clients()
-        >>> clients.n, problem.lipschitz, round(problem.heterogeneity, 6)
+        >>> clients.n, problem.smoothness, round(problem.heterogeneity, 6)
         (4, 1.0, 4.0)
     """
 
@@ -37,7 +37,7 @@ class Problem:
     loss: Loss  # loss(params [d], examples, key) -> [B]
     optimum: Float[np.ndarray, " d"]  # x*, the minimiser of f
     value: float  # f(x*)
-    lipschitz: float  # L: every f_i is L-smooth
+    smoothness: float  # L: every f_i is L-smooth
     convexity: float  # mu: f is mu-strongly convex
     heterogeneity: float  # zeta^2 = (1/n) sum_i |grad f_i(x*)|^2
     noise: float = 0.0  # sigma^2 = E|noise|^2 that the loss itself adds to an example's gradient
@@ -60,13 +60,13 @@ def _even(n: int, m: int) -> Partition:
 def _whole(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
+            raise ValueError(f"{name} must be at least 1; got {value}: {name}=1")
 
 
 def _nonnegative(**values: Number) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be 0 or more, and finite; got {value}")
+            raise ValueError(f"{name} must be 0 or more, and finite; got {value}: {name}=1.0")
 
 
 # Quadratics ----------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def _quadratic(
         loss=quadratic_loss,
         optimum=optimum,
         value=float(0.5 * (r * gradient).sum(1).mean()),
-        lipschitz=float(np.linalg.eigvalsh(full)[:, -1].max()),
+        smoothness=float(np.linalg.eigvalsh(full)[:, -1].max()),
         convexity=float(np.linalg.eigvalsh(mean)[0]),
         heterogeneity=float((gradient**2).sum(1).mean()),
         noise=float(sigma) ** 2,
@@ -157,7 +157,7 @@ def quadratics(
     _whole(n=n, d=d)
     _nonnegative(zeta=zeta, sigma=sigma, L=L)
     if not 0 < mu <= L:
-        raise ValueError(f"mu must be above 0 and at most L={L}; got {mu}")
+        raise ValueError(f"mu must be above 0 and at most L={L}; got {mu}: mu={0.1 * L:g}")
     if n == 1 and zeta > 0:
         raise ValueError(f"one client cannot differ from the mean; got zeta={zeta}: use zeta=0")
     rng = np.random.default_rng(seed)
@@ -251,7 +251,7 @@ def least_squares(
     if variance.shape not in ((d,), (n, d)) or not (variance > 0).all():
         raise ValueError(
             f"spectrum must be positive, [{d}] or [{n}, {d}]; got shape {variance.shape}, "
-            f"least {variance.min(initial=math.inf)}"
+            f"least {variance.min(initial=math.inf)}: spectrum=np.ones({d})"
         )
     u = rng.standard_normal((n, d))
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
@@ -273,7 +273,7 @@ def least_squares(
         loss=squared_loss,
         optimum=optimum,
         value=float(0.5 * (r**2).mean()),
-        lipschitz=float(np.linalg.eigvalsh(hessians)[:, -1].max()),
+        smoothness=float(np.linalg.eigvalsh(hessians)[:, -1].max()),
         convexity=float(np.linalg.eigvalsh(hessians.mean(0))[0]),
         heterogeneity=float((gradients**2).sum(1).mean()),
     )
@@ -328,9 +328,11 @@ def logistic(
     """
     _whole(n=n, m=m, d=d)
     if not 0 < l2 < math.inf:
-        raise ValueError(f"l2 must be above 0, and finite, for the optimum to be unique; got {l2}")
+        raise ValueError(
+            f"l2 must be above 0, and finite, for the optimum to be unique; got {l2}: l2=0.01"
+        )
     if not 0 <= heterogeneity <= 1:
-        raise ValueError(f"heterogeneity must be 0 to 1; got {heterogeneity}")
+        raise ValueError(f"heterogeneity must be 0 to 1; got {heterogeneity}: heterogeneity=1.0")
     rng = np.random.default_rng(seed)
     x, theta = rng.standard_normal((n * m, d)), rng.standard_normal(d)
     x[:, -1] = 1
@@ -351,7 +353,7 @@ def logistic(
         loss=logistic_loss,
         optimum=optimum,
         value=float(np.logaddexp(0, -y * (x @ optimum)).mean() + 0.5 * l2 * optimum @ optimum),
-        lipschitz=float(np.linalg.eigvalsh(grams)[:, -1].max() / 4 + l2),
+        smoothness=float(np.linalg.eigvalsh(grams)[:, -1].max() / 4 + l2),
         convexity=float(l2),
         heterogeneity=float((pull**2).sum(1).mean()),
     )
@@ -388,5 +390,8 @@ def _newton(
         else:
             break
     if np.linalg.norm(g) > 1e-10:
-        raise ValueError(f"l2={l2} is too small: Newton's gradient stopped at {np.linalg.norm(g)}")
+        raise ValueError(
+            f"l2={l2} is too small: Newton's gradient stopped at {np.linalg.norm(g):g}; use "
+            f"l2={10 * l2}"
+        )
     return w

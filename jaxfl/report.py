@@ -44,7 +44,7 @@ th:first-child, td:first-child, .words td, .words th { text-align: left }
 thead th { position: sticky; top: 0; background: var(--paper) }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .8rem; line-height: 1.4;
   background: var(--shade); font-size: .82rem; border-radius: 6px }
-.figures { display: grid; gap: 1rem;
+.figures { display: grid; gap: 1rem; margin-top: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)) }
 figure { margin: 0 } figure.broad { grid-column: 1 / -1; overflow-x: auto }
 img { display: block; width: 100%; height: auto; background: #fff; padding: .4rem;
@@ -67,6 +67,13 @@ def report(folder: str | Path) -> Path:
     Raises:
         ValueError: the folder is of neither, the sweep has not ended, or the results are damaged.
         OSError: the page cannot be written.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, out="folder", data="iris", model="logistic", **small)
+        >>> jaxfl.report("folder").name
+        'report.html'
     """
     folder = Path(folder)
     ds = _read(folder)
@@ -78,6 +85,7 @@ def report(folder: str | Path) -> Path:
 
 
 def _read(folder):
+    import h5py
     import xarray as xr
 
     path = folder / "results.nc"
@@ -87,15 +95,17 @@ def _read(folder):
             how = f"its sweep has not ended: `jaxfl sweep {folder / 'sweep.toml'} --out {folder}`"
         raise ValueError(f"there are no results in {str(folder)!r}; {how}")
     try:
+        with h5py.File(path) as file:  # before h5netcdf, which prints when it meets damage
+            file.visititems(lambda name, thing: dict(thing.attrs) and None)
         with xr.open_dataset(path, engine="h5netcdf") as file:
             ds = file.load()
-        ours = {"over": ("round", "seed"), "config": ("evaluation", "seed")}
-        kind = "over" if "over" in ds.attrs else "config"
-        json.loads(ds.attrs[kind])
+        swept = "over" in ds.attrs
+        for name in ("provenance", *(["over"] if swept else [])):
+            json.loads(ds.attrs[name])
         Config.make(**json.loads(ds.attrs["config"]))
-        if missing := [d for d in ours[kind][:1] if d not in ds.dims]:
-            raise ValueError(f"no dimension {missing[0]!r}")
-        style.variable(ds, ds.attrs["metric"] if kind == "over" else "score")
+        if (time := "round" if swept else "evaluation") not in ds.dims:
+            raise ValueError(f"no dimension {time!r}")
+        style.variable(ds, ds.attrs["metric"] if swept else "score")
     except Exception as error:  # whatever a library says of a broken file
         raise ValueError(
             f"cannot read {str(path)!r}: {str(error) or type(error).__name__}; it is damaged, or "
@@ -112,8 +122,7 @@ def _of_comparison(folder, ds):
     headers, rows = comparison.cells()
     names = [str(a) for a in ds["algorithm"].values]
     title = "Comparison of " + (f"{len(names)} algorithms" if len(names) > 1 else names[0])
-    about = {k: ds.attrs[k] for k in ("versions", "device") if k in ds.attrs}
-    about = json.loads(ds.attrs.get("provenance", "{}")) or about
+    about = json.loads(ds.attrs["provenance"])
     parts = [
         f"<p>{_escape(_circumstances(config, ()))}</p>",
         _table(headers, rows),
@@ -134,7 +143,7 @@ def _of_sweep(folder, ds):
     names = [d for d in dims if d not in ("algorithm", "point")]
     names += [str(k) for k in ds.coords if ds[k].dims == ("point",) and k != "point"]
     title = "Sweep of " + (", ".join(names) or "seeds")
-    about = json.loads(ds.attrs.get("provenance", "{}"))
+    about = json.loads(ds.attrs["provenance"])
     if (folder / "provenance.json").is_file():  # it knows the end
         about = files.read_json(folder / "provenance.json", "provenance")
     if "point" in dims:

@@ -304,6 +304,16 @@ def run(
         RuntimeError: examples that cannot be read.
         OSError: a checkpoint that cannot be written.
         Interrupted: Ctrl-C or SIGTERM, after saving (a KeyboardInterrupt).
+
+    Example:
+        >>> problem = problems.quadratics(n=4)
+        >>> run = jaxfl.run(
+        ...     algorithms.FedAvg(lr=0.5), problem.clients(), networks.Uniform(4, 2),
+        ...     jnp.zeros(5), jax.random.key(0), rounds=20, chunk=10,
+        ...     callbacks=[lambda t, part: print(t, part.history.loss.shape)],
+        ... )
+        10 (10,)
+        20 (10,)
     """
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
@@ -311,7 +321,8 @@ def run(
     every_ = every or rounds
     if chunk % (every or 1) or chunk < 0:
         raise ValueError(
-            f"chunk must be a multiple of every = {every}, got {chunk}; for example {5 * every}"
+            f"chunk must be a multiple of every = {every}, got {chunk}; for example "
+            f"`chunk={5 * every}`"
         )
     evaluate, schedule = _callable(evaluate), _callable(schedule)
     parts, t, last, host = [], start, start + rounds, clients.host or offload
@@ -409,7 +420,7 @@ def _check_every(rounds, every, evaluate):
     if every < 0 or rounds < 1 or (every and rounds % every):
         raise ValueError(
             f"rounds must be >= 1 and every must divide it, got rounds={rounds}, every={every}; "
-            f"for example every={_divisor(rounds, every)}"
+            f"for example `every={_divisor(rounds, every)}`"
         )
     if (evaluate is None) != (every == 0):
         raise ValueError("pass `evaluate` and `every` together, such as `every=10`")

@@ -56,3 +56,9 @@ def nearest(name: str, known: list[str]) -> str:
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; known: {', '.join(sorted(known))}"
+
+
+def shown(value: Any) -> str:
+    """A value, or what another error says, as an error message quotes it: cut if it is long."""
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}...{text[-30:]}"

@@ -19,7 +19,17 @@ from jaxfl.folder import text
 
 @runtime_checkable
 class Writer(Protocol):
-    """What `jaxfl.run(..., writers=[...])` takes."""
+    """What `jaxfl.run(..., writers=[...])` takes.
+
+    Example:
+        >>> class Print:
+        ...     def write(self, round, values):
+        ...         print(round, values)
+        ...     def close(self):
+        ...         pass
+        >>> isinstance(Print(), jaxfl.writers.Writer)
+        True
+    """
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
         """The metrics after so many rounds."""
@@ -33,30 +43,34 @@ class Writer(Protocol):
 class JSONLines:
     """One line of JSON per evaluation, `{"round": 20, "train_loss": 0.3, ...}`, appended.
 
-    A number that is not finite becomes null, since JSON has none. After every line the file is
-    whole for other processes. Where a checkpointed run goes on, lines after that round are dropped,
-    so that the file ends equal to that of an uninterrupted run; without a checkpoint, lines are
-    only added.
+    A number that is not finite becomes null, since JSON has none. Where a checkpointed run goes on,
+    lines after that round are dropped, so that the file ends equal to that of an uninterrupted run;
+    without a checkpoint, lines are only added.
 
     Args:
         path: the file; its folder is made.
+
+    Example:
+        >>> writer = jaxfl.writers.JSONLines("run.jsonl")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
+        >>> from pathlib import Path
+        >>> print(Path("run.jsonl").read_text())
+        {"round": 20, "train_loss": 0.25}
     """
 
     def __init__(self, path: str | Path):
-        self.path, self._file = Path(path), None
+        self.path = Path(path)
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
         """Appends a line."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")
         finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"round": int(round), **finite}) + "\n")
-        self._file.flush()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": int(round), **finite}) + "\n")
 
     def resume(self, round: int) -> None:
         """Keeps the lines up to a round; one that was cut off while it was written is not kept."""
-        self.close()
         if not self.path.exists():
             return
         before = self.path.read_text(encoding="utf-8", errors="replace")
@@ -65,10 +79,7 @@ class JSONLines:
             text(self.path, after)
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-        self._file = None
+        """Nothing is open between lines."""
 
 
 def _round(line):
@@ -85,6 +96,11 @@ class TensorBoard:
 
     Args:
         folder: the log directory.
+
+    Example:
+        >>> writer = jaxfl.writers.TensorBoard("logs")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
     """
 
     def __init__(self, folder: str | Path):
@@ -112,6 +128,11 @@ class WandB:
     Args:
         options: of `wandb.init`, such as `project="x"`, `mode="offline"`; with `id="name"`,
             `resume="allow"` a run that goes on stays the same one.
+
+    Example:
+        >>> writer = jaxfl.writers.WandB(project="jaxfl", mode="disabled")
+        >>> writer.write(20, {"train_loss": 0.25})
+        >>> writer.close()
     """
 
     def __init__(self, **options: Any):

@@ -383,7 +383,7 @@ def test_bad_files(tmp_path):
     path = tmp_path / "config.toml"
     for text in ("rounds = ", "rounds = 'a'", "rouns = 3", "\0"):
         path.write_text(text)
-        with pytest.raises(ValueError, match="configuration|rounds"):
+        with pytest.raises(ValueError, match="configuration"):
             Config.from_toml(path)
     with pytest.raises(ValueError, match="cannot read the configuration"):
         Config.from_toml(tmp_path)

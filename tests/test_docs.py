@@ -1,6 +1,7 @@
 """What the documentation says is so: docstrings, the README's table, every block of code."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -11,6 +12,7 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import pytest
 
 import jaxfl
@@ -225,6 +227,30 @@ def test_readme_names_everything():
         assert not missing, f"{row}: {missing}"
 
 
+def test_names_of_other_frameworks_lead_somewhere():
+    """Every name of ours in the table exists, and takes the arguments that stand with it."""
+    text = README.read_text("utf-8").partition("## Coming from another framework")[2]
+    rows = re.findall(r"^\| (Flower|FedJAX|PFLlib|gossipy) \| .* \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) >= 20
+    modules = "algorithms networks data models metrics local".split()
+    names = {name: importlib.import_module(f"jaxfl.{name}") for name in modules}
+    names |= {"jaxfl": jaxfl, "jax": jax}
+    for _, cell in rows:
+        found, loose = [], set()
+        for code in re.findall(r"`(.*?)`", cell):
+            name, _, inside = code.partition("(")
+            if name.endswith("=") or re.match(r"\w+=", name):
+                loose |= {name.partition("=")[0]}
+                continue
+            head, *parts = name.split(".")
+            thing = functools.reduce(getattr, parts, names[head])
+            known = set(inspect.signature(thing).parameters)
+            asked = set(re.findall(r"(\w+)=", inside))
+            assert asked <= known, f"{name} has no {asked - known}"
+            found.append(known)
+        assert found and loose <= set().union(*found), f"{loose} in {cell!r}"
+
+
 def blocks(path):
     """The Python blocks of a page, with the line each begins at; long runs are made short."""
     text = path.read_text(encoding="utf-8")
@@ -252,6 +278,7 @@ def page(monkeypatch, tmp_path):
     return execute
 
 
+@pytest.mark.filterwarnings("ignore:best at the edge")  # after so few rounds
 def test_readme_runs(page, capsys):
     """Every block, in order; the error that it quotes is the one that is raised."""
     module = page(README, "readme", "")
@@ -349,7 +376,7 @@ def test_public_interface():
     assert len(jaxfl.__doc__.splitlines()) <= 40
     example = re.search(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)[1]
     assert example in inspect.getdoc(jaxfl).replace("\n    ", "\n"), "the README's twelve lines"
-    assert set(jaxfl.__all__) <= set(dir(jaxfl))
+    assert {name for name in dir(jaxfl) if not name.startswith("__")} == set(jaxfl.__all__)
     importlib.import_module("jaxfl.compare")
     assert inspect.isfunction(jaxfl.compare), "the function, not the module of that name"
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):

@@ -9,8 +9,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxfl import data
 from jaxfl.data import text
@@ -698,46 +696,3 @@ def test_truncated(kind, tmp_path):
         with pytest.raises(FileError) as error:
             load(path)
         assert str(tmp_path) in str(error.value) and "; found " in str(error.value)
-
-
-def check_spoiled(kind, path, load, raw, right, draw):
-    spoiled = bytearray(raw)
-    for _ in range(draw.draw(st.integers(1, 3))):
-        place = draw.draw(st.integers(0, min(len(raw), 400) - 1) | st.integers(0, len(raw) - 1))
-        place = min(place, len(spoiled) - 1)
-        what = draw.draw(st.sampled_from(["set", "drop", "repeat"]))
-        if what == "set":
-            spoiled[place] = draw.draw(st.integers(0, 255))
-        elif what == "drop" and len(spoiled) > 1:
-            del spoiled[place]
-        else:
-            spoiled[place:place] = spoiled[place : place + draw.draw(st.integers(1, 40))]
-    path.write_bytes(spoiled)
-    try:
-        d = load(path)
-    except FileError:
-        return
-    for part in (d.train, d.valid, d.test):
-        assert len(part["x"]) == len(part["y"])
-        assert np.isfinite(part["x"]).all() and np.isfinite(part["y"]).all()
-        if d.classes is not None and part["y"].ndim == 1:
-            assert part["y"].min(initial=0) >= 0 and part["y"].max(initial=0) < d.classes
-    if kind in ("idx.gz", "cifar.tar.gz", "npz.deflated"):  # these have a checksum
-        np.testing.assert_array_equal(d.train["x"], right.train["x"])
-        np.testing.assert_array_equal(d.train["y"], right.train["y"])
-    for name, p in d.partitions.items():
-        p.check(len(getattr(d, name)["y"]), 0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_fuzz(kind, tmp_path):
-    """A spoiled file is a data set of valid shape or an error of ours, never anything else."""
-    path, load = make(kind, tmp_path)
-    raw, right = path.read_bytes(), load(path)
-
-    @settings(derandomize=True, deadline=None, max_examples=120, database=None)
-    @given(st.data())
-    def run(draw):
-        check_spoiled(kind, path, load, raw, right, draw)
-
-    run()

@@ -170,8 +170,12 @@ def test_heatmap_of_many_cells():
     )
     ax = plots.heatmap(ds.isel(seed=0), "lr", "mu")
     whole(ax)
-    assert not ax.texts and 3 < len(ax.get_xticks()) < 25
-    assert ax.get_xticklabels()[0].get_text() == "0.001"
+    assert not ax.texts
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.001", "0.01", "0.1", "1"]
+    np.testing.assert_allclose(ax.get_xticks(), [0, 8, 16, 24], atol=1e-9)
+    ax = plots.heatmap(ds.isel(seed=0).assign_coords(lr=np.linspace(0.011, 0.987, 25)), "lr", "mu")
+    whole(ax)
+    assert 3 < len(ax.get_xticks()) < 25 and ax.get_xticklabels()[0].get_text() == "0.011"
 
 
 def test_plain_numbers():

@@ -57,12 +57,12 @@ def test_what_a_problem_says_of_itself(name):
     np.testing.assert_allclose((g**2).sum(1).mean(), p.heterogeneity, rtol=1e-12, atol=1e-24)
     top = np.linalg.eigvalsh(hessians)[:, -1].max()
     low = np.linalg.eigvalsh(hessians.mean(0))[0]
-    assert top <= p.lipschitz * (1 + 1e-12) and low >= p.convexity * (1 - 1e-9)
+    assert top <= p.smoothness * (1 + 1e-12) and low >= p.convexity * (1 - 1e-9)
     if "logistic" in name:  # bounds over all x
         at_zero = np.linalg.eigvalsh(derivatives(p, 0 * p.optimum)[2])
-        np.testing.assert_allclose(at_zero[:, -1].max(), p.lipschitz, rtol=1e-12)
+        np.testing.assert_allclose(at_zero[:, -1].max(), p.smoothness, rtol=1e-12)
     else:
-        np.testing.assert_allclose([top, low], [p.lipschitz, p.convexity], rtol=1e-9)
+        np.testing.assert_allclose([top, low], [p.smoothness, p.convexity], rtol=1e-9)
 
 
 def test_canonical_numbers():
@@ -93,7 +93,7 @@ def test_heterogeneity_is_exact(zeta):
         np.testing.assert_allclose(spread, zeta**2, rtol=1e-12, atol=1e-24)
     own = quadratics(L=5.0, mu=0.1, zeta=zeta, shared=False, seed=3)
     np.testing.assert_allclose(own.heterogeneity, zeta**2, rtol=1e-12, atol=1e-24)
-    np.testing.assert_allclose(p.lipschitz, 5.0)
+    np.testing.assert_allclose(p.smoothness, 5.0)
     np.testing.assert_allclose(np.linalg.eigvalsh(own.data["a"]), [np.geomspace(0.1, 5, 5)] * 10)
 
 

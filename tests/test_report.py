@@ -70,7 +70,7 @@ def alone(path):
 def save(ds, path, config=None, **attrs):
     """A folder of a sweep."""
     config = config or Config.make(algorithms=["fedavg", "dsgd @ ring"], rounds=40, every=10)
-    ds.attrs |= {"config": json.dumps(dataclasses.asdict(config)), **attrs}
+    ds.attrs |= {"config": json.dumps(dataclasses.asdict(config)), "provenance": "{}", **attrs}
     path.mkdir(exist_ok=True)
     ds.to_netcdf(path / "results.nc", engine="h5netcdf")
     return path
@@ -106,9 +106,6 @@ def test_of_a_sweep(tmp_path, capsys):
     )
     for kind in kinds:
         assert kind in page.text
-    first = (tmp_path / "report.html").read_bytes()
-    jaxfl.report(tmp_path)
-    assert (tmp_path / "report.html").read_bytes() == first
 
 
 def test_edges_points_and_names_that_are_not_known(tmp_path):
@@ -128,6 +125,8 @@ def test_edges_points_and_names_that_are_not_known(tmp_path):
     page = alone(jaxfl.report(save(points, tmp_path / "points", config)))
     assert [row[0] for row in page.tables[1]] == ["point", "lr 0.1, alpha 0.1"]
     assert page.tables[0][1] == ["point", "lr 0.1, alpha 0.1; lr 10, alpha 1"]
+    first = (tmp_path / "points" / "report.html").read_bytes()
+    assert jaxfl.report(tmp_path / "points").read_bytes() == first
     assert "Sweep of lr, alpha" in page.text and "3 diverged" in page.text
 
 
@@ -144,6 +143,7 @@ def test_of_a_comparison():
     assert found.config.to_toml().strip() in page.text
     assert {i["alt"].split(",")[0].split(";")[0] for i in page.images} >= {"Learning curves"}
     assert "config.toml" in page.text and "McMahan" in page.text
+    assert {"start", "end", "device"} <= {row[0] for row in page.tables[1]}
 
 
 def test_what_is_no_result(tmp_path, capsys):
@@ -165,7 +165,7 @@ def test_what_is_no_result(tmp_path, capsys):
     (tmp_path / "results.nc").write_bytes(rng.bytes(1000))
     with pytest.raises(ValueError, match="damaged"):
         jaxfl.report(tmp_path)
-    for drop in ("config", "metric"):
+    for drop in ("config", "metric", "provenance"):
         ds = sweep()
         save(ds, tmp_path)
         del ds.attrs[drop]

@@ -281,12 +281,12 @@ def test_an_interrupted_chunk_goes_on_where_it_was(small, tmp_path, monkeypatch)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         jaxfl.sweep(OVER, out=tmp_path / "out", width=4, devices=1, **SMALL)
-    assert list((tmp_path / "out" / "partial").iterdir())
+    assert [p.name for p in (tmp_path / "out" / "chunks").iterdir()] == ["000000.partial.npz"]
     monkeypatch.undo()
     ds = jaxfl.sweep(OVER, out=tmp_path / "out", width=4, devices=1, **SMALL)
     for name in ds:
         assert ds[name].values.tobytes() == small[0][name].values.tobytes(), name
-    assert not list((tmp_path / "out" / "partial").glob("*"))
+    assert not list((tmp_path / "out").glob("chunks/*partial*"))
 
 
 def _context(value):

@@ -3,9 +3,10 @@
     python benchmarks/rivals/check.py            all rivals and works that are installed
     python benchmarks/rivals/check.py A pytorch  one
 
-Federated work without dropout and in float64, compared with jaxfl's own local training; for gossip,
-the messages and shuffles that gossipy drew, replayed in NumPy. Exits with 1 if a model differs by
-more than 1e-6 of the distance that it has moved: pfl sends float32 whatever the model is.
+Federated and decentralised work without dropout and in float64, compared with jaxfl's own local
+training and mixing; for gossip, the messages and shuffles that gossipy drew, replayed in NumPy.
+Exits with 1 if a model differs by more than 1e-6 of the distance that it has moved: pfl sends
+float32 whatever the model is.
 """
 
 # ruff: noqa: E402  (the folder above holds rival.py and work.py)
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import rival
 import work
 
-from jaxfl import Clients, models
+from jaxfl import Clients, comm, models, networks
 from jaxfl.clients import Sample
 from jaxfl.local import SGD, train
 
@@ -32,19 +33,20 @@ MODELS = {
     "B": models.cifar_cnn(dropout=(0.0, 0.0)),
     "cnn": models.fedavg_cnn(),
     "resnet": models.resnet18(),
+    "E": models.mlp(64, 10, (64,)),
 }
 CAN = {
-    "pytorch": ("A", "B", "cnn", "resnet"),
+    "pytorch": ("A", "B", "cnn", "resnet", "D", "E"),
     "pfl": ("A", "B", "cnn"),
     "fedjax": ("A", "B"),
-    "naive_jax": ("A", "B"),
+    "naive_jax": ("A", "B", "D", "E"),
     "gossipy": ("C",),
 }
-ROUNDS = {"A": 2, "B": 2, "cnn": 1, "resnet": 1, "C": 3}
+ROUNDS = {"A": 2, "B": 2, "cnn": 1, "resnet": 1, "C": 3, "D": 3, "E": 3}
 
 
 def by_jaxfl(name, data):
-    """The model after the given rounds, by name."""
+    """The model after the given rounds, by name; of nodes their mean."""
     n, size = int(data["clients"]), int(data["size"])
     split = np.arange(n * size), np.arange(n) * size, np.full(n, size)
     examples = {k: data[k] for k in ("x", "y")}
@@ -53,17 +55,30 @@ def by_jaxfl(name, data):
 
     @jax.jit
     def step(x, clients, cohort, index, key):
-        def local(client, index, key):
+        def local(client, x, index, key):
             xi = Sample(index, jnp.ones(index.shape), jax.random.split(key, len(index)))
             return train(client.grad, x, xi, data["lr"], SGD(), ())[0]
 
-        y = clients[cohort].each(local, index, key=key)
-        return jax.tree.map(lambda a: a.mean(0), y)
+        if name == "E":
+            return comm.mix(w, clients.each(local, x, index, key=key))
+        x = comm.stack(x, len(cohort))
+        return mean(clients[cohort].each(local, x, index, key=key))
 
+    mean = lambda x: jax.tree.map(lambda a: a.mean(0), x)
     x = jax.tree.map(jnp.asarray, work.params(data))
+    if name == "E":
+        w, x = networks.from_matrix(data["w"]).w, comm.stack(x, n)
     for t in range(ROUNDS[name]):
         x = step(x, clients, data["cohorts"][t], data["index"][t], jax.random.key(t))
-    return work.flat(x)
+    return work.flat(mean(x) if name == "E" else x)
+
+
+def by_mixing(data):
+    """Models of few parameters after rounds of mixing."""
+    w, x = networks.from_matrix(data["w"]).w, jnp.asarray(data["x"])
+    for _ in range(ROUNDS["D"]):
+        x = comm.mix(w, x)
+    return {"x": x}
 
 
 def by_replay(data, drawn):
@@ -110,8 +125,12 @@ def main(works, names):
     bad = False
     with tempfile.TemporaryDirectory() as folder:
         for name in works:
-            data = wide(dict(np.load(work.write(name, Path(folder) / f"{name}.npz"))))
-            own = None
+            path = work.write(name, Path(folder) / f"{name}.npz")
+            data = dict(np.load(path))
+            if name == "D":
+                data["x"] = np.random.default_rng(0).standard_normal((len(data["w"]), 100))
+                np.savez(path, **data)
+            data, own = wide(data), None
             for other in names:
                 if name not in CAN[other]:
                     continue
@@ -127,6 +146,8 @@ def main(works, names):
                 if name == "C":
                     own = by_replay(data, found)
                     first = {k: data[f"init/head/{k}"] for k in own}
+                if name == "D":
+                    own, first = by_mixing(data), {"x": data["x"]}
                 own = own or by_jaxfl(name, data)
                 error = relative(found, own, first)
                 bad |= not error < 1e-6
@@ -136,5 +157,5 @@ def main(works, names):
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    works = [a for a in sys.argv[1:] if a not in CAN] or [*MODELS, "C"]
+    works = [a for a in sys.argv[1:] if a not in CAN] or [*MODELS, "C", "D"]
     sys.exit(main(works, [a for a in sys.argv[1:] if a in CAN] or [*CAN]))

@@ -2,6 +2,7 @@
 Python loop over jitted rounds, and mixing as a dense matrix product. Runs where jaxfl runs.
 """
 
+import sys
 from functools import partial
 
 import flax.linen as nn
@@ -16,6 +17,12 @@ class Logistic(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         return nn.Dense(10, name="head")(x)
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(10, name="head")(nn.relu(nn.Dense(64, name="dense1")(x)))
 
 
 class CifarCNN(nn.Module):
@@ -60,39 +67,76 @@ class FedAvg(Rival):
         rows = (cohort[:, None] * self.size + orders).reshape(self.cohort, -1, self.batch)
         return self.train(x, data, rows, jax.random.split(loss_key, rows.shape[:2]))
 
-    def train(self, x, data, rows, keys):
+    def local(self, x, data, rows, keys):
+        """The model after one client's steps."""
+
         def step(y, now):
             rows, key = now
             inputs, labels = (a[rows] for a in data)
             g = jax.grad(self.loss, has_aux=True)(y, inputs, labels, key)[0]
             return jax.tree.map(lambda y, g: y - self.lr * g, y, g), None
 
-        y = jax.vmap(lambda *steps: jax.lax.scan(step, x, steps)[0])(rows, keys)
+        return jax.lax.scan(step, x, (rows, keys))[0]
+
+    def train(self, x, data, rows, keys):
+        y = jax.vmap(self.local, (None, None, 0, 0))(x, data, rows, keys)
         return jax.tree.map(lambda a: a.mean(0), y)
 
     def run(self, rounds):
-        x = self.first
+        x = self.start()
         for t in range(rounds):
             x = self.round(x, self.data, jax.random.fold_in(self.key, t))
         self.params = jax.block_until_ready(x)
 
+    def start(self):
+        return self.first
+
+    def deployed(self, x):
+        return x
+
     def result(self):
         parts = zip(*(jnp.split(a, 10) for a in self.test))
-        loss, accuracy = np.mean([self.score(self.params, *part) for part in parts], 0)
+        x = self.deployed(self.params)
+        loss, accuracy = np.mean([self.score(x, *part) for part in parts], 0)
         return {"loss": float(loss), "accuracy": float(accuracy)}
 
     def check(self, rounds):
-        x = self.first
+        x = self.start()
         for rows in batches(self.given, rounds):
             x = jax.jit(self.train)(x, self.data, jnp.asarray(np.stack(rows)), None)
+        x = self.deployed(x)
         return {f"{m}/{leaf}": np.asarray(a) for m, p in x.items() for leaf, a in p.items()}
+
+
+class Decentralised(FedAvg):
+    """D-SGD: every node trains from its own model; mixing is a matrix product."""
+
+    def __init__(self, data):
+        super().__init__(MLP(), data)
+        self.w = jnp.asarray(data["w"])
+
+    def start(self):
+        return jax.tree.map(lambda a: jnp.tile(a, (self.clients, *(1,) * a.ndim)), self.first)
+
+    def deployed(self, x):
+        return jax.tree.map(lambda a: a.mean(0), x)
+
+    def draw_and_train(self, x, data, key):
+        rows_key, loss_key = jax.random.split(key)
+        rows = jax.random.randint(rows_key, (self.clients, 1, self.batch), 0, self.size)
+        rows += self.size * jnp.arange(self.clients)[:, None, None]
+        return self.train(x, data, rows, jax.random.split(loss_key, rows.shape[:2]))
+
+    def train(self, x, data, rows, keys):
+        y = jax.vmap(self.local, (0, None, 0, 0))(x, data, rows, keys)
+        return jax.tree.map(lambda a: jnp.tensordot(self.w, a, 1), y)
 
 
 class Mixing(Rival):
     """A round is one product of the matrix [n, n] with the models [n, d]."""
 
     def __init__(self, data):
-        self.w = jnp.asarray(data["w"])
+        self.w, self.given = jnp.asarray(data["w"]), data
         key = jax.random.key(int(data["seed"]))
         self.first = jax.random.normal(key, (len(self.w), int(data["d"])))
         self.mix = jax.jit(jnp.matmul)
@@ -106,11 +150,27 @@ class Mixing(Rival):
     def result(self):
         return {"variance": float(self.x.var(0).mean())}
 
+    def check(self, rounds):
+        self.first = jnp.asarray(self.given["x"])
+        self.run(rounds)
+        return {"x": np.asarray(self.x)}
+
+
+def prepare(device, precision):
+    """Products and convolutions in float32 or TF32."""
+    policies = {"float32": "float32", "tf32": "tensorfloat32"}
+    backend = {"cuda": "gpu"}.get(device, device)
+    if precision not in policies or jax.default_backend() != backend:
+        sys.exit(f"naive_jax runs in {[*policies]} on the {jax.default_backend()}")
+    jax.config.update("jax_default_matmul_precision", policies[precision])
+
 
 if __name__ == "__main__":
     works = {"A": partial(FedAvg, Logistic()), "B": partial(FedAvg, CifarCNN()), "D": Mixing}
+    works["E"] = Decentralised
     serve(
         works,
         ("jax", "jaxlib", "flax", "optax", "numpy"),
         partial(jax.config.update, "jax_enable_x64", True),
+        prepare=prepare,
     )

@@ -32,6 +32,15 @@ class Rival(ABC):
     """
 
     whole = False  # rounds are one program: getting ready means a run of all of them
+    choices: tuple[str, ...] = ()  # ways to do the same; the fastest is chosen after a first round
+
+    def choose(self, name: str) -> None:
+        """Takes one of `choices`."""
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, float]:
+        """Peak memory of an accelerator, `{"device megabytes": ...}`."""
+        return {}
 
     @abstractmethod
     def run(self, rounds: int) -> None:
@@ -60,6 +69,7 @@ def serve(
     packages: tuple[str, ...],
     double: Callable[[], Any],
     set_threads: Callable[[int], Any] | None = None,
+    prepare: Callable[[str, str], Any] | None = None,
 ) -> None:
     """Runs a script.
 
@@ -68,13 +78,17 @@ def serve(
         packages: whose versions are reported.
         double: makes float64 the default, for `--check`.
         set_threads: sets the number of threads; without `--threads`, the fastest of the powers
-            of two up to the number of cores is chosen after the first round.
+            of two up to the number of cores is chosen after the first round, on the CPU.
+        prepare: takes device ("cpu", "cuda") and precision ("float32", "tf32", "bfloat16" compute);
+            without it a script runs in float32 on the CPU.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", required=True, choices=works)
     parser.add_argument("--data", required=True, help="written by benchmarks/work.py")
     parser.add_argument("--rounds", type=int, help="default: 10, with --check 2")
     parser.add_argument("--threads", type=int, help="of PyTorch; JAX takes all cores")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bfloat16"))
     parser.add_argument("--check", metavar="FILE")
     parser.add_argument("--started", type=float, default=LOADED, help="the caller's time.time()")
     args = parser.parse_args()
@@ -89,6 +103,10 @@ def serve(
     threads = args.threads or os.cpu_count() or 1
     if set_threads:
         set_threads(threads)
+    if prepare:
+        prepare(args.device, args.precision)
+    elif (args.device, args.precision) != ("cpu", "float32"):
+        parser.error("this rival runs in float32 on the CPU only")
     rival = works[args.work](data)
     if args.check:
         found = rival.check(args.rounds or 2)
@@ -100,9 +118,13 @@ def serve(
     rounds = args.rounds or 10
     rival.run(rounds if rival.whole else 1)
     ready = {"ready": True, "cold": time.time() - args.started}
+    ready |= {"device": args.device, "precision": args.precision}
+    if rival.choices:
+        ready["choice"] = _fastest(rival, rival.choices, rival.choose)
     if set_threads:
-        if not args.threads:
-            threads = _fastest(rival, set_threads, threads)
+        if not args.threads and args.device == "cpu":
+            choices = [2**k for k in range(threads.bit_length()) if 2**k <= threads]
+            threads = _fastest(rival, choices, set_threads)
         ready["threads"] = threads
     answers.write(json.dumps(ready) + "\n")
 
@@ -115,27 +137,38 @@ def serve(
             answers.write(json.dumps(done) + "\n")
         elif line == "quit":
             break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     versions = {name: importlib.metadata.version(name) for name in packages}
     last = {
-        "megabytes": peak / (1e6 if sys.platform == "darwin" else 1e3),
+        "megabytes": _peak() / 1e6,
+        **rival.memory(),
         "versions": {"python": platform.python_version(), **versions},
     }
     answers.write(json.dumps(last) + "\n")
 
 
-def _fastest(rival, set_threads, cores):
-    """At least half a second for each number of threads, twice, alternating."""
+def _peak():
+    """Bytes of memory; what Linux counts for `getrusage` begins at the parent's."""
+    if sys.platform == "linux":
+        with open("/proc/self/status") as lines:
+            return next(1024 * int(a.split()[1]) for a in lines if a.startswith("VmHWM"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def _fastest(rival, choices, choose):
+    """At least half a second for each choice, twice, alternating."""
     start = time.perf_counter()
     rival.run(1)
     rounds = max(1, int(0.5 / (time.perf_counter() - start)))
-    choices = [2**k for k in range(cores.bit_length()) if 2**k <= cores]
     seconds = dict.fromkeys(choices, float("inf"))
-    for threads in 2 * choices:
-        set_threads(threads)
+    for choice in choices:  # whatever a first time costs
+        choose(choice)
+        rival.run(1)
+    for choice in 2 * list(choices):
+        choose(choice)
         start = time.perf_counter()
         rival.run(rounds)
-        seconds[threads] = min(seconds[threads], time.perf_counter() - start)
+        seconds[choice] = min(seconds[choice], time.perf_counter() - start)
     best = min(choices, key=lambda k: seconds[k])
-    set_threads(best)
+    choose(best)
     return best

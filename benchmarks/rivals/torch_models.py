@@ -18,6 +18,15 @@ class Logistic(nn.Module):
         return self.head(x)
 
 
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense1, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(F.relu(self.dense1(x)))
+
+
 class CifarCNN(nn.Module):
     def __init__(self):
         super().__init__()
@@ -94,7 +103,7 @@ class ResNet18(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-MODELS = {"A": Logistic, "B": CifarCNN, "cnn": FedAvgCNN, "resnet": ResNet18}
+MODELS = {"A": Logistic, "B": CifarCNN, "cnn": FedAvgCNN, "resnet": ResNet18, "E": MLP}
 _NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 

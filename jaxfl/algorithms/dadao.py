@@ -43,7 +43,7 @@ class DADAO:
     Example:
         >>> ring, problem = networks.graphs.make("ring", 8), problems.quadratics(n=8)
         >>> rates = networks.dadao_rates(ring)
-        >>> alg = algorithms.DADAO(problem.lipschitz, problem.convexity, rates["chi1"])
+        >>> alg = algorithms.DADAO(problem.smoothness, problem.convexity, rates["chi1"])
         >>> run = jaxfl.simulate(
         ...     alg, problem.clients(), networks.poisson(ring, rounds=20, edge_rates=rates["rate"]),
         ...     jnp.zeros(5), jax.random.key(0), rounds=20,

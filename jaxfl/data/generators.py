@@ -18,7 +18,7 @@ def _clients(
 ) -> Int[np.ndarray, " N"]:
     """The client of every example: `size` each, or floor(LogNormal(4, 2)) + 50, at most `most`."""
     if n < 1 or (size is not None and size < 1):
-        raise ValueError(f"n and size must be at least 1; got n={n}, size={size}")
+        raise ValueError(f"n and size must be at least 1; got n={n}, size={size}: n=30, size=100")
     if size is None:
         sizes = np.minimum(np.floor(rng.lognormal(4, 2, n)) + 50, most).astype(np.int64)
     else:
@@ -37,7 +37,7 @@ def _each(
 def _range(**values: Number) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be 0 or more, and finite; got {value}")
+            raise ValueError(f"{name} must be 0 or more, and finite; got {value}: {name}=1.0")
 
 
 def synthetic(
@@ -157,10 +157,10 @@ def teacher_student(
     """
     _range(shift=shift, noise=noise)
     if not 0 <= rho <= 1:
-        raise ValueError(f"rho must be 0 to 1; got {rho}")
+        raise ValueError(f"rho must be 0 to 1; got {rho}: rho=0.5")
     clusters = n if clusters is None else clusters
     if not 1 <= clusters <= n:
-        raise ValueError(f"clusters must be 1 to n={n}; got {clusters}")
+        raise ValueError(f"clusters must be 1 to n={n}; got {clusters}: clusters={min(2, n)}")
     rng = np.random.default_rng(seed)
     client, cluster = _clients(n, size, rng), np.arange(n) % clusters
     out = 1 if classes is None else classes
@@ -227,11 +227,11 @@ def two_moons(
     """
     _range(noise=noise)
     if shift not in ("rotate", "flip", "none"):
-        raise ValueError(f"shift must be rotate, flip or none; got {shift!r}")
+        raise ValueError(f'shift must be rotate, flip or none; got {shift!r}: shift="rotate"')
     if shift == "flip" and n % 2:
-        raise ValueError(f'shift="flip" needs an even number of clients; got n={n}')
+        raise ValueError(f'shift="flip" needs an even number of clients; got n={n}: n={n + 1}')
     if domains < 1:
-        raise ValueError(f"domains must be at least 1; got {domains}")
+        raise ValueError(f"domains must be at least 1; got {domains}: domains=4")
     rng = np.random.default_rng(seed)
     client = _clients(n, size, rng)
     drawn = n // 2 if shift == "flip" else n
@@ -305,7 +305,10 @@ def mixture(
     """
     _range(noise=noise)
     if not alpha > 0 or components < 1:
-        raise ValueError(f"alpha must be above 0, components 1 or more; got {alpha}, {components}")
+        raise ValueError(
+            f"alpha must be above 0, components 1 or more; got {alpha}, {components}: "
+            "alpha=0.4, components=3"
+        )
     rng = np.random.default_rng(seed)
     client = _clients(n, size, rng, most=1000)
     pi = np.stack([_softmax(row) for row in _log_dirichlet(alpha, (n, components), rng)])
@@ -369,9 +372,9 @@ def planted_regression(
     """
     _range(noise=noise, scale=scale)
     if prior not in ("normal", "bernoulli"):
-        raise ValueError(f"prior must be normal or bernoulli; got {prior!r}")
+        raise ValueError(f'prior must be normal or bernoulli; got {prior!r}: prior="normal"')
     if not 1 <= clusters <= n:
-        raise ValueError(f"clusters must be 1 to n={n}; got {clusters}")
+        raise ValueError(f"clusters must be 1 to n={n}; got {clusters}: clusters={min(2, n)}")
     rng = np.random.default_rng(seed)
     client, cluster = _clients(n, size, rng), np.arange(n) % clusters
     shape = (clusters, d)

@@ -40,7 +40,7 @@ class Partition(NamedTuple):
         """The indices of client i's examples."""
         i = operator.index(i)
         if not 0 <= i < self.n:
-            raise IndexError(f"i must be a client, 0 to {self.n - 1}; got {i}")
+            raise IndexError(f"i must be a client, 0 to {self.n - 1}; got {i}: partition.of(0)")
         return self.order[self.start[i] : self.start[i] + self.count[i]]
 
     def owner(self) -> Int[np.ndarray, " N"]:
@@ -64,7 +64,9 @@ class Partition(NamedTuple):
             return facts
         y = _integers(labels)
         if y.min(initial=0) < 0:
-            raise ValueError(f"labels must be 0, 1, ...; got {y.min()}")
+            raise ValueError(
+                f"labels must be 0, 1, ...; got {y.min()}: np.unique(y, return_inverse=True)[1]"
+            )
         classes = int(y.max(initial=0)) + 1
         cell = self.owner() * np.int64(classes) + y[self.order]
         table = np.bincount(cell, minlength=self.n * classes).reshape(self.n, classes)
@@ -85,13 +87,22 @@ class Partition(NamedTuple):
         """
         bad = self.order[(self.order < 0) | (self.order >= size)]
         if len(bad):
-            raise ValueError(f"order must hold indices of {size} examples; got {bad[0]}")
+            raise ValueError(
+                f"order must hold indices of {size} examples; got {bad[0]}: partition the same "
+                "data, iid(len(y), n)"
+            )
         used = np.bincount(self.order, minlength=size)
         if used.max(initial=0) > 1:
-            raise ValueError(f"example {used.argmax()} is owned {used.max()} times, expected once")
+            raise ValueError(
+                f"example {used.argmax()} is owned {used.max()} times, expected once: "
+                "np.unique(order) has no repetitions"
+            )
         ends = np.cumsum(self.count)
         if self.count.sum() != len(self.order) or not np.array_equal(self.start, ends - self.count):
-            raise ValueError("start must be cumsum(count) - count, and count sum to len(order)")
+            raise ValueError(
+                "start must be cumsum(count) - count, and count sum to len(order): "
+                "natural(owner)[0] makes all three of the owner of every example"
+            )
         if self.count.min(initial=minimum) < minimum:
             i = int(self.count.argmin())
             raise ValueError(
@@ -128,9 +139,9 @@ def _unlabelled(size: ArrayLike | int) -> Int[np.ndarray, " N"]:
 
 def _check(n: int, size: int, minimum: int) -> None:
     if n < 1:
-        raise ValueError(f"n must be at least 1 client; got {n}")
+        raise ValueError(f"n must be at least 1 client; got {n}: n=10")
     if minimum < 0:
-        raise ValueError(f"minimum must be 0 or more examples per client; got {minimum}")
+        raise ValueError(f"minimum must be 0 or more examples per client; got {minimum}: minimum=1")
     if n * minimum > size:
         raise ValueError(
             f"minimum={minimum} for n={n} clients needs {n * minimum} examples, there are {size}: "
@@ -140,7 +151,7 @@ def _check(n: int, size: int, minimum: int) -> None:
 
 def _positive(name: str, value: Number) -> None:
     if not value > 0:
-        raise ValueError(f"{name} must be above 0 (inf for equal shares); got {value}")
+        raise ValueError(f"{name} must be above 0 (inf for equal shares); got {value}: {name}=0.5")
 
 
 def _log_dirichlet(
@@ -309,13 +320,17 @@ def dirichlet(
     _positive("alpha", alpha)
     rng = np.random.default_rng(seed)
     if variant not in _VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(_VARIANTS)}; got {variant!r}")
+        raise ValueError(
+            f'variant must be one of {", ".join(_VARIANTS)}; got {variant!r}: variant="class"'
+        )
     if groups is not None and variant != "fedem":
-        raise ValueError(f'groups needs variant="fedem"; got {variant!r}')
+        raise ValueError(f'groups needs variant="fedem"; got {variant!r}: leave groups= out')
     if variant == "fedem":
         groups = len(sizes) if groups is None else groups
         if not 1 <= groups <= len(sizes):
-            raise ValueError(f"groups must be 1 to {len(sizes)} classes; got {groups}")
+            raise ValueError(
+                f"groups must be 1 to {len(sizes)} classes; got {groups}: groups={len(sizes)}"
+            )
         y = (rng.permutation(len(sizes)) % groups)[y]
         sizes = np.bincount(y, minlength=groups)
     return _deal(y, _VARIANTS[variant](sizes, n, alpha, rng), minimum, rng)
@@ -404,7 +419,7 @@ def shards(
     y, sizes = _dense(labels)
     _check(n, len(y), minimum)
     if per_client < 1:
-        raise ValueError(f"per_client must be at least 1 shard; got {per_client}")
+        raise ValueError(f"per_client must be at least 1 shard; got {per_client}: per_client=2")
     rng = np.random.default_rng(seed)
     shard = np.arange(len(y)) * (n * per_client) // max(len(y), 1)  # of each place in sorted order
     owner = (rng.permutation(n * per_client) % n)[shard]
@@ -454,7 +469,9 @@ def labels_per_client(
     _check(n, len(y), minimum)
     _positive("alpha", alpha)
     if not 1 <= k <= classes:
-        raise ValueError(f"k must be 1 to {classes} labels per client; got {k}")
+        raise ValueError(
+            f"k must be 1 to {classes} labels per client; got {k}: k={min(2, classes)}"
+        )
     if n * k < classes:
         raise ValueError(
             f"{n} clients with k={k} labels cannot hold {classes} classes: "
@@ -504,13 +521,15 @@ def quantity(
     _check(n, len(y), minimum)
     rng = np.random.default_rng(seed)
     if (beta is None) == (sigma is None):
-        raise ValueError(f"give beta or sigma, not both or none; got beta={beta}, sigma={sigma}")
+        raise ValueError(
+            f"give beta or sigma, not both or none; got beta={beta}, sigma={sigma}: sigma=1.0"
+        )
     if beta is not None:
         _positive("beta", beta)
         logits = _log_dirichlet(beta, (n,), rng)
     else:
         if sigma is None or not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be 0 or more, and finite; got {sigma}")
+            raise ValueError(f"sigma must be 0 or more, and finite; got {sigma}: sigma=1.0")
         logits = sigma * rng.standard_normal(n)
     return _deal(y, _cut(_softmax(logits), len(y))[:, None], minimum, rng)
 
@@ -534,7 +553,7 @@ def natural(ids: ArrayLike) -> tuple[Partition, Shaped[np.ndarray, " n"]]:
     """
     array = np.asarray(ids)
     if array.ndim != 1:
-        raise ValueError(f"ids must be one column [N]; got shape {array.shape}")
+        raise ValueError(f"ids must be one column [N]; got shape {array.shape}: ids.ravel()")
     missing = np.array([v is None for v in array]) if array.dtype == object else np.zeros(0, bool)
     missing = missing if missing.any() else array != array
     if missing.any():
@@ -581,7 +600,10 @@ def _thirds(
     Without a generator the first examples of a group train and its last ones test.
     """
     if not (valid >= 0 and test >= 0 and valid + test < 1):
-        raise ValueError(f"valid and test must be shares, below 1 together; got {valid}, {test}")
+        raise ValueError(
+            f"valid and test must be shares, below 1 together; got {valid}, {test}: "
+            "valid=0.15, test=0.15"
+        )
     size = np.bincount(group)
     n_test = np.clip(np.floor(size * test + 0.5).astype(np.int64), 0, np.maximum(size - 1, 0))
     n_valid = np.floor(size * valid + 0.5).astype(np.int64)
@@ -640,7 +662,10 @@ def rotate(x: Shaped[np.ndarray, "N ..."], partition: Partition, angles: ArrayLi
         quarters, rest = divmod(turns[i] % 360, 90)
         if rest == 0:
             if quarters % 2 and x.shape[1] != x.shape[2]:
-                raise ValueError(f"a turn by {turns[i]} degrees needs square images; got {x.shape}")
+                raise ValueError(
+                    f"a turn by {turns[i]} degrees needs square images; got {x.shape}: turn by "
+                    "180, or crop them"
+                )
             out[mine] = np.rot90(x[mine], int(quarters), axes=(1, 2))
         else:
             from scipy import ndimage
@@ -671,7 +696,7 @@ def noise(
         [0.0, 1.0]
     """
     if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma must be 0 or more, and finite; got {sigma}")
+        raise ValueError(f"sigma must be 0 or more, and finite; got {sigma}: sigma=1.0")
     level = np.zeros(len(x))
     level[partition.order] = sigma * partition.owner() / partition.n
     drawn = np.random.default_rng(seed).standard_normal(x.shape)
@@ -709,7 +734,10 @@ def permute_labels(
     group = _integers(_per_client("groups", groups, partition))
     for name, array in (("groups", group), ("y", y)):
         if array.min(initial=0) < 0 or array.max(initial=0) >= classes:
-            raise ValueError(f"{name} must be 0 to classes - 1 = {classes - 1}; got {array.max()}")
+            raise ValueError(
+                f"{name} must be 0 to classes - 1 = {classes - 1}; got {array.min()} to "
+                f"{array.max()}: classes={int(array.max()) + 1}, or {name} % classes"
+            )
     cycle = np.random.default_rng(seed).permutation(classes)
     place = np.argsort(cycle)
     shift = np.zeros(len(y), np.int64)

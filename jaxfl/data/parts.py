@@ -43,7 +43,8 @@ class Part(NamedTuple):
 
 def bad(path: Any, expected: str, found: Any) -> FileError:
     """The error of a wrong file."""
-    return FileError(f"{path}: expected {expected}; found {found}")
+    cut = lambda text: text if len(text) <= 500 else f"{text[:400]}...{text[-50:]}"
+    return FileError(f"{path}: expected {cut(expected)}; found {cut(str(found))}")
 
 
 @contextlib.contextmanager

@@ -78,7 +78,10 @@ def _numeric(name: str, values: ArrayLike, dtype: Any) -> np.ndarray:
             "np.unique(column, return_inverse=True)[1]"
         )
     if array.ndim < 1:
-        raise ValueError(f"{name} must have a leading example axis [N, ...]; got a single number")
+        raise ValueError(
+            f"{name} must have a leading example axis [N, ...]; got one number: "
+            "np.atleast_1d(value)"
+        )
     if array.dtype.kind == "f":
         with np.errstate(over="ignore", under="ignore"):
             array = array.astype(dtype, copy=False)  # what is mapped stays mapped
@@ -91,7 +94,10 @@ def _numeric(name: str, values: ArrayLike, dtype: Any) -> np.ndarray:
             )
     elif array.dtype.itemsize == 8:
         if array.size and (array.max() >= 2**31 or array.min() < -(2**31)):
-            raise ValueError(f"{name} must fit in 32 bits; got {array.min()} to {array.max()}")
+            raise ValueError(
+                f"{name} must fit in 32 bits; got {array.min()} to {array.max()}: "
+                "renumber it, np.unique(column, return_inverse=True)[1], or .astype(np.float32)"
+            )
         array = array.astype(np.int32)
     return array
 
@@ -130,7 +136,7 @@ def _sides(
 ) -> Int[np.ndarray, " N"]:
     """0 (train), 1 (valid) or 2 (test) for every example."""
     if by not in ("examples", "clients"):
-        raise ValueError(f'by must be "examples" or "clients"; got {by!r}')
+        raise ValueError(f'by must be "examples" or "clients"; got {by!r}: by="examples"')
     if by == "clients":
         if client is None:
             raise ValueError('by="clients" needs clients: name the column of their ids, client=')
@@ -245,9 +251,12 @@ def from_arrays(
         client = np.asarray(client)
         lengths["client"] = len(client)
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"x, y and client must have one row per example; got {lengths}")
+        raise ValueError(
+            f"x, y and client must have one row per example; got {lengths}: cut them to the same "
+            "examples, x[rows], y[rows]"
+        )
     if not len(x):
-        raise ValueError("x and y hold no examples")
+        raise ValueError("x and y hold no examples: give at least one, x [N, ...] and y [N]")
     y, classes = _labels(y, classes)
     owner, names = None, None
     if client is not None:
@@ -303,7 +312,10 @@ def from_table(
         if column not in known:
             raise ValueError(f"no column {_nearest(column, known)}")
     if not features:
-        raise ValueError(f"features must be at least one column besides {target!r} and {client!r}")
+        raise ValueError(
+            f"features must be at least one column besides {target!r} and {client!r}: "
+            "leave features= out to take all others"
+        )
     dtype = options.get("dtype", np.float32)
     values = [_numeric(f"column {name!r}", columns[name], dtype) for name in features]
     lengths = {name: v.shape for name, v in zip(features, values, strict=True)}

@@ -99,8 +99,9 @@ def _values(path: Any, table: Any, name: str) -> np.ndarray:
     if kind.startswith(("list", "large_list", "fixed_size_list", "extension")):
         with reading(path, f"lists {name!r} of equal length"):
             return np.stack([np.asarray(cell) for cell in column.to_pylist()])
-    values = column.to_numpy()
-    return values.astype(str) if values.dtype == object else values
+    with reading(path, f"numbers or texts in column {name!r}"):
+        values = column.to_numpy()
+        return values.astype(str) if values.dtype == object else values
 
 
 def table(
@@ -156,7 +157,11 @@ def table(
             head = stream.read(6)
         if head.startswith(b"PAR1") or head == b"ARROW1" or Path(file).suffix == ".arrow":
             arrow = _arrow(file)
-            return file, {n: _values(file, arrow, n) for n in arrow.column_names}
+            if not arrow.num_rows:
+                raise bad(file, "rows", "none")
+            known = arrow.column_names
+            names = {target, client, *features}.intersection(known) if features else known
+            return file, {n: _values(file, arrow, n) for n in names}
         tabs = ".tsv" in Path(file).name
         return file, _csv(file, delimiter or ("\t" if tabs else ","))
 

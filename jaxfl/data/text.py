@@ -40,7 +40,7 @@ def vocabulary(sentences: Iterable[Sequence[str]], size: int) -> tuple[str, ...]
         ('a', 'b')
     """
     if size < 1:
-        raise ValueError(f"size must be at least 1 word; got {size}")
+        raise ValueError(f"size must be at least 1 word; got {size}: size=10000")
     counts = Counter(word for sentence in sentences for word in sentence)
     return tuple(sorted(counts, key=lambda word: (-counts[word], word))[:size])
 
@@ -74,7 +74,7 @@ class Tokens:
                 f"{len(self.number)} differ: tuple(dict.fromkeys(words))"
             )
         if buckets < 1:
-            raise ValueError(f"buckets must be at least 1; got {buckets}")
+            raise ValueError(f"buckets must be at least 1; got {buckets}: buckets=1")
         self.buckets = buckets
         self.pad, self.oov = 0, len(self.words) + 1
         self.bos = self.oov + buckets
@@ -207,4 +207,4 @@ def bag(sentences: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> np.nda
 
 def _positive(length: int) -> None:
     if length < 1:
-        raise ValueError(f"length must be at least 1; got {length}")
+        raise ValueError(f"length must be at least 1; got {length}: length=20")

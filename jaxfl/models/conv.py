@@ -151,7 +151,9 @@ class Conv(nn.Module):
         forms = {"shifts": shifts, "lax": grouped}
         name = self.form or form(jax.default_backend())
         if name not in forms:
-            raise ValueError(f'form: expected "shifts", "lax" or None, got {name!r}.')
+            raise ValueError(
+                f'form: expected "shifts", "lax" or None, got {name!r}. Use form=None.'
+            )
         y = forms[name](x.astype(kernel.dtype), kernel, self.strides, self.padding)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), float)

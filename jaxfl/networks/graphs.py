@@ -382,7 +382,9 @@ def _lattice(
     rows = n // (cols or 1) if rows is None else rows
     cols = n // rows if cols is None else cols
     if rows * cols != n:
-        raise ValueError(f"n must be rows * cols, got n={n}, rows={rows}, cols={cols}.")
+        raise ValueError(
+            f"n must be rows * cols, got n={n}, rows={rows}, cols={cols}: use n={rows * cols}."
+        )
     lattice = nx.grid_2d_graph(rows, cols, periodic=periodic)  # a side of 2 gets no double edge
     return nx.convert_node_labels_to_integers(lattice, ordering="sorted")
 

@@ -108,7 +108,10 @@ def perron(w: ArrayLike) -> Float[np.ndarray, " n"]:
     system = np.concatenate([w - np.eye(n), np.ones((1, n))])
     vector, _, rank, _ = np.linalg.lstsq(system, np.eye(n + 1)[n], rcond=None)
     if rank < n:
-        raise ValueError("the stationary vector of w is not unique: use `check(w, kind)` to see.")
+        raise ValueError(
+            "the stationary vector of w is not unique, w is disconnected: use "
+            "`check(w, kind, connected=True)` to see where."
+        )
     return vector
 
 

@@ -254,7 +254,10 @@ def poisson(
     nodes = np.broadcast_to(np.asarray(gradient_rate, float), (n,))
     rates = np.concatenate([nodes, rates])
     if not (np.isfinite(rates) & (rates >= 0)).all() or not rates.sum() > 0:
-        raise ValueError("gradient_rate and edge_rates must be finite, >= 0 and not all 0")
+        raise ValueError(
+            "gradient_rate and edge_rates must be finite, >= 0 and not all 0; for example "
+            "`gradient_rate=1.0, edge_rates=1.0`"
+        )
     rng = np.random.default_rng(seed)
     upto = np.cumsum(rates)
     times = np.sort(rng.uniform(0, rounds * unit, rng.poisson(upto[-1] * rounds * unit)))
@@ -366,7 +369,9 @@ def from_events(
     wave, slot = _pack(chain.past, height, pair, when, (c, e))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
-        raise ValueError(f"waves must be at least {needed} with cap={(c, e)}, got {waves}")
+        raise ValueError(
+            f"waves must be at least {needed} with cap={(c, e)}, got {waves}; use `waves={needed}`"
+        )
     shape = (rounds, max(waves, needed))
 
     def table(which, width, values, empty=0):
@@ -423,10 +428,11 @@ def to_events(
 def _check_events(times, i, j, n, rounds, unit):
     _between("rounds", rounds, 1)
     if not unit > 0:
-        raise ValueError(f"unit must be positive seconds, got {unit}")
+        raise ValueError(f"unit must be positive seconds, got {unit}; for example `unit=1.0`")
     if times.shape != i.shape or times.shape != j.shape or times.ndim != 1:
         raise ValueError(
-            f"times, i and j must share one length, got {times.shape}, {i.shape}, {j.shape}"
+            f"times, i and j must share one length, got {times.shape}, {i.shape}, {j.shape}; for "
+            "example `times=np.array([0.5]), i=np.array([0]), j=np.array([1])`"
         )
     if len(times) and (
         (np.diff(times) < 0).any() or times[0] < 0 or times[-1] > rounds * unit * (1 + 1e-12)
@@ -440,7 +446,7 @@ def _check_events(times, i, j, n, rounds, unit):
         k = int(np.argmax(wrong))
         raise ValueError(
             f"events must join two different nodes of 0..{n - 1}, or have j = {n} for a gradient; "
-            f"event {k} has i={i[k]}, j={j[k]}"
+            f"event {k} has i={i[k]}, j={j[k]}; leave it out: `np.delete(times, {k})`"
         )
 
 
@@ -698,7 +704,10 @@ def from_messages(
     i, j = np.asarray(i, np.int64), np.asarray(j, np.int64)
     if not sent.shape == received.shape == i.shape == j.shape or sent.ndim != 1:
         shapes = sent.shape, received.shape, i.shape, j.shape
-        raise ValueError(f"sent, received, i and j must share one length, got {shapes}")
+        raise ValueError(
+            f"sent, received, i and j must share one length, got {shapes}; cut them to the same "
+            "messages: `sent[kept], received[kept], i[kept], j[kept]`"
+        )
     _between("rounds", rounds, 1)
     if not unit > 0:
         raise ValueError(f"unit must be positive seconds, got {unit}; for example `unit=1.0`")
@@ -715,7 +724,7 @@ def from_messages(
         k = int(np.argmax(wrong))
         raise ValueError(
             f"messages must go between two different nodes of 0..{n - 1}; message {k} has "
-            f"i={i[k]}, j={j[k]}"
+            f"i={i[k]}, j={j[k]}; leave it out: `kept = i != j`"
         )
     return _messages(
         sent, received, i, j, n, rounds=rounds, length=unit, unit=unit, cap=cap, waves=waves
@@ -740,7 +749,9 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
     wave, slot = _pack(past, height, single, when, (cap, 0))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
-        raise ValueError(f"waves must be at least {needed} with cap={cap}, got {waves}")
+        raise ValueError(
+            f"waves must be at least {needed} with cap={cap}, got {waves}; use `waves={needed}`"
+        )
     # a model moves to a slot if it is read in a later wave than the one that replaces it
     place = when * needed + wave
     late = np.flatnonzero((over >= 0) & (place > place[over]))

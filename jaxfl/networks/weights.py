@@ -166,7 +166,10 @@ def fastest(graph: NxGraph, nonnegative: bool = False) -> Float[np.ndarray, "n n
     problem = cp.Problem(cp.Minimize(norm), limits)
     problem.solve(solver=cp.CLARABEL)
     if weight.value is None:
-        raise RuntimeError(f"fastest: the solver stopped with status {problem.status!r}.")
+        raise RuntimeError(
+            f"fastest: the solver stopped with status {problem.status!r}: use "
+            "`best_constant(graph)`."
+        )
 
     found = weight.value
     if nonnegative:  # the solver meets its limits to about 1e-8: meet them exactly

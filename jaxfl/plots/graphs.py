@@ -24,6 +24,11 @@ def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = ""
             phase `[tau, n, n]`.
         ax: matplotlib axes; new ones by default.
         title: in front of the numbers.
+
+    Example:
+        >>> ax = plots.graph(networks.graphs.make("ring", 8), title="ring")
+        >>> ax.get_title().startswith("ring")
+        True
     """
     import networkx as nx
 
@@ -81,6 +86,11 @@ def spectrum(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str =
         w: as for `graph`.
         ax: matplotlib axes; new ones by default.
         title: in front of the numbers.
+
+    Example:
+        >>> ax = plots.spectrum(networks.graphs.make("ring", 8))
+        >>> ax.get_ylabel()
+        'eigenvalue'
     """
     from jaxfl.networks import spectra
 
@@ -138,6 +148,11 @@ def graph_and_spectrum(
         axes: two matplotlib axes; a new figure by default.
         title: above the graph.
         width: of a new figure in inches.
+
+    Example:
+        >>> axes = plots.graph_and_spectrum(networks.graphs.make("ring", 8))
+        >>> len(axes)
+        2
     """
     import matplotlib as mpl
     from matplotlib import pyplot
@@ -183,6 +198,11 @@ def consensus(
 
     Source: Xiao, Boyd, "Fast Linear Iterations for Distributed Averaging", Systems & Control
     Letters 2004, theorem 1.
+
+    Example:
+        >>> ax = plots.consensus({"ring": np.array([1.0, 0.5, 0.25])}, {"ring": 0.2})
+        >>> ax.get_yscale()
+        'log'
     """
     title = ""
     if not (hasattr(results, "data_vars") or hasattr(results, "best")):
@@ -291,6 +311,11 @@ def describe(g: Any, w: ArrayLike | None = None) -> tuple[Any, Any, dict[str, fl
     Returns:
         The graph, `[n, n]` weights, and `nodes`, `edges`, `gap`, `mixing_time` (rounds; of a
         schedule both are per round of a whole period).
+
+    Example:
+        >>> _, w, facts = plots.describe(networks.graphs.make("ring", 8))
+        >>> w.shape, facts["nodes"], facts["edges"]
+        ((8, 8), 8.0, 8.0)
     """
     import networkx as nx
 

@@ -1,5 +1,6 @@
 """Pictures of what `jaxfl.sweep` and `jaxfl.compare` found."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,14 @@ def learning_curves(
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> axes = plots.learning_curves(ds, "rounds", by="lr")
+        >>> len(axes), axes[0].get_xlabel()
+        (1, 'communication rounds')
     """
     import matplotlib as mpl
     from matplotlib import pyplot
@@ -122,6 +131,16 @@ def heatmap(
 
     Raises:
         ValueError: more dimensions than two, with what to select.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3], "mu": [0.0, 0.1], "seed": 2}
+        >>> ds = jaxfl.sweep(
+        ...     over, algorithms=["fedprox"], data="iris", model="logistic", **small
+        ... )
+        >>> ax = plots.heatmap(ds, "lr", "mu")
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('learning rate', 'mu')
     """
     from matplotlib import colors, patches
 
@@ -147,16 +166,16 @@ def heatmap(
     if error:
         norm = colors.FuncNorm(style.ERROR, low, high)
     own = ax is None
-    with style.panel(ax, float(np.clip(1.1 + 0.24 * rows, 1.9, 4.4))) as ax:
+    with style.panel(ax, float(np.clip(1.1 + 0.24 * rows, 1.9, 3.6))) as ax:
         picture = ax.imshow(table, cmap="viridis", norm=norm, origin="lower", aspect="auto")
         bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, aspect=25)
-        bar.set_label(style.words(ds, name))
+        bar.set_label(textwrap.fill(style.words(ds, name), max(12, 5 * rows)))
         bar.outline.set_visible(False)
         if error:
             bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
             bar.set_ticks([], minor=True)
         for axis, dim, count in ((ax.xaxis, x, columns), (ax.yaxis, y, rows)):
-            axis.set_ticks(range(count), style.names(ds, dim))
+            axis.set_ticks(*_decades(ds[dim].values) or (range(count), style.names(ds, dim)))
             axis.set_label_text(style.dimension(ds, dim))
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
@@ -183,6 +202,21 @@ def heatmap(
         ax.figure.canvas.draw()  # how much room there is
         _numbers(ax, table, bad, seeds, percent, picture)
     return ax
+
+
+def _decades(values):
+    """Places and labels of powers of ten among many values at equal ratios; None among others."""
+    if len(values) <= 12 or values.dtype.kind != "f" or not (values > 0).all():
+        return None
+    logs = np.log10(values)
+    whole = np.arange(np.ceil(logs.min() - 1e-9), np.floor(logs.max() + 1e-9) + 1)
+    if np.ptp(np.diff(logs)) > 0.01 * abs(np.diff(logs)).max() or logs[0] > logs[-1]:
+        return None
+    return (
+        (np.interp(whole, logs, range(len(logs))), style.plain(10**whole))
+        if len(whole) > 2
+        else None
+    )
 
 
 def _numbers(ax, table, bad, seeds, percent, picture):
@@ -236,6 +270,14 @@ def robustness(
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select; nothing of attackers.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> ax = plots.robustness(ds, "lr", chance=1 / 3)  # "byzantine" where there are attackers
+        >>> ax.get_xlabel()
+        'learning rate'
     """
     ds = style.results(results)
     dims = style.swept(ds[style.metric(ds)])
@@ -275,7 +317,7 @@ def robustness(
             y = np.full(where.sum(), 0.03 + step)
             ax.plot(at[where], y, "x", color=colour, transform=place, markersize=4.5, mew=1.2)
             step += 0.05 * bool(where.any())
-        if at.min() > 0 and at.max() / at.min() >= 30:
+        if at.min() > 0 and at.max() / at.min() >= (30 if at.dtype.kind in "iu" else 8):
             style.logarithmic(ax.xaxis)
         elif at.dtype.kind in "iu" and len(at) <= 12:
             ax.set_xticks(at)
@@ -300,7 +342,16 @@ def pareto(
         name: the score, the test score by default.
         scale: of accuracies: "error" or "linear".
         ax: matplotlib axes; new ones by default.
+
+    Example:
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
+        >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
+        >>> plots.pareto(ds, "bits").get_xscale()
+        'log'
     """
+    from matplotlib.transforms import Bbox
+
     _known(cost)
     ds = style.results(results)
     name, valid = name or style.metric(ds), f"valid_{style.metric(ds)}"
@@ -356,26 +407,30 @@ def pareto(
         style.grid(ax)
         style.legend(ax, own)
         ax.figure.canvas.draw()  # where the labels end up
-        _label(ax, front, (-2, 2), "right", "bottom")
+        at: Any = ax.transData.transform([p[:2] for p in found])
+        taken = [Bbox.from_extents(*(dot - 3), *(dot + 3)) for dot in at]
+        free = [(1, 0), (1, 1), (0, 0), (0, 1)]  # (up, right): no point is left above the front
+        _label(ax, front, free, taken)
         if not by:  # no legend says what the others are
-            _label(ax, [p for p in found if p not in front], (2, -2), "left", "top", color="0.5")
+            _label(ax, [p for p in found if p not in front], free[::-1], taken, color="0.5")
     return ax
 
 
-def _label(ax, points, offset, ha, va, color="black"):
-    """Names beside points, on the side where fewer others are; without those that would overlap."""
-    taken, frame = [t.get_window_extent() for t in ax.texts], ax.get_window_extent()
+def _label(ax, points, places, taken, **look):
+    """Names beside points, at the first of the places that is free; left out if none is."""
+    frame = ax.get_window_extent().padded(-3)
     for x, y, _, label in reversed(points):
-        look: dict[str, Any] = {"fontsize": 6, "color": color, "va": va}
-        text = ax.annotate(label, (x, y), offset, textcoords="offset points", ha=ha, **look)
-        box = text.get_window_extent()
-        beyond = max(0, frame.x0 - box.x0) - max(0, box.x1 - frame.x1)
-        text.set_position((offset[0] + beyond * 72 / ax.figure.dpi, offset[1]))
-        box = text.get_window_extent()
-        if any(box.overlaps(other) for other in taken):
+        for up, right in places:
+            side: dict[str, Any] = {"ha": "left" if right else "right", "fontsize": 6, **look}
+            offset = (3 if right else -3, 3 if up else -3)
+            side |= {"va": "bottom" if up else "top", "textcoords": "offset points"}
+            text = ax.annotate(label, (x, y), offset, **side)
+            box = text.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
             text.remove()
-        else:
-            taken.append(box)
 
 
 def _known(cost):

@@ -95,12 +95,13 @@ def thin(ax: "Axes") -> None:
         texts = [t.get_text() for t in labels]
         need = max((t.get_window_extent().width, t.get_window_extent().height)[k] for t in labels)
         place = ax.transData.transform(np.stack([at, at], 1))[:, k]
-        room = abs(np.diff(place)).min() - 3 * (1 - k)
+        room = abs(np.diff(place)).min()
+        need += 4 * (1 - k)
         numbers = all(re.fullmatch(r"[\d.e+-]*", t) for t in texts)
         if need > room and k == 0 and not numbers:
             ax.tick_params("x", rotation=90)
             ax.figure.canvas.draw()
-            need = max(t.get_window_extent().width for t in axis.get_ticklabels())
+            need = max(t.get_window_extent().width for t in axis.get_ticklabels()) + 2
         step = int(np.ceil(need / max(room, 1)))
         if step > 1:
             axis.set_ticks(at[::step], texts[::step])
@@ -254,6 +255,7 @@ def words(ds: "xarray.Dataset", name: str) -> str:
     """A variable for an axis: name and unit."""
     known = {"accuracy": "test accuracy", "r2": "test R²"}
     known |= {"valid_accuracy": "validation accuracy", "valid_r2": "validation R²"}
+    known |= {"megabytes": "sent and received", "seconds": "simulated time"}
     known |= {"worst": "worst tenth of the clients", "consensus": "consensus distance"}
     unit = "%" if percent(ds, name) else str(ds[name].attrs.get("units", "1"))
     text = known.get(name) or str(ds[name].attrs.get("long_name", name))

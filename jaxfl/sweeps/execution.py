@@ -105,7 +105,7 @@ def _run(
     Runs that have finished leave: the batch is halved when half of it has.
 
     Args:
-        keep: `Checkpoints` that hold what a killed process had of this chunk.
+        keep: `Partial` with what a killed process had of this chunk.
         asked: whether to stop, saving what there is.
     """
     rounds, every = group.config.rounds, group.config.every
@@ -113,10 +113,11 @@ def _run(
     record = _Record(len(places), rounds, every, stop)
     at, t, state, leaves = np.arange(len(places)), 0, None, None
     width = -(-group.width // _devices(mesh)) * _devices(mesh)
-    if keep is not None and (saved := _restored(keep)):
-        t, at, width = saved.pop("t"), saved.pop("at"), int(saved.pop("width"))
+    if keep is not None and (saved := keep.read()):
+        t, at, width = int(saved.pop("t")), saved.pop("at"), int(saved.pop("width"))
         _, _, like = group.program(width, span, mesh, pool).result()
-        state = _spread(jax.tree.unflatten(like, saved.pop("state")), mesh)
+        names = [f"state {k}" for k in range(like.num_leaves)]
+        state = _spread(jax.tree.unflatten(like, [saved.pop(name) for name in names]), mesh)
         record.restore(saved)
         report(t * len(places))
     while t < rounds:
@@ -140,23 +141,14 @@ def _run(
             rows = _filled(live, half)
             state = _spread(jax.tree.map(operator.itemgetter(rows), state), mesh)
             at, width, leaves = at[live], half, None
-        if asked() or (keep is not None and keep.due(t)):
-            if keep is not None:
-                leaf = {"state": jax.tree.leaves(state), "at": at, "width": width}
-                keep.save(t, leaf | record.tree())
-            if asked():
-                return None
+        ending = asked()
+        if keep is not None and (ending or keep.due()):
+            held = jax.device_get(jax.tree.leaves(state))
+            own = {f"state {k}": a for k, a in enumerate(held)}
+            keep.write(own | {"t": np.array(t), "at": at, "width": np.array(width)} | record.tree())
+        if ending:
+            return None
     return record.tree()
-
-
-def _restored(keep):
-    """What was saved of a chunk; one that is damaged is run again."""
-    if keep.latest is None:
-        return None
-    with contextlib.suppress(ValueError):
-        t, saved = keep.restore()
-        return saved | {"t": t}
-    return None
 
 
 def _filled(rows, width):
@@ -205,10 +197,9 @@ def execute(made: Any, stop: Stop, mesh: Any, store: Any, progress: bool) -> lis
                 return None
             chunk = made.chunks[i]
             start = time.perf_counter()
-            with contextlib.nullcontext() if store is None else store.partial(i) as keep:
-                group = made.groups[chunk.group]
-                shared = (mesh, compilers, report.step, keep, asked)
-                found = _run(group, chunk.places, stop, *shared)
+            keep = None if store is None else store.partial(i)
+            shared = (stop, mesh, compilers, report.step, keep, asked)
+            found = _run(made.groups[chunk.group], chunk.places, *shared)
             if found is None:
                 return None
             found["elapsed"] = np.array(time.perf_counter() - start)

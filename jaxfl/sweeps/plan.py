@@ -324,7 +324,7 @@ def plan(
 def _times(out: str | Path) -> list[float]:
     """Seconds of the chunks that a folder holds."""
     times = []
-    for path in sorted(Path(out).glob("chunks/*.npz")):
+    for path in sorted(Path(out).glob("chunks/[0-9]*[0-9].npz")):
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 times.append(float(file["elapsed"]))

@@ -141,7 +141,7 @@ class Space:
         try:
             with open(path, "rb") as file:
                 values = tomllib.load(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"cannot read the sweep {str(path)!r}: {error}; write lines like {example}"
             ) from error

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import shutil
+import time
 import tomllib
 import zipfile
 import zlib
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl import folder
-from jaxfl.checkpoint import Checkpoints
 from jaxfl.sweeps.plan import Plan
 from jaxfl.sweeps.space import Space
 
@@ -89,22 +88,15 @@ class Store:
         if not path.exists():
             return None
         try:
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-            if not np.array_equal(found.pop("runs"), self._runs(i)):
-                raise ValueError("it holds other runs")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return _read(path, self._runs(i))
+        except ValueError as error:
             raise ValueError(
                 f"{str(path)!r} is damaged: {error}; delete it, and the same call makes it again"
             ) from error
-        return found
 
-    @contextlib.contextmanager
-    def partial(self, i: int) -> Iterator[Checkpoints]:
-        """Where an unfinished chunk is kept now and then; removed when it is finished."""
-        keep = Checkpoints(self.path / "partial" / f"{i:06d}", minutes=_MINUTES, keep=1)
-        with keep:
-            yield keep
+    def partial(self, i: int) -> "Partial":
+        """Where an unfinished chunk is kept now and then."""
+        return Partial(self.path / "chunks" / f"{i:06d}.partial.npz", self._runs(i))
 
     def write(self, i: int, found: dict[str, np.ndarray]) -> None:
         """Keeps a finished chunk: one file, whole or not there."""
@@ -114,7 +106,7 @@ class Store:
             folder.atomic(path, lambda name: np.savez(name, **arrays))
         except OSError as error:
             raise _full(path, error) from error
-        shutil.rmtree(self.path / "partial" / f"{i:06d}", ignore_errors=True)
+        self.partial(i).path.unlink(missing_ok=True)
 
     def finish(self, ds: "xarray.Dataset") -> None:
         """Writes the whole result."""
@@ -125,6 +117,57 @@ class Store:
             self._note()
         except OSError as error:
             raise _full(path, error) from error
+
+
+class Partial:
+    """The file of an unfinished chunk.
+
+    Orbax cannot save from two threads at a time; a file that is written whole, with the checksums
+    of the zip format, does as well.
+
+    Args:
+        path: of the file.
+        runs: of the chunk.
+    """
+
+    def __init__(self, path: Path, runs: np.ndarray):
+        self.path, self.runs, self._last = path, runs, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to keep what there is."""
+        return time.monotonic() - self._last >= 60 * _MINUTES
+
+    def read(self) -> dict[str, np.ndarray] | None:
+        """What was kept; None if that is nothing, or damaged: then the chunk is run again."""
+        try:
+            return _read(self.path, self.runs) if self.path.exists() else None
+        except ValueError:
+            return None
+
+    def write(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes the place of what was kept before.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        whole: Any = {"runs": self.runs, **arrays}
+        try:
+            folder.atomic(self.path, lambda name: np.savez(name, **whole))
+        except OSError as error:
+            raise _full(self.path, error) from error
+        self._last = time.monotonic()
+
+
+def _read(path, runs):
+    """The arrays of a file of these runs; ValueError if it is damaged."""
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
+    if not np.array_equal(found.pop("runs", None), runs):
+        raise ValueError("it holds other runs")
+    return found
 
 
 def _full(path, error):
