@@ -322,7 +322,8 @@ class Summary:
                 edge = flag in chosen.coords and bool(
                     chosen[flag].isel({k: v for k, v in here.items() if k in chosen[flag].dims})
                 )
-                text = _point(ds, int(own)) if d == "point" else _short(own.values[()])
+                numbered = d == "point" and own.dtype.kind in "iu"
+                text = _point(ds, int(own)) if numbered else _short(own.values[()])
                 row.append(text + ("*" if edge else ""))
             for scores in (valid, test):
                 mean, half = (float(scores[k].isel(here)) * scale for k in ("mean", "half"))
@@ -406,7 +407,7 @@ def _short(value):
 def _point(ds, k):
     """What a point sets."""
     names = [str(n) for n, c in ds.coords.items() if c.dims == ("point",) and n != "point"]
-    return ", ".join(f"{n}={_short(ds[n].values[k])}" for n in names)
+    return ", ".join(f"{n} {_short(ds[n].values[k])}" for n in names)
 
 
 def _edge(values, edge):

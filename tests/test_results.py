@@ -151,4 +151,4 @@ def test_points_are_named_in_the_summary():
     ds = made(0.0).isel(adversary=0).rename(lr="point")
     ds = ds.assign_coords(point=range(3), mu=("point", [0.0, 0.1, 1.0]), w=("point", [*"abc"]))
     headers, rows = results.Summary(ds).cells()
-    assert headers[1] == "point" and [row[1] for row in rows] == ["mu=0.1, w=b", "mu=1, w=c"]
+    assert headers[1] == "point" and [row[1] for row in rows] == ["mu 0.1, w b", "mu 1, w c"]
