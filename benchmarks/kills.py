@@ -222,7 +222,7 @@ def main() -> None:
                 seed=asked.seed,
             )
         print({k: v for k, v in results[name].items() if k != "moments"}, flush=True)
-    record("kills", results)
+    record("kills" if len(results) > 1 else f"kills_{asked.cases[0]}", results)
 
 
 if __name__ == "__main__":
