@@ -542,6 +542,13 @@ def test_message_waves_equal_one_message_after_the_other():
     )
 
 
+def test_arrivals_are_alike_already():
+    worlds = [arrivals(6, 2, 4, seed=seed) for seed in range(2)]
+    for world, same in zip(worlds, alike(worlds), strict=True):
+        assert same.n == 6
+        jax.tree.map(np.testing.assert_array_equal, same.nets, world.nets)
+
+
 def test_alike_timelines_stack():
     """Filled up, runs are what they were, also mapped over the worlds."""
     worlds = [

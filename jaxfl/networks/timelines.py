@@ -60,7 +60,7 @@ class Timeline:
 
 
 def alike(timelines: Sequence[Timeline]) -> list[Timeline]:
-    """Timelines of events or messages filled up to one shape: stack them, and `vmap` the run.
+    """Timelines filled up to one shape (arrivals have one): stack them, and `vmap` the run.
 
     Args:
         timelines: for as many rounds and nodes.
@@ -84,7 +84,8 @@ def alike(timelines: Sequence[Timeline]) -> list[Timeline]:
         return jnp.asarray(np.pad(a, wide, constant_values=net.n if k in ("grad", "i", "j") else 0))
 
     return [
-        Timeline(net.replace(**{k: filled(net, k) for k in tables}, **more), net.n) for net in nets
+        Timeline(net.replace(**{k: filled(net, k) for k in tables}, **more), timeline.n)
+        for net, timeline in zip(nets, timelines, strict=True)
     ]
 
 
