@@ -162,7 +162,15 @@ def test_signals(tmp_path, whole, number):
     same(go(tmp_path), whole)
 
 
-def test_a_second_signal_stops_at_once():
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal; processes in the background of a shell ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_stops_at_once(interruptible):
     with pytest.raises(KeyboardInterrupt), graceful() as asked:
         assert not asked()
         os.kill(os.getpid(), signal.SIGINT)
