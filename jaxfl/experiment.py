@@ -33,7 +33,11 @@ def objects(data: Any, model: Any) -> tuple[Any, Any, dict[str, str]]:
         if isinstance(value, str | os.PathLike):
             named[name] = os.fspath(value)
         elif value is not None and not isinstance(value, kind):
-            raise ValueError(f"{name} must be a name or a {kind.__name__}, got {value!r}")
+            fix = {"data": "jaxfl.data.load('digits')", "model": "jaxfl.models.make('mlp', ...)"}
+            raise ValueError(
+                f"{name} must be a name or a {kind.__name__}, got {value!r}; for example "
+                f"`{name}={fix[name]}`"
+            )
         found.append(value if isinstance(value, kind) else None)
     return found[0], found[1], named
 
@@ -252,11 +256,16 @@ def job(text: str, config: Config) -> Job:
         if name not in fields:
             raise ValueError(f"{type(plain).__name__} has no field {name!r}{nearest(name, fields)}")
         if isinstance(value, list):
-            raise ValueError(f"only lr takes several values; {name} of {text!r} takes one")
+            raise ValueError(
+                f"only lr takes several values; {name} of {text!r} takes one; sweep it: "
+                f"`jaxfl.sweep({{{name!r}: {value!r}}})`"
+            )
     if "steps" in fields and kind in ("Cohort", "Arrivals"):
         options.setdefault("steps", config.steps)
     if call.on is not None and kind not in ("Graph", "Messages"):
-        raise ValueError(f"'@ {call.on.name}' names a graph, but this algorithm needs {kind} nets")
+        raise ValueError(
+            f"'@ {call.on.name}' names a graph, but {call.name} needs {kind} nets; leave it out"
+        )
     label = getattr(maker, "__name__", type(plain).__name__) + call.text
     return Job(label, maker(lr=0.1, **options), lr, call.on)
 
@@ -305,7 +314,9 @@ def network(config: Config, job: Job, n: int, seed: int) -> Any:
         )
     if kind == "Cohort":
         return networks.Uniform(n, config.cohort, links)
-    raise ValueError(f"{kind} nets have no common rounds to compare; use `jaxfl.simulate`")
+    raise ValueError(
+        f"{kind} nets have no common rounds to compare; run it alone: `jaxfl.simulate(alg, ...)`"
+    )
 
 
 def attacked(config: Config, network: Any, n: int) -> Any:

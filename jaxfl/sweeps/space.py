@@ -150,7 +150,7 @@ class Space:
         options = {k: values.pop(k) for k in OPTIONS if k in values}
         for name, value in options.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, got {value!r}")
+                raise ValueError(f"{name} must be a number, got {value!r}; for example {name} = 3")
         over = values.pop("sweep")
         if strangers := [name for name in values if name not in _CONFIG]:
             known = [*_CONFIG, *OPTIONS, "sweep"]
@@ -204,7 +204,9 @@ def _several(name, values, seed):
 
 def _single(name, value):
     if isinstance(value, list):
-        raise ValueError(f"{name} of a point takes one value, got {value!r}; write more points")
+        raise ValueError(
+            f"{name} of a point takes one value, got {value!r}; write one point for each"
+        )
     return value
 
 
