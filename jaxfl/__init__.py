@@ -31,53 +31,40 @@
 Everything but `Clients`, `simulate`, `run` and `grid` is imported when it is first asked for.
 """
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+import sys as _sys
+import typing as _typing
+from importlib import import_module as _import_module
+from types import ModuleType as _ModuleType
 
-from jaxfl.clients import Clients
-from jaxfl.simulate import grid, run, simulate
+from jaxfl.clients import Clients as Clients
+from jaxfl.simulate import grid as grid
+from jaxfl.simulate import run as run
+from jaxfl.simulate import simulate as simulate
 
-if TYPE_CHECKING:
-    from jaxfl import algorithms, data, metrics, models, networks, plots, problems, results, writers
-    from jaxfl.checkpoint import Checkpoints, load, save
-    from jaxfl.compare import Config, compare, train
-    from jaxfl.devices import spread
-    from jaxfl.docs import cite
-    from jaxfl.memory import estimate
-    from jaxfl.report import report
-    from jaxfl.sweeps import plan, sweep
+if _typing.TYPE_CHECKING:
+    from jaxfl import algorithms as algorithms
+    from jaxfl import data as data
+    from jaxfl import metrics as metrics
+    from jaxfl import models as models
+    from jaxfl import networks as networks
+    from jaxfl import plots as plots
+    from jaxfl import problems as problems
+    from jaxfl import results as results
+    from jaxfl import writers as writers
+    from jaxfl.checkpoint import Checkpoints as Checkpoints
+    from jaxfl.checkpoint import load as load
+    from jaxfl.checkpoint import save as save
+    from jaxfl.compare import Config as Config
+    from jaxfl.compare import compare as compare
+    from jaxfl.compare import train as train
+    from jaxfl.devices import spread as spread
+    from jaxfl.docs import cite as cite
+    from jaxfl.memory import estimate as estimate
+    from jaxfl.report import report as report
+    from jaxfl.sweeps import plan as plan
+    from jaxfl.sweeps import sweep as sweep
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Checkpoints",
-    "Clients",
-    "Config",
-    "algorithms",
-    "cite",
-    "compare",
-    "data",
-    "estimate",
-    "grid",
-    "load",
-    "metrics",
-    "models",
-    "networks",
-    "plan",
-    "plots",
-    "problems",
-    "report",
-    "results",
-    "run",
-    "save",
-    "simulate",
-    "spread",
-    "sweep",
-    "train",
-    "writers",
-]
 
 _MODULES = (
     "algorithms",
@@ -104,30 +91,33 @@ _NAMES = {
     "sweep": "sweeps",
     "train": "compare",
 }
+# No `__all__`: with it, `help(jaxfl)` would print the documentation of every name.
+_PUBLIC = sorted(["Clients", "grid", "run", "simulate", *_MODULES, *_NAMES])
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     """Imports a module or a function when it is first asked for."""
     if name in _MODULES:
-        return import_module(f"jaxfl.{name}")
+        return _import_module(f"jaxfl.{name}")
     if name in _NAMES:
-        value = getattr(import_module(f"jaxfl.{_NAMES[name]}"), name)
+        value = getattr(_import_module(f"jaxfl.{_NAMES[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'jaxfl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+    here = ("__doc__", "__file__", "__name__", "__path__", "__version__")
+    return [*_PUBLIC, *here]
 
 
-class _Package(ModuleType):
+class _Package(_ModuleType):
     """Importing the module `jaxfl.compare` would put it in the place of the function `compare`."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _NAMES.get(name) == name:
+    def __setattr__(self, name: str, value: _typing.Any) -> None:
+        if isinstance(value, _ModuleType) and _NAMES.get(name) == name:
             value = getattr(value, name)
         super().__setattr__(name, value)
 
 
-sys.modules[__name__].__class__ = _Package
+_sys.modules[__name__].__class__ = _Package

@@ -22,7 +22,9 @@ from jaxfl import plots, problems, results, robust
 ALL = ("comm", "compress", "local", "metrics", "problems", "results", "robust")  # every name
 EXPORTED = ("algorithms", "data", "models", "networks", "plots")  # what the package re-exports
 SOME = {
-    "jaxfl": [name for name in jaxfl.__all__ if not inspect.ismodule(getattr(jaxfl, name))],
+    "jaxfl": [
+        name for name in dir(jaxfl) if name[0] != "_" and not inspect.ismodule(getattr(jaxfl, name))
+    ],
     "jaxfl.config": ["Config", "parse"],
     "jaxfl.writers": ["Writer", "JSONLines", "TensorBoard", "WandB"],
     "jaxfl.simulate": ["Needs", "hyper", "count", "choice", "scaled"],
