@@ -17,7 +17,7 @@ import xarray as xr
 import jaxfl
 from jaxfl import folder, results
 from jaxfl.config import Config, parse
-from jaxfl.sweeps import Space, execution
+from jaxfl.sweeps import Space, _description, execution
 from jaxfl.sweeps.plan import Group
 
 SMALL = {
@@ -346,6 +346,14 @@ def test_folders_of_others_are_refused(copied, tmp_path):
         jaxfl.sweep(OVER, out=tmp_path / "other", **SMALL)
     with pytest.raises(OSError, match="cannot write to the output folder"):
         jaxfl.sweep(OVER, out=tmp_path / "other" / "thesis.tex", **SMALL)
+
+
+def test_a_model_is_known_again_in_another_process():
+    """Not by the addresses of its functions, which change."""
+    wine = jaxfl.data.load("wine")
+    made = [jaxfl.models.make("mlp", wine.train, 3, hidden=(k,)) for k in (4, 4, 5)]
+    one, same, other = map(_description, made)
+    assert one == same != other and " at 0x" not in one
 
 
 def test_one_process_at_a_time(copied):

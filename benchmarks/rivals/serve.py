@@ -36,7 +36,7 @@ class Rival(ABC):
 
     def choose(self, name: str) -> None:
         """Takes one of `choices`."""
-        raise NotImplementedError
+        raise ValueError(f"no choice {name!r}, there are {self.choices}")
 
     def memory(self) -> dict[str, float]:
         """Peak memory of an accelerator, `{"device megabytes": ...}`."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxfl import experiment, folder
+from jaxfl.checkpoint import fingerprint
 from jaxfl.config import Config
 from jaxfl.sweeps.execution import Stop, execute
 from jaxfl.sweeps.plan import Plan, plan
@@ -89,7 +91,7 @@ def sweep(
         folder.possible(out)
     devices = devices or jax.local_device_count()
     options = {"stop_at": stop.at, "patience": stop.patience}
-    objects = {"data": _fingerprint(data), "model": "" if model is None else repr(model)}
+    objects = {"data": _fingerprint(data), "model": _description(model)}
     with contextlib.ExitStack() as stack:
         store = None
         if out is not None:
@@ -115,6 +117,11 @@ def _stop(at, patience):
             f"{patience}; for example stop_at=0.9, patience=5"
         )
     return Stop(float(at), int(patience))
+
+
+def _description(model):
+    """What tells one model from another, in every process: functions by their names."""
+    return "" if model is None else json.dumps(fingerprint(model), sort_keys=True)
 
 
 def _fingerprint(data):
