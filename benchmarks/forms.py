@@ -1,8 +1,8 @@
 """Which form of convolution and which block of clients a device runs fastest.
 
-`models.form(backend)` chooses between shifted slices with one product and `lax.conv`, which under
-`vmap` over kernels becomes a grouped convolution; only the CPU's choice was measured. Seconds of a
-round of FedAvg with everybody, in turns.
+`models.form` chooses between one client after another as XLA's CPU kernels want it, shifted slices
+with one product, and `lax.conv`, which under `vmap` over kernels becomes a grouped convolution; only
+the CPU's choice was measured. Seconds of a round of FedAvg with everybody, in turns.
 
 Run: python benchmarks/forms.py [--clients 10] [--precision tf32]
 """
@@ -35,7 +35,7 @@ def main():
             f"{form}, {block} at once": program(
                 MODELS[name](form=form), (32, 32, 3), n, block, args.steps, args.precision
             )
-            for form, block in itertools.product(("shifts", "lax"), (1, n))
+            for form, block in itertools.product(("serial", "shifts", "lax"), (1, n))
         }
         times = programs(runs, args.repeats)
         for label, t in times.items():

@@ -398,8 +398,8 @@ def test_orders_are_uniform(switches, largest):
     ("size", "strides", "padding"),
     [((3, 3), (1, 1), "SAME"), ((4, 2), (3, 2), ((2, 0), (1, 3))), ((2, 1), (3, 2), "VALID")],
 )
-def test_windows_differentiate_twice(monkeypatch, size, strides, padding):
-    """Forward, and forward and backward over backward, over clients: gather, slices, `lax.conv`."""
+def test_convolutions_differentiate_twice(size, strides, padding):
+    """Forward, and forward and backward over backward, over clients: each form and `lax.conv`."""
     rng = np.random.default_rng(5)
     x, dx = rng.normal(size=(2, 2, 2, 7, 6, 2))  # two clients, of two images
     kernel, dk = rng.normal(size=(2, 2, *size, 2, 3))
@@ -413,15 +413,47 @@ def test_windows_differentiate_twice(monkeypatch, size, strides, padding):
         return jax.jvp(f_, at, by), jax.jvp(pull, at, by)[1], jax.grad(along, (0, 1))(*at), twice
 
     def program(*args):
-        gather = jax.vmap(partial(derivatives, conv.shifts))(*args)
-        with monkeypatch.context() as patch:
-            patch.setattr(conv, "_windows", conv._slices)
-            slices = jax.vmap(partial(derivatives, conv.shifts))(*args)
-        return gather, slices, jax.lax.map(lambda a: derivatives(conv.grouped, *a), args)
+        forms = [jax.vmap(partial(derivatives, f))(*args) for f in (conv.serial, conv.shifts)]
+        return *forms, jax.lax.map(lambda a: derivatives(conv.grouped, *a), args)
 
-    gather, slices, plain = host(program, x, kernel, dx, dk)
-    close(gather, plain)
-    close(slices, plain)
+    serial, shifts, plain = host(program, x, kernel, dx, dk)
+    close(serial, plain)
+    close(shifts, plain)
+
+
+def test_convolutions_batch_over_what_differs():
+    """Images, kernels or both by client, per-example gradients, and zeros that reach all cores."""
+    rng = np.random.default_rng(6)
+    x, kernel = rng.normal(size=(3, 2, 20, 20, 2)), rng.normal(size=(3, 3, 3, 2, 2))
+
+    def each(f, x, kernel):
+        f = partial(f, padding=((0, 0), (1, 1)))
+        one = lambda image, kernel: jnp.sin(f(image[None], kernel)).sum()
+        both = lambda x, kernel: jnp.sin(f(x, kernel)).sum()
+        return (
+            jax.vmap(f)(x, kernel),
+            jax.vmap(f, (0, None))(x, kernel[0]),
+            jax.vmap(f, (None, 0))(x[0], kernel),
+            jax.vmap(jax.grad(one, 1), (0, None))(x[0], kernel[0]),
+            jax.vmap(jax.grad(both, (0, 1)))(x[:1], kernel[:1]),
+        )
+
+    def program(*given):
+        return each(conv.serial, *given), each(conv.grouped, *given)
+
+    assert conv._extra(20, 20, (1, 1)) == 1  # of the width
+    assert conv._extra(4, 4, (1, 1)) == conv._extra(20, 10, (2, 2)) == 0
+    serial, plain = host(program, x, kernel)
+    close(serial, plain)
+
+
+def test_large_kernels_of_gradients_get_zeros(monkeypatch):
+    """They move the product to other code, not its value."""
+    x, g = np.random.default_rng(7).normal(size=(2, 2, 24, 24, 3))
+    how = dict(want="k", strides=(1, 1), pads=((1, 1), (1, 1)), image=(24, 24), taps=(3, 3))
+    plain = conv._canonical(x, g, **how)
+    monkeypatch.setattr(conv, "_CACHE", 0)
+    close(conv._canonical(x, g, **how), plain)
 
 
 # Thresholds ---------------------------------------------------------------------------------------

@@ -109,7 +109,9 @@ def test_wrong_names_options_and_shapes_say_what_to_write():
         jax.eval_shape(model.apply, jax.eval_shape(model.init, KEY), jnp.zeros((1, 3072)))
     with pytest.raises(ValueError, match="kernel: expected at most the padded image"):
         jax.eval_shape(models.lenet5(shape=(8, 8, 3)).init, KEY)
-    with pytest.raises(ValueError, match='form: expected "shifts", "lax" or None'):
+    with pytest.raises(
+        ValueError, match="form: expected one of .'serial', 'shifts', 'lax'. or None"
+    ):
         jax.eval_shape(models.lenet5(form="fft").init, KEY)
 
 
@@ -136,33 +138,35 @@ def test_forms_of_convolution_agree_with_gradients_and_over_clients(image, size,
         y, vjp = jax.vjp(f, x, kernel)
         return y, vjp(jnp.cos(y))
 
-    def shifts(x, kernel):
-        return models.shifts(x, kernel, strides, padding)
-
-    def grouped(x, kernel):
-        return models.grouped(x, kernel, strides, padding)
+    ours = [
+        partial(f, strides=strides, padding=padding)
+        for f in (models.serial, models.shifts, models.grouped)
+    ]
 
     @jax.jit
     def run(x, kernel):
         alone = jax.lax.map(lambda pair: value(lax_conv, *pair), (x, kernel))
-        return alone, *(jax.vmap(partial(value, f))(x, kernel) for f in (shifts, grouped))
+        return alone, *(jax.vmap(partial(value, f))(x, kernel) for f in ours)
 
     alone, *stacked = run(x, kernel)
     for results in stacked:
         close(results, alone)
 
 
-def test_the_form_follows_the_backend_unless_given(monkeypatch):
-    assert (models.form("cpu"), models.form("gpu"), models.form("tpu")) == ("shifts", "lax", "lax")
+def test_the_form_follows_backend_dtype_and_devices_unless_given(monkeypatch):
+    assert models.form("cpu", "bfloat16") == models.form("cpu", "float32") == "serial"
+    assert models.form("cpu", "float64") == models.form("cpu", "float32", devices=2) == "shifts"
+    assert models.form("gpu") == models.form("tpu") == "lax"
     x = jnp.ones((1, 4, 4, 2))
 
     def primitives(**options):
         layer = models.Conv(3, **options)
-        return str(jax.make_jaxpr(layer.apply)(filled(layer.init, KEY, x), x))
+        return str(jax.make_jaxpr(layer.apply)(filled(layer.init, KEY, x), x)).replace("[", " ")
 
-    assert "conv_general_dilated" not in primitives(form="shifts")
+    assert not {"client_conv", "conv_general_dilated"} & set(primitives(form="shifts").split())
+    assert "client_conv" in primitives(form="serial")
     assert "conv_general_dilated" in primitives(form="lax")
-    monkeypatch.setitem(conv_file.FORMS, jax.default_backend(), "lax")
+    monkeypatch.setattr(conv_file, "form", lambda *given: "lax")
     assert "conv_general_dilated" in primitives()
 
 

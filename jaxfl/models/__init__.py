@@ -16,7 +16,7 @@ Parameters are float32, or float64 where `jax_enable_x64` is set; a model comput
 its parameters.
 """
 
-from jaxfl.models.conv import Conv, form, grouped, max_pool, shifts
+from jaxfl.models.conv import Conv, form, grouped, max_pool, serial, shifts
 from jaxfl.models.dense import Dense, logistic, mlp
 from jaxfl.models.losses import (
     Loss,
@@ -56,6 +56,7 @@ __all__ = [
     "regularised",
     "resnet18",
     "sequence_cross_entropy",
+    "serial",
     "shifts",
     "squared_error",
     "transformer",

@@ -1,34 +1,45 @@
 """Convolution and pooling that stay fast when every client has its own kernel.
 
-Under `vmap` over kernels `lax.conv` becomes a grouped convolution, and inside `scan` XLA also
-loses its fast path on the CPU. As shifted slices and one matmul, the same vmap is a batched
-matmul, and the backward pass is two more matmuls with slices turned into pads.
+`vmap` over kernels turns `lax.conv` into a grouped convolution, which is slow on the CPU, and so is
+every convolution inside `scan` that is not written as XLA's CPU kernels want it: XLA rewrites those
+of a program's outermost computation only. `serial` writes it that way, forward and in both
+gradients, one client after another; `shifts` is a matrix product of windows, for all clients at
+once.
 """
 
 from collections.abc import Sequence
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Num, Shaped
 
 Padding = str | Sequence[tuple[int, int]]
 
-# The form by backend; a backend that is not named takes "lax". Only the CPU was measured.
-FORMS = {"cpu": "shifts"}
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_CACHE = 1 << 20  # bytes of a kernel that a core keeps
 
 
-def form(backend: str) -> str:
-    """The form of convolution that a backend runs fastest: `"shifts"` or `"lax"`.
+def form(backend: str, dtype: Any = "float32", devices: int = 1) -> str:
+    """The form of convolution that runs fastest: `"serial"`, `"shifts"` or `"lax"`.
+
+    Args:
+        backend: of JAX, such as `jax.default_backend()`.
+        dtype: of kernels. XLA's CPU kernels know float32 (bfloat16 is cast to it).
+        devices: how many. Over several, clients one after another would have to move.
 
     Example:
-        >>> models.form("cpu"), models.form("gpu")
-        ('shifts', 'lax')
+        >>> models.form("cpu"), models.form("cpu", "float64"), models.form("gpu")
+        ('serial', 'shifts', 'lax')
     """
-    return FORMS.get(backend, "lax")
+    if backend != "cpu":
+        return "lax"  # not measured
+    return "shifts" if devices > 1 or jnp.dtype(dtype).itemsize > 4 else "serial"
 
 
 def shifts(
@@ -55,52 +66,159 @@ def shifts(
         >>> models.shifts(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].tolist()
         [[4.0, 6.0], [6.0, 9.0]]
     """
-    kh, kw = kernel.shape[:2]
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    if x.shape[1] < kh or x.shape[2] < kw:
-        raise ValueError(
-            f"kernel: expected at most the padded image {x.shape[1:3]}, got {(kh, kw)}. "
-            'Use padding="SAME" or a smaller network.'
-        )
-    columns = _windows(x, (kh, kw), tuple(strides))
+    taps = kernel.shape[:2]
+    pads = _pads(x.shape[1:3], taps, strides, padding)
+    columns = _windows(jnp.pad(x, ((0, 0), *pads, (0, 0))), taps, tuple(strides))
     return jnp.tensordot(columns, kernel.reshape(-1, kernel.shape[-1]), 1)
 
 
-def _places(shape, size, strides):
-    """Where windows begin, along height and width: number of them, and step."""
-    return [((n - k) // s + 1, s) for n, k, s in zip(shape[1:3], size, strides)]
+def _pads(image, taps, strides, padding):
+    """Rows and columns of zeros (before, after) the image."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(image, taps, strides, padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    padded = tuple(n + low + high for n, (low, high) in zip(image, pads))
+    if padded[0] < taps[0] or padded[1] < taps[1]:
+        raise ValueError(
+            f"kernel: expected at most the padded image {padded}, got {taps}. "
+            'Use padding="SAME" or a smaller network.'
+        )
+    return pads
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _windows(x, size, strides):
-    """The window of every output pixel, `[b, h2, w2, kh kw c]`, as one gather."""
-    rows, columns = (
-        np.arange(number)[:, None] * step + np.arange(k)
-        for (number, step), k in zip(_places(x.shape, size, strides), size)
-    )
-    at = x.at[:, rows[:, None, :, None], columns[None, :, None, :]]
-    y = at.get(mode="promise_in_bounds")
-    return y.reshape(*y.shape[:3], -1)
-
-
-@_windows.defjvp
-def _(size, strides, at, by):
-    # as slices: their transpose is pads, that of a gather a scatter, which is slower
-    (x,), (dx,) = at, by
-    return _windows(x, size, strides), _slices(dx, size, strides)
-
-
-def _slices(x, size, strides):
-    """The same by one strided slice per tap."""
-    (h, sh), (w, sw) = _places(x.shape, size, strides)
+    """The window of every output pixel, `[b, h2, w2, kh kw c]`: a strided slice per tap."""
+    ends = [(n - k) // s * s + 1 for n, k, s in zip(x.shape[1:3], size, strides)]
     taps = [
-        x[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
+        x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
         for i in range(size[0])
         for j in range(size[1])
     ]
     return jnp.concatenate(taps, -1)
+
+
+def serial(
+    x: Num[Array, "b h w c"],
+    kernel: Num[Array, "kh kw c o"],
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+) -> Num[Array, "b h2 w2 o"]:
+    """Convolve by XLA's CPU kernels, under `vmap` over kernels one client after another.
+
+    Args:
+        x, kernel, strides, padding: as for `shifts`.
+
+    Returns: what `lax.conv_general_dilated` returns, to rounding. Derivatives of every order are
+        convolutions of the same kind.
+
+    Raises:
+        ValueError: if the kernel is larger than the padded image.
+
+    Example:
+        >>> models.serial(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].tolist()
+        [[4.0, 6.0], [6.0, 9.0]]
+    """
+    pads = _pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    how = {"strides": tuple(strides), "pads": pads}
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return _conv.bind(x, kernel, want="y", image=x.shape[1:3], taps=kernel.shape[:2], **how)
+
+
+# <y', x * k> is linear in the image x, the kernel k and the cotangent y' of the output. The
+# primitive is its gradient by one of the three (`want`) at the two others, in this order:
+_OTHERS = {"y": "xk", "x": "ky", "k": "xy"}
+_conv = Primitive("client_conv")
+
+
+def _canonical(a, b, *, want, strides, pads, image, taps):
+    """A convolution of images [b, h, w, c] with a kernel [h, w, c, o], both in this very order."""
+    # behind a barrier, else XLA makes the transpose part of the convolution, which is then slow
+    turned = lambda a, axes: lax.optimization_barrier(a.transpose(axes))
+    if want == "y":
+        return _convolve(a, b, pads, window_strides=strides)
+    # rows of the padded image from the last window's first one on, without the padding behind
+    ends = [
+        low + n - (m - 1) * s - 1 for (low, _), n, m, s in zip(pads, image, b.shape[1:3], strides)
+    ]
+    if want == "x":
+        around = [(k - 1 - low, end) for k, (low, _), end in zip(taps, pads, ends)]
+        return _convolve(b, turned(a[::-1, ::-1], (0, 1, 3, 2)), around, lhs_dilation=strides)
+    # channels as images, images as channels
+    around = [(low, k - 1 - end) for k, (low, _), end in zip(taps, pads, ends)]
+    extra = _extra(image[0], b.shape[1], strides)
+    if extra and b.size * b.dtype.itemsize > _CACHE:
+        # rows to the kernel; columns to the image, else XLA swaps the two for the larger kernel
+        b = jnp.pad(b, ((0, 0), (0, extra), (0, 0), (0, 0)))
+        a = jnp.pad(a, ((0, 0), (0, 0), around[1], (0, 0)))
+        around = [(around[0][0], around[0][1] + extra), (0, 0)]
+    a, b = turned(a, (3, 1, 2, 0)), turned(b, (1, 2, 0, 3))
+    return _plain(a, b, around, rhs_dilation=strides).transpose(1, 2, 0, 3)
+
+
+def _plain(x, kernel, pads, window_strides=(1, 1), **dilations):
+    return lax.conv_general_dilated(
+        x, kernel, window_strides, pads, dimension_numbers=_LAYOUT, **dilations
+    )
+
+
+def _convolve(x, kernel, pads, **how):
+    """On all cores: an output that is wider than the image."""
+    width = x.shape[2] + sum(pads[1]) - kernel.shape[1] + 1
+    extra = _extra(x.shape[2], width, *how.values())
+    if not extra:
+        return _plain(x, kernel, pads, **how)
+    pads = [pads[0], (pads[1][0], pads[1][1] + extra)]
+    return _plain(x, kernel, pads, **how)[:, :, :width]
+
+
+def _extra(image, other, strides):
+    """Zeros that make an output, or a kernel, longer than the image, if an eighth is enough.
+
+    XLA leaves shorter ones to YNNPACK, which takes one core for a convolution that follows others,
+    and longer ones to Eigen, which takes all.
+    """
+    extra = image + 1 - other
+    return extra if strides == (1, 1) and 0 < extra <= other // 8 else 0
+
+
+def _shape(a, b, *, want, strides, pads, image, taps):
+    if want == "k":
+        return a.update(shape=(*taps, a.shape[3], b.shape[3]), weak_type=False)
+    if want == "x":
+        return a.update(shape=(b.shape[0], *image, a.shape[2]), weak_type=False)
+    size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(image, pads, taps, strides)]
+    return a.update(shape=(a.shape[0], *size, b.shape[3]), weak_type=False)
+
+
+def _gradient(place, cotangent, a, b, *, want, **how):
+    """The gradient by the operand in that place: the cotangent has the role that was wanted."""
+    roles = dict(zip(_OTHERS[want], (a, b))) | {want: cotangent}
+    want = _OTHERS[want][place]
+    return _conv.bind(*(roles[role] for role in _OTHERS[want]), want=want, **how)
+
+
+def _batched(operands, axes, *, want, **how):
+    n = next(a.shape[axis] for a, axis in zip(operands, axes) if axis is not None)
+    a, b = (o if axis is None else jnp.moveaxis(o, axis, 0) for o, axis in zip(operands, axes))
+    one = partial(_conv.bind, want=want, **how)
+    kernel = _OTHERS[want].find("k")  # -1: the kernel is what is wanted
+    if kernel >= 0 and axes[kernel] is None:  # the same for all: more images
+        many = b if kernel == 0 else a
+        flat = many.reshape(-1, *many.shape[2:])
+        out = one(a, flat) if kernel == 0 else one(flat, b)
+        return out.reshape(n, -1, *out.shape[1:]), 0
+    at = lambda i: [o if axis is None else o[i] for o, axis in zip((a, b), axes)]
+    if n == 1:
+        return one(*at(0))[None], 0
+    return lax.map(lambda i: one(*at(i)), jnp.arange(n)), 0
+
+
+_conv.def_impl(jax.jit(_canonical, static_argnames=("want", "strides", "pads", "image", "taps")))
+_conv.def_abstract_eval(_shape)
+mlir.register_lowering(_conv, mlir.lower_fun(_canonical, multiple_results=False))
+ad.defbilinear(_conv, partial(_gradient, 0), partial(_gradient, 1))
+batching.primitive_batchers[_conv] = _batched
 
 
 def grouped(
@@ -115,8 +233,7 @@ def grouped(
         >>> models.grouped(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].tolist()
         [[4.0, 6.0], [6.0, 9.0]]
     """
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
 
 
 class Conv(nn.Module):
@@ -128,7 +245,7 @@ class Conv(nn.Module):
         strides: steps of the window.
         padding: `"SAME"`, `"VALID"`, or (low, high) per axis.
         bias: whether a bias is added.
-        form: `"shifts"`, `"lax"`, or None for the choice of `form(backend)`.
+        form: `"serial"`, `"shifts"`, `"lax"`, or None for what `form` chooses.
 
     Example:
         >>> images = jnp.ones((2, 8, 8, 3))
@@ -148,11 +265,11 @@ class Conv(nn.Module):
     def __call__(self, x: Num[Array, "b h w c"]) -> Num[Array, "b h2 w2 o"]:
         shape = (*self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, float)
-        forms = {"shifts": shifts, "lax": grouped}
-        name = self.form or form(jax.default_backend())
+        forms = {"serial": serial, "shifts": shifts, "lax": grouped}
+        name = self.form or form(jax.default_backend(), kernel.dtype, jax.device_count())
         if name not in forms:
             raise ValueError(
-                f'form: expected "shifts", "lax" or None, got {name!r}. Use form=None.'
+                f"form: expected one of {[*forms]} or None, got {name!r}. Use form=None."
             )
         y = forms[name](x.astype(kernel.dtype), kernel, self.strides, self.padding)
         if self.bias:
