@@ -23,8 +23,8 @@ _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloa
 # CPU a block should fit the cache; elsewhere it only bounds memory.
 _CPU, _ACCELERATOR = (1 << 22, 1 << 22), (1 << 31, 1 << 30)
 # Examples of a client up to which their places share 32 bits with a random number, and up to which
-# counting who comes before is cheaper than sorting.
-_PACKED, _RANKED = 1024, 256
+# counting who comes before is cheaper than sorting; how many are counted at once.
+_PACKED, _RANKED, _SUMMED = 1024, 256, 32
 
 
 class LossShapeError(ValueError):
@@ -109,7 +109,12 @@ class Client:
         u = u & ~low | place  # the place in the low bits: XLA sorts one array faster than two
         if self.largest > _RANKED:
             return jnp.sort(u, stable=False) & low
-        return (u[None] < u[:, None]).sum(1, dtype=jnp.int32)
+        # in pieces: XLA writes a longer sum's terms to memory first
+        before = [
+            (u[None, k : k + _SUMMED] < u[:, None]).sum(1, dtype=jnp.int32)
+            for k in range(0, self.largest, _SUMMED)
+        ]
+        return sum(before[1:], before[0])
 
     def samples(self, key: Key, steps: int, epochs: int) -> Sample:
         """What a local loop eats: shuffled epochs if `epochs > 0`, else independent minibatches."""

@@ -17,6 +17,7 @@ from jaxfl.clients import Sample
 from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
+_UNROLLED = 2  # steps up to which a loop costs more than to compile each
 
 
 @struct.dataclass
@@ -142,7 +143,8 @@ def train(
         kept = jax.tree.map(lambda a, b: jnp.where(live, a, b).astype(b.dtype), new, carry)
         return kept, jnp.where(live, loss, 0)
 
-    (y, memory), losses = jax.lax.scan(step, (x, memory), xi)
+    few = len(xi.weight) <= _UNROLLED
+    (y, memory), losses = jax.lax.scan(step, (x, memory), xi, unroll=few)
     return y, losses.sum() / jnp.maximum(live_steps(xi), 1), memory
 
 

@@ -8,8 +8,9 @@ from jaxtyping import Array, Num
 from jaxfl.models.model import Model, _linen
 
 # Outputs up to which kernels are [out, in], and numbers in a kernel up to which their gradient is a
-# sum of products instead of a matrix product; measured on the CPU.
-_FEW, _TINY = 32, 1024
+# sum of products instead of a matrix product; outputs up to which each is a product with a vector.
+# Measured on the CPU.
+_FEW, _TINY, _ROWS = 32, 1024, 4
 
 
 class Dense(nn.Module):
@@ -36,14 +37,24 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(-few, few - 1), shape, float)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), float)
         x = x.astype(kernel.dtype)
-        tiny = few and kernel.size <= _TINY and jax.default_backend() == "cpu"
-        y = _tiny(kernel, x) if tiny else _few(kernel, x) if few else x @ kernel
+        small = few and jax.default_backend() == "cpu"
+        if small and self.features <= _ROWS:
+            y = _by_rows(kernel, x)
+        elif small and kernel.size <= _TINY:
+            y = _tiny(kernel, x)
+        else:
+            y = _few(kernel, x) if few else x @ kernel
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def _few(kernel, x):
     # the transpose is of outputs and their gradient, which are small
     return jnp.moveaxis(jnp.tensordot(kernel, x, (1, -1)), 0, -1)
+
+
+def _by_rows(kernel, x):
+    # XLA packs the operands of a product of matrices, which costs more than so few outputs
+    return jnp.stack([x @ row for row in kernel], -1)
 
 
 @jax.custom_jvp
