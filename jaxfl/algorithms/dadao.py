@@ -122,13 +122,17 @@ def _pack(state):
     return jax.tree.map(lambda *six: jnp.stack(six, 1), *state)
 
 
+# Of x, X, y, Y, z, Z, on which of the six each depends.
+_DRIVERS = (0, 1), (0, 1), range(6), range(6), (4, 5), (4, 5)
+
+
 def _move(flow, s):
     """flow [m, 6, 6] applied to packed models [m, 6, ...]; sums, since matmuls could be TF32."""
 
     def leaf(a):
         m = flow.reshape(*flow.shape, *(1,) * (a.ndim - 2)).astype(a.dtype)
-        moved = (m * a[:, None]).sum(2)
-        return DADAO.State(*(moved[:, k] for k in range(6)))
+        row = lambda k, drivers: sum(m[:, k, j] * a[:, j] for j in drivers)
+        return DADAO.State(*map(row, range(6), _DRIVERS))
 
     return jax.tree.transpose(jax.tree.structure(s), None, jax.tree.map(leaf, s))
 
