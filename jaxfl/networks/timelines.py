@@ -269,19 +269,19 @@ def poisson(
 
 def _clocks(graph, edge_rates):
     """n, the edges [m, 2] and their rates [m]."""
-    if isinstance(graph, np.ndarray | list | tuple | jax.Array):
-        rates = _square(graph) * np.asarray(edge_rates, float)
-    else:
-        present = _undirected(graph, "poisson")
-        rates = present * np.asarray(edge_rates, float)
-        if np.ndim(edge_rates) and (np.asarray(edge_rates) * ~present).any():
-            raise ValueError(
-                "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
-            )
-    i, j = np.nonzero(rates)
-    if not np.allclose(rates[i, j], rates[j, i], rtol=1e-9, atol=0):
+    matrix = isinstance(graph, np.ndarray | list | tuple | jax.Array)
+    given = _square(graph) if matrix else _undirected(graph, "poisson")
+    every = np.broadcast_to(np.asarray(edge_rates, float), given.shape)
+    if not matrix and np.ndim(edge_rates) and (every * ~given).any():
+        raise ValueError(
+            "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
+        )
+    i, j = np.nonzero(given)  # few of n^2
+    rates, back = given[i, j] * every[i, j], given[j, i] * every[j, i]
+    if not np.allclose(rates, back, rtol=1e-9, atol=0):
         raise ValueError("edge rates must be symmetric: use `(rates + rates.T) / 2`")
-    return len(rates), np.stack([i, j], 1)[i < j], rates[i, j][i < j]
+    kept = (i < j) & (rates != 0)
+    return len(given), np.stack([i, j], 1)[kept], rates[kept]
 
 
 def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
