@@ -276,12 +276,17 @@ def _clocks(graph, edge_rates):
         raise ValueError(
             "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
         )
-    i, j = np.nonzero(given)  # few of n^2
+    i, j = _nonzero(given)
     rates, back = given[i, j] * every[i, j], given[j, i] * every[j, i]
     if not np.allclose(rates, back, rtol=1e-9, atol=0):
         raise ValueError("edge rates must be symmetric: use `(rates + rates.T) / 2`")
     kept = (i < j) & (rates != 0)
     return len(given), np.stack([i, j], 1)[kept], rates[kept]
+
+
+def _nonzero(a):
+    # of a flat array NumPy skips zeros quickly, and most of n^2 are
+    return np.divmod(np.flatnonzero(a), a.shape[1])
 
 
 def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
@@ -534,7 +539,7 @@ def _half(height, pair, when):
     """
     if not len(pair):
         return 1, 1
-    depth = np.zeros(when[-1] + 1)
+    depth = np.zeros(when[-1] + 1, np.int64)  # as `height`: of one type, `at` is fast
     np.maximum.at(depth, when, height // 2 + 1)
     mean = np.array([(~pair).sum(), pair.sum()]) / depth.sum()
     return int(np.ceil(mean[0] / 2)) + 1, int(np.ceil(mean[1] / 2)) + 1
@@ -673,11 +678,13 @@ CLOCKS: dict[str, Callable[[np.random.Generator, int, int], tuple[np.ndarray, np
 def _successors(graph):
     """Whom node i may send to: peers[first[i] : first[i + 1]]."""
     if isinstance(graph, np.ndarray | list | tuple | jax.Array):
-        edges = _square(graph) != 0
+        heard = _square(graph).T != 0
     else:
-        edges = _heard(graph).T
-    i, j = np.nonzero(edges & ~np.eye(len(edges), dtype=bool))
-    return np.searchsorted(i, np.arange(len(edges) + 1)), j
+        heard = _heard(graph)
+    j, i = _nonzero(heard)
+    i, j = i[i != j], j[i != j]
+    by = _argsort(i)
+    return np.searchsorted(i[by], np.arange(len(heard) + 1)), j[by]
 
 
 def from_messages(
