@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxfl import Clients, clients, comm, networks, spread
+from jaxfl import Clients, clients, comm, local, models, networks, spread
 from jaxfl.algorithms import DSGD, Scaffold
 from jaxfl.clients import Client
 from jaxfl.compress import _magnitudes, _threshold
-from jaxfl.local import _clip
-from jaxfl.models import conv
+from jaxfl.local import Momentum, _clip, train
+from jaxfl.models import conv, dense
 from jaxfl.simulate import run, simulate
 
 KEY = jax.random.key(0)
@@ -389,6 +389,66 @@ def test_orders_are_uniform(switches, largest):
     assert {*map(tuple, orders)} == {*permutations(range(4))}
     chi = (np.square(counts - 200) / 200).sum()
     assert abs(chi - 23) <= 5 * np.sqrt(2 * 23)
+
+
+@pytest.mark.parametrize("largest", [31, 32, 33, 64, 100])
+def test_ranks_counted_in_pieces_are_a_sort(largest):
+    """Of numbers whose order is their rank: what `_order` returns is where each of them goes."""
+    count = largest - 3
+    same = lambda *examples: examples
+    client = Client(None, 0, jnp.int32(count), 0, same, 4, largest, same, "float32")
+    order = host(lambda key: client._order(key), KEY)
+    place = np.arange(largest, dtype=np.uint32)
+    u = np.asarray(jax.random.bits(KEY, (largest,), jnp.uint32))
+    u = np.where(place < count, u, ~np.uint32(0)) & ~np.uint32(1023) | place
+    np.testing.assert_array_equal(order, np.argsort(np.argsort(u)))
+
+
+# Local steps --------------------------------------------------------------------------------------
+
+
+def test_few_steps_are_unrolled(monkeypatch):
+    def grad(x, xi):
+        return jnp.vdot(x, x), jnp.sin(x) * xi.weight.sum()
+
+    xi = clients.Sample(jnp.zeros((2, 3), int), jnp.array([[1.0, 1, 0], [0, 0, 0]]), None)
+    x = jnp.array([1.0, -2.0])
+    program = lambda x: train(grad, x, xi, 0.1, Momentum(), jnp.ones(2))
+    loops = lambda: jax.jit(lambda x: program(x)).lower(x).as_text().count("stablehlo.while")
+    assert loops() == 0
+    unrolled = host(program, x)
+    monkeypatch.setattr(local, "_UNROLLED", 1)
+    assert loops() == 1
+    close(unrolled, host(lambda x: program(x), x))
+
+
+# Few outputs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("features", "inputs"), [(1, 6), (2, 40), (4, 300), (5, 6)])
+def test_few_outputs_are_products_with_vectors(monkeypatch, features, inputs):
+    """Values and first and second derivatives, over clients, as of one product of matrices."""
+    rng = np.random.default_rng(3)
+    kernel, x = rng.normal(size=(3, features, inputs)), rng.normal(size=(3, 7, inputs))
+    bias = jnp.zeros(features)
+
+    def program(kernel, x):
+        def f(kernel, x):
+            params = {"params": {"kernel": kernel, "bias": bias}}
+            return jnp.cos(models.Dense(features).apply(params, x)).sum()
+
+        g = jax.grad(f, (0, 1))
+        turn = lambda kernel, x: sum(jnp.sin(a).sum() for a in g(kernel, x))
+        both = lambda kernel, x: (f(kernel, x), g(kernel, x), jax.grad(turn, (0, 1))(kernel, x))
+        return jax.vmap(both)(kernel, x)
+
+    dots = lambda: str(jax.make_jaxpr(lambda *a: program(*a))(kernel, x)).count("dot_general")
+    by_rows, fast = host(program, kernel, x), dots()
+    monkeypatch.setattr(dense, "_ROWS", 0)
+    monkeypatch.setattr(dense, "_TINY", 0)
+    close(by_rows, host(lambda *a: program(*a), kernel, x))
+    if jax.default_backend() == "cpu" and 1 < features <= 4:
+        assert fast > dots()
 
 
 # Windows ------------------------------------------------------------------------------------------

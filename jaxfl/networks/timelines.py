@@ -649,15 +649,20 @@ def gossip(
     sender = np.repeat(np.arange(n), many)
     turn = np.arange(len(sender)) - np.repeat(np.cumsum(many) - many, many)
     sent = offset[sender] + turn * every[sender]
-    order = np.lexsort((rng.random(len(sent)), sent))  # within a step nodes send in random order
+    order = np.argsort(rng.random(len(sent)))  # within a step nodes send in random order
+    order = order[_argsort(sent[order])]
     sender, sent = sender[order], sent[order]
     u = rng.random((3, len(sent)))
     peer = (u[0] * (first[sender + 1] - first[sender])).astype(np.int64)
     receiver = peers[first[sender] + peer]
     arrives = sent + rng.integers(low, high + 1, len(sent))
     # whether a node is online at a step is the same for all that arrives there then
-    step, of = np.unique(arrives * n + receiver, return_inverse=True)
-    lost = (u[1] < drop) | (rng.random(len(step)) >= online)[of]
+    met = arrives * n + receiver
+    by = _argsort(met)
+    new = np.diff(met[by], prepend=-1) > 0
+    off = np.empty(len(met), bool)
+    off[by] = (rng.random(new.sum()) >= online)[np.cumsum(new) - 1]
+    lost = (u[1] < drop) | off
     received = np.where(lost, np.inf, arrives)
     return _messages(
         sent, received, sender, receiver, n, rounds=rounds, length=period, unit=unit, cap=cap,
