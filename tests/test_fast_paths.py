@@ -451,6 +451,36 @@ def test_few_outputs_are_products_with_vectors(monkeypatch, features, inputs):
         assert fast > dots()
 
 
+# Examples in the cache ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("count", [(5, 5, 5), (1, 5, 3)])
+def test_near_examples_are_the_same(monkeypatch, count, batch):
+    """Copied by clients that draw as many as they have; the same bits as without a copy."""
+    order, start = np.random.default_rng(0).permutation(20), np.array([2, 9, 15])
+    data, copies = {"x": np.arange(60.0).reshape(20, 3)}, []
+    parts = (order, start, np.array(count))
+    near = clients.Client.near
+    monkeypatch.setattr(clients.Client, "near", lambda c: copies.append(c) or near(c))
+
+    def program(world, steps):
+        return world.each(lambda c, key: c.get(c.draws(key, steps)), key=KEY)["x"]
+
+    def epochs(world, times):
+        return world.each(lambda c, key: c.get(c.epochs(key, times)), key=KEY)["x"]
+
+    world = Clients.make(data, parts, lambda x, examples, key: examples["x"] @ x, batch=batch)
+    few, many = 4 // batch, -(-5 // batch)
+    for f, n, copied in ((program, few, False), (program, many, True), (epochs, 1, True)):
+        monkeypatch.setattr(clients, "_NEAR", 1 << 22)
+        fast = f(world, n)
+        assert bool(copies) == copied
+        copies.clear()
+        monkeypatch.setattr(clients, "_NEAR", 0)
+        assert (fast == f(world, n)).all() and not copies
+
+
 # Windows ------------------------------------------------------------------------------------------
 
 

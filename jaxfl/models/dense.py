@@ -48,8 +48,10 @@ class Dense(nn.Module):
 
 
 def _few(kernel, x):
-    # the transpose is of outputs and their gradient, which are small
-    return jnp.moveaxis(jnp.tensordot(kernel, x, (1, -1)), 0, -1)
+    # The transpose is of outputs and their gradient, which are small. XLA would turn it into one of
+    # the factors, for which the gradient's product is slower.
+    y = jnp.tensordot(kernel, x, (1, -1))
+    return jnp.moveaxis(jax.lax.optimization_barrier(y), 0, -1)
 
 
 def _by_rows(kernel, x):
