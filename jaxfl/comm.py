@@ -22,7 +22,7 @@ _SPARSE = 32  # clients per neighbour beyond which products over all pairs are t
 _UNROLL = 16  # columns of a neighbour table that are unrolled; beyond, a scan compiles faster
 # Bytes of stacked models beyond which one CPU mixes them by blocks of columns, of a block, and of
 # the part of a row in it, below which pages and cache lines cost more than the block saves.
-_CACHED, _BLOCK, _PART = 1 << 26, 1 << 22, 1 << 11
+_CACHED, _BLOCK, _PART = 1 << 24, 1 << 22, 1 << 11
 
 
 @struct.dataclass
@@ -220,9 +220,9 @@ def _columns(leaf):
     """How many columns a block has; 0 for no blocks."""
     size, n = leaf.dtype.itemsize, leaf.shape[0]
     part = _BLOCK // n // 64 * 64  # whole cache lines
-    if not _one_cpu() or leaf.size * size <= _CACHED or not _PART <= part < leaf.size // n * size:
-        return 0
-    return part // size
+    large = leaf.size * size > _CACHED and _PART <= part < leaf.size // n * size
+    # Narrow floats are out: XLA's CPU backend writes a slice of them by converting the whole array.
+    return part // size if large and _one_cpu() and leaf.dtype == _wide(leaf) else 0
 
 
 @jax.custom_jvp
