@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import combinations, permutations, product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +280,7 @@ def in_blocks(f, *args):
 def test_large_stacked_models_are_mixed_by_blocks(monkeypatch, one_cpu):
     """On one CPU, in float32 or wider, where a block holds enough of a row but not all of it."""
 
-    def asked(n, d, dtype=np.float32):
+    def asked(n, d, dtype: Any = np.float32):
         w = comm.Near(*(jax.ShapeDtypeStruct((n, 3), t) for t in (np.int32, np.float32, np.int32)))
         return in_blocks(comm.mix, w, jax.ShapeDtypeStruct((n, d), dtype))
 
