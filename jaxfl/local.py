@@ -14,6 +14,7 @@ import optax
 from flax import struct
 
 from jaxfl.clients import Sample
+from jaxfl.comm import anywhere
 from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
@@ -178,20 +179,9 @@ def _squared(g):
     return reduce(jnp.add, (jnp.square(wide(a)).sum() for a in jax.tree.leaves(g)))
 
 
-@jax.custom_batching.custom_vmap
-def _anywhere(on):
-    """Whether a switch is on in any run of a sweep: not batched, so that `cond` stays one."""
-    return on
-
-
-@_anywhere.def_vmap
-def _(size, batched, on):
-    return _anywhere(on.any(0)), False
-
-
 def _clip(g, bound):
     # Without a bound the norm, one more pass over the gradient, is not computed.
-    on = _anywhere(jnp.isfinite(jax.lax.stop_gradient(bound)))
+    on = anywhere(jnp.isfinite(jax.lax.stop_gradient(bound)))
     squared = jax.lax.cond(on, _squared, lambda g: jnp.zeros_like(_squared(g)), g)
     # A double where: the untaken branch must not divide by 0 under a gradient.
     over = squared > jnp.square(jnp.asarray(bound, squared.dtype))

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import combinations, permutations, product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +262,84 @@ def test_a_gather_rolls(monkeypatch, mine):
     assert np.isnan(mixed[heard, 0]).all() and (~heard).sum() >= 3
     close(mixed[~heard], want[~heard], 1e-15)
     close(by_x, np.tensordot(off.T, pull, 1), 1e-15)
+
+
+# Blocks of columns --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def in_blocks(f, *args):
+    """Whether a program mixes by blocks: only they write slices."""
+    return "dynamic_update_slice" in str(jax.make_jaxpr(lambda *a: f(*a))(*args))
+
+
+def test_large_stacked_models_are_mixed_by_blocks(monkeypatch, one_cpu):
+    """On one CPU, in float32 or wider, where a block holds enough of a row but not all of it."""
+
+    def asked(n, d, dtype: Any = np.float32):
+        w = comm.Near(*(jax.ShapeDtypeStruct((n, 3), t) for t in (np.int32, np.float32, np.int32)))
+        return in_blocks(comm.mix, w, jax.ShapeDtypeStruct((n, d), dtype))
+
+    assert asked(1024, 100_000) and asked(1024, 100_000, np.float64) and asked(8, 10_000_000)
+    assert not asked(64, 4810) and not asked(1024, 1000) and not asked(1_000_000, 100)
+    assert not asked(1024, 100_000, jnp.bfloat16)
+    w = comm.Shifts(jnp.full(3, 1 / 3), (0, 1, -1), 1024)
+    x = jax.ShapeDtypeStruct((1024, 100_000), np.float32)
+    assert in_blocks(partial(comm.mix, w), x)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not asked(1024, 100_000)
+
+
+@pytest.mark.parametrize("form", ["near", "scan", "shifts"])
+@pytest.mark.parametrize("mine", [False, True])
+def test_blocks_of_columns_are_the_whole(monkeypatch, one_cpu, form, mine):
+    """With derivatives, over sweeps of weights and of models, beside NaN, not only whole blocks."""
+    n, offsets = 7, (0, 1, -2, 3)
+    rng = np.random.default_rng(8)
+    shapes = {"a": (n, 5, 7), "b": (n, 3), "c": (n, 32)}  # with a rest, below a block, without one
+    draw = lambda: {k: rng.normal(size=shape) for k, shape in shapes.items()}
+    x, own, dx, pull = (draw() for _ in range(4))
+    x["a"][5, 0, 0] = np.nan
+    none = np.array([[0.4, 0.3, 0.1, 0.2], [0.1, 0.5, 0.3, 0.2]])  # no weight of 0, no mask
+    some = none * [[1, 1, 0, 1], [1, 1, 1, 1]]
+    several = jax.tree.map(lambda a: np.stack([a, a + 1]), x)
+    if form == "scan":
+        monkeypatch.setattr(comm, "_UNROLL", 1)
+
+    def mix(values, x):
+        w = comm.Shifts(values, offsets, n)
+        return comm.mix(w if form == "shifts" else comm.to_near(w), x, own if mine else None)
+
+    def program(values, x, several):
+        y, pullback = jax.vjp(mix, values[0], x)
+        return (
+            y,
+            pullback(pull),
+            jax.jvp(mix, (values[0], x), (values[1], dx))[1],
+            jax.vmap(mix, (0, None))(values, x),
+            jax.vmap(mix, (None, 0))(values[0], several),
+            jax.vmap(mix)(values, several),
+        )
+
+    def both():
+        f = jax.jit(lambda *args: program(*args))
+        return jax.device_get([f(values, x, several) for values in (none, some)])
+
+    given = none, x, several
+    assert not in_blocks(program, *given)
+    want = both()
+    monkeypatch.setattr(comm, "_CACHED", 0)
+    monkeypatch.setattr(comm, "_PART", 64)
+    monkeypatch.setattr(comm, "_BLOCK", n * 128)  # 16 columns of float64
+    assert in_blocks(program, *given)
+    got = both()
+    close(got, want, 1e-14)
+    deaf, heard = (np.isnan(y["a"]).any((1, 2)).sum() for y in (want[1][0], want[0][0]))
+    assert 0 < deaf < heard
 
 
 # Clipping -----------------------------------------------------------------------------------------
