@@ -504,9 +504,9 @@ def test_few_steps_are_unrolled(monkeypatch):
 # Few outputs --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("features", "inputs"), [(1, 6), (2, 40), (4, 300), (5, 6)])
-def test_few_outputs_are_products_with_vectors(monkeypatch, features, inputs):
-    """Values and first and second derivatives, over clients, as of one product of matrices."""
+@pytest.mark.parametrize(("features", "inputs"), [(1, 6), (2, 40), (4, 300), (5, 6), (6, 300)])
+def test_few_outputs(monkeypatch, features, inputs):
+    """Values and first and second derivatives, over clients, as of plain products."""
     rng = np.random.default_rng(3)
     kernel, x = rng.normal(size=(3, features, inputs)), rng.normal(size=(3, 7, inputs))
     bias = jnp.zeros(features)
@@ -522,10 +522,9 @@ def test_few_outputs_are_products_with_vectors(monkeypatch, features, inputs):
         return jax.vmap(both)(kernel, x)
 
     dots = lambda: str(jax.make_jaxpr(lambda *a: program(*a))(kernel, x)).count("dot_general")
-    by_rows, fast = host(program, kernel, x), dots()
-    monkeypatch.setattr(dense, "_ROWS", 0)
-    monkeypatch.setattr(dense, "_TINY", 0)
-    close(by_rows, host(lambda *a: program(*a), kernel, x))
+    few, fast = host(program, kernel, x), dots()
+    monkeypatch.setattr(dense, "_FEW", 0)
+    close(few, host(lambda *a: program(*a), kernel, x))
     if jax.default_backend() == "cpu" and 1 < features <= 4:
         assert fast > dots()
 
