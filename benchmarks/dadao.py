@@ -36,7 +36,7 @@ def problem(n, d=4, seed=0):
     a = (q * np.linspace(MU, L, d)) @ q.swapaxes(1, 2)
     b = 3 * rng.standard_normal((n, d))
     optimum = np.linalg.solve(a.sum(0), (a @ b[:, :, None]).sum(0)[:, 0])
-    return {"a": (a + a.swapaxes(1, 2)) / 2, "b": b, "sigma": np.zeros(n)}, optimum
+    return {"a": (a + a.swapaxes(1, 2)) / 2, "b": b}, optimum
 
 
 def errors(n, chi1, timelines, waves):

@@ -171,7 +171,7 @@ class Gossip(Run):
             drop=self.drop,
             seed=self.runs,
             cap=10,
-            waves=12,
+            waves=11,
         )
         # room for twelve copies always: the number needed is static, another one another program
         network = network.replace(nets=network.nets.replace(slots=12))

@@ -94,13 +94,10 @@ def initial(model: Any, seed: int) -> dict[str, np.ndarray]:
 
 
 def flat(x: Any) -> dict[str, np.ndarray]:
-    """A model by name, such as "head/kernel", all dense kernels `[in, out]`.
-
-    The heads of these works have few outputs: jaxfl keeps their kernels as `[out, in]`.
-    """
+    """A model by name, such as "head/kernel", dense kernels as `[in, out]`."""
     leaves = jax.tree.leaves_with_path(x)
     return {
-        name: np.asarray(a).T if name == "head/kernel" else np.asarray(a)
+        name: np.asarray(a).T if a.ndim == 2 else np.asarray(a)
         for name, a in (("/".join(k.key for k in path), a) for path, a in leaves)
     }
 
@@ -114,8 +111,7 @@ def params(arrays: Any, prefix: str = "init/") -> Any:
             node = tree
             for key in path:
                 node = node.setdefault(key, {})
-            node[leaf] = arrays[name]
-    tree["head"]["kernel"] = tree["head"]["kernel"].T
+            node[leaf] = arrays[name].T if arrays[name].ndim == 2 else arrays[name]
     return tree
 
 

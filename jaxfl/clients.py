@@ -23,8 +23,10 @@ _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloa
 # CPU a block should fit the cache; elsewhere it only bounds memory.
 _CPU, _ACCELERATOR = (1 << 22, 1 << 22), (1 << 31, 1 << 30)
 # Examples of a client up to which their places share 32 bits with a random number, and up to which
-# counting who comes before is cheaper than sorting.
-_PACKED, _RANKED = 1024, 256
+# counting who comes before is cheaper than sorting; how many are counted at once.
+_PACKED, _RANKED, _SUMMED = 1024, 256, 32
+# Bytes of the examples of a block up to which a CPU, whose cache they fit, copies them there.
+_NEAR = 1 << 22
 
 
 class LossShapeError(ValueError):
@@ -47,7 +49,7 @@ class _Data(NamedTuple):
     """What the local problems share."""
 
     arrays: Any  # leaves [N, ...], all clients' examples
-    order: Scalar  # [N] client i owns order[start[i] : start[i] + count[i]]
+    order: Any  # [N] client i owns order[start[i] : start[i] + count[i]]; None: start[i] on
 
 
 @struct.dataclass
@@ -109,7 +111,12 @@ class Client:
         u = u & ~low | place  # the place in the low bits: XLA sorts one array faster than two
         if self.largest > _RANKED:
             return jnp.sort(u, stable=False) & low
-        return (u[None] < u[:, None]).sum(1, dtype=jnp.int32)
+        # in pieces: XLA writes a longer sum's terms to memory first
+        before = [
+            (u[None, k : k + _SUMMED] < u[:, None]).sum(1, dtype=jnp.int32)
+            for k in range(0, self.largest, _SUMMED)
+        ]
+        return sum(before[1:], before[0])
 
     def samples(self, key: Key, steps: int, epochs: int) -> Sample:
         """What a local loop eats: shuffled epochs if `epochs > 0`, else independent minibatches."""
@@ -122,14 +129,23 @@ class Client:
 
     def get(self, xi: Sample) -> Any:
         """The examples of a sample, augmented: leaves `[B, ...]`."""
-        # in bounds: the partition was checked, and a test of every index costs as much as the row
-        at = lambda a, i: a.at[i].get(mode="promise_in_bounds")
-        position = self.start + jnp.minimum(xi.index, jnp.maximum(self.count - 1, 0))
-        rows = at(self.data.order, position)
-        examples = jax.tree.map(lambda a: at(a, rows), self.data.arrays)
+        examples = self._rows(xi.index)
         if self.augment is _same:
             return examples
         return self.augment(examples, fork(xi.key, "augment"))
+
+    def _rows(self, index):
+        # in bounds: the partition was checked, and a test of every index costs as much as the row
+        at = lambda a, i: a.at[i].get(mode="promise_in_bounds")
+        rows = self.start + jnp.minimum(index, jnp.maximum(self.count - 1, 0))
+        if self.data.order is not None:
+            rows = at(self.data.order, rows)
+        return jax.tree.map(lambda a: at(a, rows), self.data.arrays)
+
+    def near(self) -> "Client":
+        """This client with a copy of its examples, read once and in order: they are then cached."""
+        own = self._rows(jnp.arange(self.largest, dtype=jnp.int32))
+        return dataclasses.replace(self, data=_Data(own, None), start=jnp.zeros_like(self.start))
 
     def value(self, x: Params, xi: Sample) -> Scalar:
         """The weighted mean loss over a sample; 0 if every weight is 0."""
@@ -167,6 +183,21 @@ class Client:
             )
         # sums in bfloat16 stop growing at 256
         return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+
+
+@struct.dataclass
+class _Counted(Client):
+    """A client that writes down how many examples it draws."""
+
+    drawn: list[int] = struct.field(pytree_node=False, kw_only=True)
+
+    def draws(self, key: Key, steps: int) -> Sample:
+        self.drawn.append(steps * self.batch)
+        return super().draws(key, steps)
+
+    def epochs(self, key: Key, epochs: int) -> Sample:
+        self.drawn.append(epochs * self.largest)
+        return super().epochs(key, epochs)
 
 
 def _to_bfloat16(a):
@@ -417,9 +448,21 @@ class Clients:
         Returns:
             What f returns, with a leading axis n.
         """
-        one = partial(self._one, f, key)
         rows = (self.start, self.count, self.id, *stacked)
-        return self._each(one, rows, self._block(one, rows))
+        return self._each(*self._plan(f, key, rows))
+
+    def _plan(self, f, key, rows):
+        """`f` as a function of the rows, and how many clients at once.
+
+        On a CPU, clients that draw as many examples as they have, copy them into the cache first.
+        """
+        drawn: list[int] = []
+        counted = lambda client: _Counted(**vars(client), drawn=drawn)
+        block = self._block(partial(self._one, f, key, counted), rows)
+        sizes = (a.nbytes // a.shape[0] for a in jax.tree.leaves(self.data.arrays))
+        small = block * self.largest * sum(sizes) <= _NEAR
+        near = small and sum(drawn) >= self.largest and jax.default_backend() == "cpu"
+        return partial(self._one, f, key, Client.near if near else lambda c: c), rows, block
 
     def _each(self, one, rows, block):
         if block >= self.n:
@@ -446,9 +489,7 @@ class Clients:
             The mean message `[...]`, and `rest` stacked `[n, ...]`.
         """
         channel = fork(key, "send")
-        one = partial(self._one, f, key)
-        rows = (self.start, self.count, self.id, *stacked)
-        block = self._block(one, rows)
+        one, rows, block = self._plan(f, key, (self.start, self.count, self.id, *stacked))
         if block >= self.n or not send.local:
             message, rest = self._each(one, rows, block)
             return comm.mix(weights, send(message, channel)), rest
@@ -470,7 +511,7 @@ class Clients:
         total = jax.tree.map(lambda a, s: a.astype(s.dtype), total, shapes)
         return total, self._unblock(rest)
 
-    def _one(self, f, key, start, count, id, *rows):
+    def _one(self, f, key, kind, start, count, id, *rows):
         self._resident()
         if self.population:
             raise ValueError(
@@ -489,7 +530,7 @@ class Clients:
             augment=self.augment,
             precision=self.precision,
         )
-        return f(client, *rows, jax.random.fold_in(key, id))
+        return f(kind(client), *rows, jax.random.fold_in(key, id))
 
     def _groups(self):
         """Over how many devices these clients are spread evenly; a cohort may not be."""

@@ -20,6 +20,9 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _BOUND = 1e12  # messages are clipped to this before distances: finite squares, also in float32
 _SPARSE = 32  # clients per neighbour beyond which products over all pairs are the slower way
 _UNROLL = 16  # columns of a neighbour table that are unrolled; beyond, a scan compiles faster
+# Bytes of stacked models beyond which one CPU mixes them by blocks of columns, of a block, and of
+# the part of a row in it, below which pages and cache lines cost more than the block saves.
+_CACHED, _BLOCK, _PART = 1 << 24, 1 << 22, 1 << 11
 
 
 @struct.dataclass
@@ -185,26 +188,90 @@ def _(at, by):
     return _product(w, rows), dw * jnp.where(jnp.isfinite(rows), rows, 0) + _product(w, drows)
 
 
-def _weighted(w, rows):
+def _weighted(w, rows, product=_product):
     w = jnp.asarray(w, _wide(rows)).reshape(-1, *(1,) * (rows.ndim - 1))
-    return _product(w, rows.astype(w.dtype))
+    return product(w, rows.astype(w.dtype))
 
 
 def _near(w, leaf, own):
-    total = _weighted(w.w[:, 0], own)
-    if w.idx.shape[1] <= _UNROLL:
-        for k in range(1, w.idx.shape[1]):
-            total = total + _weighted(w.w[:, k], _rows(leaf, w.idx[:, k]))
-    else:
+    if _columns(leaf) and own.dtype == leaf.dtype:
+        return _in_blocks(w.idx, w.w, leaf, None if own is leaf else own)
+    return _slots(w.idx, w.w, leaf, own)
 
-        def add(total, column):
-            return total + _weighted(column[1], _rows(leaf, column[0])), None
 
-        total, _ = jax.lax.scan(add, total, (w.idx[:, 1:].T, w.w[:, 1:].T))
-    return total.astype(leaf.dtype)
+def _slots(idx, w, leaf, own):
+    return _total(idx, w, own, partial(_rows, leaf)).astype(leaf.dtype)
+
+
+def _total(idx, w, own, rows, product=_product):
+    total = _weighted(w[:, 0], own, product)
+    if idx.shape[1] <= _UNROLL:
+        for k in range(1, idx.shape[1]):
+            total = total + _weighted(w[:, k], rows(idx[:, k]), product)
+        return total
+
+    def add(total, column):
+        return total + _weighted(column[1], rows(column[0]), product), None
+
+    return jax.lax.scan(add, total, (idx[:, 1:].T, w[:, 1:].T))[0]
+
+
+def _columns(leaf):
+    """How many columns a block has; 0 for no blocks."""
+    size, n = leaf.dtype.itemsize, leaf.shape[0]
+    part = _BLOCK // n // 64 * 64  # whole cache lines
+    large = leaf.size * size > _CACHED and _PART <= part < leaf.size // n * size
+    # Narrow floats are out: XLA's CPU backend writes a slice of them by converting the whole array.
+    return part // size if large and _one_cpu() and leaf.dtype == _wide(leaf) else 0
+
+
+@jax.custom_jvp
+def _in_blocks(idx, w, leaf, own):
+    """`_slots` by blocks of columns, in place: a row comes from memory once, not once per slot.
+
+    `own` is None where it is the leaf.
+    """
+    sent = leaf.reshape(len(leaf), -1)
+    x = sent if own is None else own.reshape(sent.shape)
+    # Row masks only where a weight is 0. A branch, moreover, ends a fusion: both cores sum a block,
+    # where one core alone would sum and write it.
+    silent = anywhere((w == 0).any())
+
+    def block(x, at, width):
+        def total(product, x):
+            rows = x if own is None else sent
+            part = lambda i: _parts(rows, i, at, width)
+            mine = jax.lax.dynamic_slice_in_dim(x, at, width, 1)
+            return _total(idx, w, mine, part, product).astype(x.dtype)
+
+        y = jax.lax.cond(silent, partial(total, _product), partial(total, jnp.multiply), x)
+        return jax.lax.dynamic_update_slice_in_dim(x, y, at, 1)
+
+    width = _columns(leaf)
+    blocks, rest = divmod(x.shape[1], width)
+    if rest:
+        x = block(x, blocks * width, rest)
+    x = jax.lax.fori_loop(0, blocks, lambda j, x: block(x, j * width, width), x)
+    return x.reshape(leaf.shape)
+
+
+@_in_blocks.defjvp
+def _(at, by):
+    # Derivatives are of the plain form: the transpose of a loop over slices adds whole arrays.
+    plain = lambda w, leaf, own: _slots(at[0], w, leaf, leaf if own is None else own)
+    return _in_blocks(*at), jax.jvp(plain, at[1:], by[1:])[1]
+
+
+def _parts(x, idx, at, width):
+    """`x[idx, at : at + width]`."""
+    start = jnp.stack([idx, jnp.broadcast_to(jnp.asarray(at, idx.dtype), idx.shape)], 1)
+    numbers = jax.lax.GatherDimensionNumbers((1,), (0,), (0, 1))
+    return jax.lax.gather(x, start, numbers, (1, width), mode="promise_in_bounds")
 
 
 def _shifted(w, leaf, own):
+    if _columns(leaf) and own.dtype == leaf.dtype:
+        return _near(to_near(w), leaf, own)
     # A shift whose weight is 0 is moved but ignored, so that NaN rows stay where they are.
     share = lambda k: jnp.broadcast_to(w.w[k], leaf.shape[:1])
     parts = [
@@ -216,9 +283,13 @@ def _shifted(w, leaf, own):
 
 def _rolled(leaf, s):
     """Row i is row i + s. On one CPU a gather fuses better; over devices `roll` moves borders."""
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+    if _one_cpu():
         return _rows(leaf, (jnp.arange(leaf.shape[0]) + s) % leaf.shape[0])
     return jnp.roll(leaf, -s, 0)
+
+
+def _one_cpu():
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def _rows(leaf, idx):
@@ -446,6 +517,22 @@ def where(mask: Array, new: Stacked, old: Stacked) -> Stacked:
     return jax.tree.map(
         lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (b.ndim - 1)), a, b), new, old
     )
+
+
+@jax.custom_batching.custom_vmap
+def anywhere(on: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether a switch is on in any run of a sweep: not batched, so that `cond` stays a branch.
+
+    Example:
+        >>> jax.vmap(comm.anywhere)(jnp.array([False, True])).tolist()
+        [True, True]
+    """
+    return on
+
+
+@anywhere.def_vmap
+def _(size, batched, on):
+    return anywhere(on.any(0)), False
 
 
 def bits(message: Params) -> Float[Array, ""]:

@@ -14,9 +14,11 @@ import optax
 from flax import struct
 
 from jaxfl.clients import Sample
+from jaxfl.comm import anywhere
 from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
+_UNROLLED = 2  # steps up to which a loop costs more than to compile each
 
 
 @struct.dataclass
@@ -142,7 +144,8 @@ def train(
         kept = jax.tree.map(lambda a, b: jnp.where(live, a, b).astype(b.dtype), new, carry)
         return kept, jnp.where(live, loss, 0)
 
-    (y, memory), losses = jax.lax.scan(step, (x, memory), xi)
+    few = len(xi.weight) <= _UNROLLED
+    (y, memory), losses = jax.lax.scan(step, (x, memory), xi, unroll=few)
     return y, losses.sum() / jnp.maximum(live_steps(xi), 1), memory
 
 
@@ -176,20 +179,9 @@ def _squared(g):
     return reduce(jnp.add, (jnp.square(wide(a)).sum() for a in jax.tree.leaves(g)))
 
 
-@jax.custom_batching.custom_vmap
-def _anywhere(on):
-    """Whether a switch is on in any run of a sweep: not batched, so that `cond` stays one."""
-    return on
-
-
-@_anywhere.def_vmap
-def _(size, batched, on):
-    return _anywhere(on.any(0)), False
-
-
 def _clip(g, bound):
     # Without a bound the norm, one more pass over the gradient, is not computed.
-    on = _anywhere(jnp.isfinite(jax.lax.stop_gradient(bound)))
+    on = anywhere(jnp.isfinite(jax.lax.stop_gradient(bound)))
     squared = jax.lax.cond(on, _squared, lambda g: jnp.zeros_like(_squared(g)), g)
     # A double where: the untaken branch must not divide by 0 under a gradient.
     over = squared > jnp.square(jnp.asarray(bound, squared.dtype))

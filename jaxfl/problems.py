@@ -79,7 +79,8 @@ def quadratic_loss(
 
     Args:
         params: x, `[d]`.
-        examples: `a` `[B, d, d]`, or `[B, d]` for a diagonal A; `b` `[B, d]`; `sigma` `[B]`.
+        examples: `a` `[B, d, d]`, or `[B, d]` for a diagonal A; `b` `[B, d]`; `sigma` `[B]`, or
+            none, which draws no noise.
         key: draws the noise: the same at two points, like the minibatch of a sample.
 
     Example:
@@ -87,14 +88,16 @@ def quadratic_loss(
         >>> problems.quadratic_loss(jnp.array([3.0, 4.0]), one, jax.random.key(0)).tolist()
         [12.5]
     """
-    a, b, sigma = examples["a"], examples["b"], examples["sigma"]
+    a, b = examples["a"], examples["b"]
     r = params[None] - b
     # Sums, not matmuls: float32 matmuls on a GPU are TF32.
     ar = a * r if a.ndim == 2 else (a * r[:, None, :]).sum(-1)
-    noise = (
-        jax.random.normal(key, r.shape, params.dtype) * (sigma / math.sqrt(len(params)))[:, None]
-    )
-    return 0.5 * (r * ar).sum(-1) + (noise * params[None]).sum(-1)
+    value = 0.5 * (r * ar).sum(-1)
+    if "sigma" not in examples:
+        return value
+    scale = examples["sigma"] / math.sqrt(len(params))
+    noise = jax.random.normal(key, r.shape, params.dtype) * scale[:, None]
+    return value + (noise * params[None]).sum(-1)
 
 
 def _quadratic(

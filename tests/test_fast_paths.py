@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import combinations, permutations, product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxfl import Clients, clients, comm, networks, spread
+from jaxfl import Clients, clients, comm, local, models, networks, spread
 from jaxfl.algorithms import DSGD, Scaffold
 from jaxfl.clients import Client
 from jaxfl.compress import _magnitudes, _threshold
-from jaxfl.local import _clip
-from jaxfl.models import conv
+from jaxfl.local import Momentum, _clip, train
+from jaxfl.models import conv, dense
 from jaxfl.simulate import run, simulate
 
 KEY = jax.random.key(0)
@@ -263,6 +264,84 @@ def test_a_gather_rolls(monkeypatch, mine):
     close(by_x, np.tensordot(off.T, pull, 1), 1e-15)
 
 
+# Blocks of columns --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def in_blocks(f, *args):
+    """Whether a program mixes by blocks: only they write slices."""
+    return "dynamic_update_slice" in str(jax.make_jaxpr(lambda *a: f(*a))(*args))
+
+
+def test_large_stacked_models_are_mixed_by_blocks(monkeypatch, one_cpu):
+    """On one CPU, in float32 or wider, where a block holds enough of a row but not all of it."""
+
+    def asked(n, d, dtype: Any = np.float32):
+        w = comm.Near(*(jax.ShapeDtypeStruct((n, 3), t) for t in (np.int32, np.float32, np.int32)))
+        return in_blocks(comm.mix, w, jax.ShapeDtypeStruct((n, d), dtype))
+
+    assert asked(1024, 100_000) and asked(1024, 100_000, np.float64) and asked(8, 10_000_000)
+    assert not asked(64, 4810) and not asked(1024, 1000) and not asked(1_000_000, 100)
+    assert not asked(1024, 100_000, jnp.bfloat16)
+    w = comm.Shifts(jnp.full(3, 1 / 3), (0, 1, -1), 1024)
+    x = jax.ShapeDtypeStruct((1024, 100_000), np.float32)
+    assert in_blocks(partial(comm.mix, w), x)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not asked(1024, 100_000)
+
+
+@pytest.mark.parametrize("form", ["near", "scan", "shifts"])
+@pytest.mark.parametrize("mine", [False, True])
+def test_blocks_of_columns_are_the_whole(monkeypatch, one_cpu, form, mine):
+    """With derivatives, over sweeps of weights and of models, beside NaN, not only whole blocks."""
+    n, offsets = 7, (0, 1, -2, 3)
+    rng = np.random.default_rng(8)
+    shapes = {"a": (n, 5, 7), "b": (n, 3), "c": (n, 32)}  # with a rest, below a block, without one
+    draw = lambda: {k: rng.normal(size=shape) for k, shape in shapes.items()}
+    x, own, dx, pull = (draw() for _ in range(4))
+    x["a"][5, 0, 0] = np.nan
+    none = np.array([[0.4, 0.3, 0.1, 0.2], [0.1, 0.5, 0.3, 0.2]])  # no weight of 0, no mask
+    some = none * [[1, 1, 0, 1], [1, 1, 1, 1]]
+    several = jax.tree.map(lambda a: np.stack([a, a + 1]), x)
+    if form == "scan":
+        monkeypatch.setattr(comm, "_UNROLL", 1)
+
+    def mix(values, x):
+        w = comm.Shifts(values, offsets, n)
+        return comm.mix(w if form == "shifts" else comm.to_near(w), x, own if mine else None)
+
+    def program(values, x, several):
+        y, pullback = jax.vjp(mix, values[0], x)
+        return (
+            y,
+            pullback(pull),
+            jax.jvp(mix, (values[0], x), (values[1], dx))[1],
+            jax.vmap(mix, (0, None))(values, x),
+            jax.vmap(mix, (None, 0))(values[0], several),
+            jax.vmap(mix)(values, several),
+        )
+
+    def both():
+        f = jax.jit(lambda *args: program(*args))
+        return jax.device_get([f(values, x, several) for values in (none, some)])
+
+    given = none, x, several
+    assert not in_blocks(program, *given)
+    want = both()
+    monkeypatch.setattr(comm, "_CACHED", 0)
+    monkeypatch.setattr(comm, "_PART", 64)
+    monkeypatch.setattr(comm, "_BLOCK", n * 128)  # 16 columns of float64
+    assert in_blocks(program, *given)
+    got = both()
+    close(got, want, 1e-14)
+    deaf, heard = (np.isnan(y["a"]).any((1, 2)).sum() for y in (want[1][0], want[0][0]))
+    assert 0 < deaf < heard
+
+
 # Clipping -----------------------------------------------------------------------------------------
 
 SPECIAL = np.array([1.5, -0.0, 0.0, 3e-308, -np.inf, np.nan, 1e300])  # XLA flushes denormals
@@ -389,6 +468,95 @@ def test_orders_are_uniform(switches, largest):
     assert {*map(tuple, orders)} == {*permutations(range(4))}
     chi = (np.square(counts - 200) / 200).sum()
     assert abs(chi - 23) <= 5 * np.sqrt(2 * 23)
+
+
+@pytest.mark.parametrize("largest", [31, 32, 33, 64, 100])
+def test_ranks_counted_in_pieces_are_a_sort(largest):
+    """Of numbers whose order is their rank: what `_order` returns is where each of them goes."""
+    count = largest - 3
+    same = lambda *examples: examples
+    client = Client(None, 0, jnp.int32(count), 0, same, 4, largest, same, "float32")
+    order = host(lambda key: client._order(key), KEY)
+    place = np.arange(largest, dtype=np.uint32)
+    u = np.asarray(jax.random.bits(KEY, (largest,), jnp.uint32))
+    u = np.where(place < count, u, ~np.uint32(0)) & ~np.uint32(1023) | place
+    np.testing.assert_array_equal(order, np.argsort(np.argsort(u)))
+
+
+# Local steps --------------------------------------------------------------------------------------
+
+
+def test_few_steps_are_unrolled(monkeypatch):
+    def grad(x, xi):
+        return jnp.vdot(x, x), jnp.sin(x) * xi.weight.sum()
+
+    xi = clients.Sample(jnp.zeros((2, 3), int), jnp.array([[1.0, 1, 0], [0, 0, 0]]), None)
+    x = jnp.array([1.0, -2.0])
+    program = lambda x: train(grad, x, xi, 0.1, Momentum(), jnp.ones(2))
+    loops = lambda: jax.jit(lambda x: program(x)).lower(x).as_text().count("stablehlo.while")
+    assert loops() == 0
+    unrolled = host(program, x)
+    monkeypatch.setattr(local, "_UNROLLED", 1)
+    assert loops() == 1
+    close(unrolled, host(lambda x: program(x), x))
+
+
+# Few outputs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("features", "inputs"), [(1, 6), (2, 40), (4, 300), (5, 6), (6, 300)])
+def test_few_outputs(monkeypatch, features, inputs):
+    """Values and first and second derivatives, over clients, as of plain products."""
+    rng = np.random.default_rng(3)
+    kernel, x = rng.normal(size=(3, features, inputs)), rng.normal(size=(3, 7, inputs))
+    bias = jnp.zeros(features)
+
+    def program(kernel, x):
+        def f(kernel, x):
+            params = {"params": {"kernel": kernel, "bias": bias}}
+            return jnp.cos(models.Dense(features).apply(params, x)).sum()
+
+        g = jax.grad(f, (0, 1))
+        turn = lambda kernel, x: sum(jnp.sin(a).sum() for a in g(kernel, x))
+        both = lambda kernel, x: (f(kernel, x), g(kernel, x), jax.grad(turn, (0, 1))(kernel, x))
+        return jax.vmap(both)(kernel, x)
+
+    dots = lambda: str(jax.make_jaxpr(lambda *a: program(*a))(kernel, x)).count("dot_general")
+    few, fast = host(program, kernel, x), dots()
+    monkeypatch.setattr(dense, "_FEW", 0)
+    close(few, host(lambda *a: program(*a), kernel, x))
+    if jax.default_backend() == "cpu" and 1 < features <= 4:
+        assert fast > dots()
+
+
+# Examples in the cache ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("count", [(5, 5, 5), (1, 5, 3)])
+def test_near_examples_are_the_same(monkeypatch, count, batch):
+    """Copied by clients that draw as many as they have; the same bits as without a copy."""
+    order, start = np.random.default_rng(0).permutation(20), np.array([2, 9, 15])
+    data, copies = {"x": np.arange(60.0).reshape(20, 3)}, []
+    parts = (order, start, np.array(count))
+    near = clients.Client.near
+    monkeypatch.setattr(clients.Client, "near", lambda c: copies.append(c) or near(c))
+
+    def program(world, steps):
+        return world.each(lambda c, key: c.get(c.draws(key, steps)), key=KEY)["x"]
+
+    def epochs(world, times):
+        return world.each(lambda c, key: c.get(c.epochs(key, times)), key=KEY)["x"]
+
+    world = Clients.make(data, parts, lambda x, examples, key: examples["x"] @ x, batch=batch)
+    few, many = 4 // batch, -(-5 // batch)
+    for f, n, copied in ((program, few, False), (program, many, True), (epochs, 1, True)):
+        monkeypatch.setattr(clients, "_NEAR", 1 << 22)
+        fast = f(world, n)
+        assert bool(copies) == copied
+        copies.clear()
+        monkeypatch.setattr(clients, "_NEAR", 0)
+        assert (fast == f(world, n)).all() and not copies
 
 
 # Windows ------------------------------------------------------------------------------------------

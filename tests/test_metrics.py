@@ -34,7 +34,7 @@ def score(evaluate, state):
 
 
 def draw(*lead):
-    kernel, bias = RNG.normal(size=(*lead, INPUTS, CLASSES)), RNG.normal(size=(*lead, CLASSES))
+    kernel, bias = RNG.normal(size=(*lead, CLASSES, INPUTS)), RNG.normal(size=(*lead, CLASSES))
     return {"head": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
 
 
@@ -46,7 +46,7 @@ def row(params, i):
 
 
 def logits(params, x=X):
-    return x @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    return x @ np.asarray(params["head"]["kernel"]).T + np.asarray(params["head"]["bias"])
 
 
 def accuracy(params):
@@ -147,9 +147,8 @@ def test_diverged_model_has_no_accuracy():
 
 def test_regression():
     model, y = models.logistic(INPUTS, 1), RNG.normal(size=TEST)
-    head = {name: a[..., :1] for name, a in ONE["head"].items()}
-    error = logits({"head": head})[:, 0] - y
-    params = {"head": {**head, "kernel": head["kernel"].T}}  # one output: [out, in]
+    params = {"head": {name: a[:1] for name, a in ONE["head"].items()}}
+    error = logits(params)[:, 0] - y
     found = score(metrics.Evaluate(model, {"x": EXAMPLES["x"], "y": jnp.asarray(y)}), State(params))
     np.testing.assert_allclose(found["mse"], np.mean(error**2), atol=1e-12)
     np.testing.assert_allclose(found["mae"], np.mean(abs(error)), atol=1e-12)

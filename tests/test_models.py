@@ -177,11 +177,11 @@ def test_conv_and_dense_are_those_of_flax():
         theirs = nn.Conv(4, (3, 2), padding=padding, strides=strides)
         params = filled(ours.init, KEY, x)
         close(jax.jit(ours.apply)(params, x), jax.jit(theirs.apply)(params, x))
-    params = filled(models.Dense(4).init, KEY, x)
-    close(jax.jit(models.Dense(4).apply)(params, x), jax.jit(nn.Dense(4).apply)(params, x))
-    narrow = filled(models.Dense(2).init, KEY, x)
-    theirs = jax.tree.map(lambda a: a.T, narrow)  # few outputs: [out, in]
-    close(jax.jit(models.Dense(2).apply)(narrow, x), jax.jit(nn.Dense(2).apply)(theirs, x))
+    for outputs in (2, 4):  # few and many for three inputs
+        params = filled(models.Dense(outputs).init, KEY, x)
+        theirs = jax.tree.map(lambda a: a.T, params)  # kernels are [out, in]
+        ours = jax.jit(models.Dense(outputs).apply)(params, x)
+        close(ours, jax.jit(nn.Dense(outputs).apply)(theirs, x))
 
 
 @pytest.mark.parametrize(("image", "window"), [((6, 4), 2), ((7, 5), 2), ((7, 10), 3)])
@@ -269,12 +269,13 @@ class Nnx(nnx.Module):
 
 
 def apply(params, x):
-    x = jax.nn.relu(x @ params["dense1"]["kernel"] + params["dense1"]["bias"][None])
-    return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+    x = jax.nn.relu(x @ params["dense1"]["kernel"].T + params["dense1"]["bias"][None])
+    return x @ params["head"]["kernel"].T + params["head"]["bias"][None]
 
 
+turned = partial(jax.tree.map, jnp.transpose)  # kernels are [out, in], those of flax [in, out]
 X = jax.ShapeDtypeStruct((9, 6), float)
-MLP = models.mlp(6, 33, (40,))  # kernels of few outputs are [out, in], unlike those of flax
+MLP = models.mlp(6, 33, (40,))
 SAME = {
     "linen": lambda rate=0.0: models.from_linen(Linen(rate), X),
     "nnx": lambda rate=0.0: models.from_nnx(Nnx, 6, rate=rate),
@@ -291,6 +292,7 @@ def test_adapters_agree(name):
     examples = {"x": normal(1, 5, 6), "y": jnp.arange(5) % 3}
 
     def total(params, model, key):
+        params = turned(params) if name in SAME and model is not MLP else params
         values = models.cross_entropy(model)(params, examples, key)
         return values.sum(), (values, model.apply(params, examples["x"]))
 
@@ -318,7 +320,7 @@ def test_adapters_draw_a_model_per_key(name):
     stacked, outputs = run(jax.random.split(KEY, 2))
     assert outputs.shape == (2, 5, 33)
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
-        lambda leaf: (2, *leaf.shape), jax.eval_shape(MLP.init, KEY)
+        lambda leaf: (2, *leaf.shape), jax.eval_shape(lambda key: turned(MLP.init(key)), KEY)
     )
     kernel = np.asarray(stacked["head"]["kernel"])
     assert (np.abs(kernel[0] - kernel[1]).max() > 0.01) == (name != "nnx module")
@@ -327,7 +329,7 @@ def test_adapters_draw_a_model_per_key(name):
 @pytest.mark.parametrize("name", SAME)
 def test_dropout_draws_from_the_key_in_training_only(name):
     model, x = SAME[name](0.5), jnp.ones((64, 6))
-    params = filled(MLP.init, KEY)
+    params = turned(filled(MLP.init, KEY))
     loss, examples = models.cross_entropy(model), {"x": x, "y": jnp.zeros(64, int)}
 
     @jax.jit

@@ -80,14 +80,17 @@ class DADAO:
             lambda gap: _flow(gap, slow / 4, eta, 1 / (2 * slow), nu), signature="()->(k,l)"
         )
 
-        def gradient(client, x, number, key):
+        def draw(client, number, key):
             key = jax.random.fold_in(key, number)  # by event, not by slot
-            return client.grad(x, client.all(key) if self.full else client.draw(key))
+            return key if self.full else client.draw(key)
+
+        def gradient(client, x, xi, key):
+            return client.grad(x, client.all(xi) if self.full else xi)
 
         def wave(s, event):
-            i, ends, number, order, flows = event
+            i, ends, xi, order, flows = event
             at = _move(flows[: len(i)], comm.pick(s, i))
-            loss, g = clients[i].each(gradient, at.params, number, key=key)
+            loss, g = clients[i].each(gradient, at.params, xi, key=key)
             h = jax.tree.map(lambda g, x, y: g - nu * x - y, g, at.params, at.y_tilde)
             new = at._replace(
                 params=_add(at.params, -gamma, h),
@@ -104,8 +107,11 @@ class DADAO:
             return comm.put(s, ends, _pack(new)), jnp.where(i < net.n, loss, 0).sum()
 
         join = lambda *slots: jnp.concatenate(slots, 1)
-        flows = flow(join(net.gap, net.gap_i, net.gap_j))  # all at once, outside the scan
-        events = (net.grad, join(net.i, net.j), net.number, join(net.order, net.order), flows)
+        # all at once, outside the scan
+        flows = flow(join(net.gap, net.gap_i, net.gap_j))
+        xi = clients[net.grad.reshape(-1)].each(draw, net.number.reshape(-1), key=key)
+        xi = jax.tree.map(lambda a: a.reshape(*net.grad.shape, *a.shape[1:]), xi)
+        events = (net.grad, join(net.i, net.j), xi, join(net.order, net.order), flows)
         s, losses = jax.lax.scan(wave, _pack(state), events)
         state = _move(flow(net.rest), s)
         grads = net.gradients()
@@ -122,13 +128,17 @@ def _pack(state):
     return jax.tree.map(lambda *six: jnp.stack(six, 1), *state)
 
 
+# Of x, X, y, Y, z, Z, on which of the six each depends.
+_DRIVERS = (0, 1), (0, 1), range(6), range(6), (4, 5), (4, 5)
+
+
 def _move(flow, s):
     """flow [m, 6, 6] applied to packed models [m, 6, ...]; sums, since matmuls could be TF32."""
 
     def leaf(a):
         m = flow.reshape(*flow.shape, *(1,) * (a.ndim - 2)).astype(a.dtype)
-        moved = (m * a[:, None]).sum(2)
-        return DADAO.State(*(moved[:, k] for k in range(6)))
+        row = lambda k, drivers: sum(m[:, k, j] * a[:, j] for j in drivers)
+        return DADAO.State(*map(row, range(6), _DRIVERS))
 
     return jax.tree.transpose(jax.tree.structure(s), None, jax.tree.map(leaf, s))
 

@@ -7,16 +7,17 @@ from jaxtyping import Array, Num
 
 from jaxfl.models.model import Model, _linen
 
-# Outputs up to which kernels are [out, in], and numbers in a kernel up to which their gradient is a
-# sum of products instead of a matrix product; measured on the CPU.
-_FEW, _TINY = 32, 1024
+# Outputs that are few; numbers in a kernel of few outputs up to which its gradient is a sum of
+# products instead of a matrix product; outputs up to which each is a product with a vector.
+# Measured on the CPU.
+_FEW, _TINY, _ROWS = 32, 1024, 4
 
 
 class Dense(nn.Module):
     """Multiply [..., in] by a kernel and add a bias, in the dtype of the kernel.
 
-    The one place where dense layers multiply. The kernel is `[in, out]`, or `[out, in]` for few
-    outputs: then its gradient has long rows, which a CPU writes several times faster.
+    The one place where dense layers multiply. The kernel is `[out, in]`, as in PyTorch and unlike
+    flax's: JAX makes its gradient so, and a step would transpose it otherwise.
 
     Args:
         features: outputs.
@@ -24,26 +25,41 @@ class Dense(nn.Module):
     Example:
         >>> found = jax.eval_shape(models.Dense(64).init, jax.random.key(0), jnp.ones((2, 10)))
         >>> found["params"]["kernel"].shape, found["params"]["bias"].shape
-        ((10, 64), (64,))
+        ((64, 10), (64,))
     """
 
     features: int
 
     @nn.compact
     def __call__(self, x: Num[Array, "... i"]) -> Num[Array, "... o"]:
-        few = self.features <= min(_FEW, x.shape[-1])
-        shape = (self.features, x.shape[-1]) if few else (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(-few, few - 1), shape, float)
+        shape = (self.features, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(-1, -2), shape, float)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), float)
         x = x.astype(kernel.dtype)
-        tiny = few and kernel.size <= _TINY and jax.default_backend() == "cpu"
-        y = _tiny(kernel, x) if tiny else _few(kernel, x) if few else x @ kernel
+        if self.features > min(_FEW, x.shape[-1]) or jax.default_backend() != "cpu":
+            product = _product
+        elif self.features <= _ROWS:
+            product = _by_rows
+        else:
+            product = _tiny if kernel.size <= _TINY else _few
+        y = product(kernel, x)
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
+def _product(kernel, x):
+    return jnp.tensordot(x, kernel, (-1, 1))
+
+
 def _few(kernel, x):
-    # the transpose is of outputs and their gradient, which are small
-    return jnp.moveaxis(jnp.tensordot(kernel, x, (1, -1)), 0, -1)
+    # The transpose is of outputs and their gradient, which are small. XLA would turn it into one of
+    # the factors, for which the gradient's product is slower.
+    y = jnp.tensordot(kernel, x, (1, -1))
+    return jnp.moveaxis(jax.lax.optimization_barrier(y), 0, -1)
+
+
+def _by_rows(kernel, x):
+    # XLA packs the operands of a product of matrices, which costs more than so few outputs
+    return jnp.stack([x @ row for row in kernel], -1)
 
 
 @jax.custom_jvp

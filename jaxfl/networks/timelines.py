@@ -269,19 +269,24 @@ def poisson(
 
 def _clocks(graph, edge_rates):
     """n, the edges [m, 2] and their rates [m]."""
-    if isinstance(graph, np.ndarray | list | tuple | jax.Array):
-        rates = _square(graph) * np.asarray(edge_rates, float)
-    else:
-        present = _undirected(graph, "poisson")
-        rates = present * np.asarray(edge_rates, float)
-        if np.ndim(edge_rates) and (np.asarray(edge_rates) * ~present).any():
-            raise ValueError(
-                "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
-            )
-    if not np.allclose(rates, rates.T, rtol=1e-9, atol=0):
+    matrix = isinstance(graph, np.ndarray | list | tuple | jax.Array)
+    given = _square(graph) if matrix else _undirected(graph, "poisson")
+    every = np.broadcast_to(np.asarray(edge_rates, float), given.shape)
+    if not matrix and np.ndim(edge_rates) and (every * ~given).any():
+        raise ValueError(
+            "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
+        )
+    i, j = _nonzero(given)
+    rates, back = given[i, j] * every[i, j], given[j, i] * every[j, i]
+    if not np.allclose(rates, back, rtol=1e-9, atol=0):
         raise ValueError("edge rates must be symmetric: use `(rates + rates.T) / 2`")
-    edges = np.argwhere(np.triu(rates, 1))
-    return len(rates), edges, rates[edges[:, 0], edges[:, 1]]
+    kept = (i < j) & (rates != 0)
+    return len(given), np.stack([i, j], 1)[kept], rates[kept]
+
+
+def _nonzero(a):
+    # of a flat array NumPy skips zeros quickly, and most of n^2 are
+    return np.divmod(np.flatnonzero(a), a.shape[1])
 
 
 def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
@@ -367,26 +372,27 @@ def from_events(
     rest[chain.last_node] = np.maximum((when + 1) * unit - times, 0)[chain.last_event]
     height = _heights(chain.past, pair)
     c, e = cap or _half(height, pair, when)
-    wave, slot = _pack(chain.past, height, pair, when, (c, e))
+    wave, slot = _pack(chain.past, chain.after, height, pair, when, (c, e))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
         raise ValueError(
             f"waves must be at least {needed} with cap={(c, e)}, got {waves}; use `waves={needed}`"
         )
-    shape = (rounds, max(waves, needed))
+    place = when * max(waves, needed) + wave
 
     def table(which, width, values, empty=0):
-        out = np.full((*shape, width), empty, values.dtype)
-        out[when[which], wave[which], slot[which]] = values[which]
-        return _array(out)
+        out = np.full(rounds * max(waves, needed) * width, empty, values.dtype)
+        out[place[which] * width + slot[which]] = values[which]
+        return _array(out.reshape(rounds, -1, width))
 
+    alone, pair = np.flatnonzero(~pair), np.flatnonzero(pair)
     number, nodes = np.arange(len(times)), np.broadcast_to(np.arange(n), (rounds, n))
     nets = Events(
         t=_array(np.arange(rounds)),
-        grad=table(~pair, c, i, n),
-        at=table(~pair, c, times),
-        gap=table(~pair, c, gap[:, 0]),
-        number=table(~pair, c, number),
+        grad=table(alone, c, i, n),
+        at=table(alone, c, times),
+        gap=table(alone, c, gap[:, 0]),
+        number=table(alone, c, number),
         i=table(pair, e, i, n),
         j=table(pair, e, j, n),
         when=table(pair, e, times),
@@ -452,26 +458,36 @@ def _check_events(times, i, j, n, rounds, unit):
 
 
 class _Chains:
-    """For event e and its nodes (0: i, 1: j): the previous event there, -1 for none."""
+    """For event e and its nodes (0: i, 1: j): the events there before and after, -1 for none."""
 
-    def __init__(self, past, last_node, last_event):
-        self.past = past  # [e, 2]
+    def __init__(self, past, next, last_node, last_event):
+        self.past, self.next = past, next  # [e, 2]
         self.last_node, self.last_event = last_node, last_event  # round * n + node, its last event
+
+    def after(self, events):
+        found = self.next[events].ravel()
+        return found[found >= 0]
 
 
 def _chains(when, i, j, n):
-    count = len(i)
-    event, end = np.arange(count), np.flatnonzero(j < n)
-    node = np.concatenate([when * n + i, when[end] * n + j[end]])
-    event = np.concatenate([event, end])
-    column = np.repeat([0, 1], [count, len(end)])
-    by = np.argsort(node * max(count, 1) + event)
-    node, event, column = node[by], event[by], column[by]
+    ends = np.stack([i, j], 1).ravel()
+    by = _argsort(ends)[: len(ends) - np.count_nonzero(j == n)]  # gradients have one end
+    event = by >> 1
+    node = when[event] * n + ends[by]
     same = node[1:] == node[:-1]
-    past = np.full((count, 2), -1)
-    past[event[1:], column[1:]] = np.where(same, event[:-1], -1)
-    last = ~np.append(same, np.zeros(min(count, 1), bool))
-    return _Chains(past, node[last], event[last])
+    past, next = np.full((2, len(ends)), -1)
+    past[by[1:][same]] = event[:-1][same]
+    next[by[:-1][same]] = event[1:][same]
+    last = ~np.append(same, np.zeros(min(len(by), 1), bool))
+    return _Chains(past.reshape(-1, 2), next.reshape(-1, 2), node[last], event[last])
+
+
+def _argsort(key):
+    """A stable order of whole numbers >= 0, by 16 bits at a time, which NumPy counts."""
+    by = np.arange(len(key))
+    for shift in range(0, int(key.max(initial=0)).bit_length(), 16):
+        by = by[np.argsort((key[by] >> shift).astype(np.uint16), kind="stable")]
+    return by
 
 
 def _heights(past, pair):
@@ -494,19 +510,23 @@ def _released(left, neighbours):
     """Counts down the events that waited for these; those that wait for nothing more."""
     events = neighbours[neighbours >= 0]
     np.subtract.at(left, events, 1)
-    return np.unique(events[left[events] == 0])
+    new = events[left[events] == 0]
+    turn = -1 - np.arange(len(new))  # one of each: whoever writes last
+    left[new] = turn
+    return new[left[new] == turn]
 
 
 def _followers(past):
     """From events to those that wait for them."""
-    before = past.ravel()
-    by = np.argsort(before, kind="stable")
-    first = np.searchsorted(before[by], np.arange(len(past) + 1))
+    before = past.ravel() + 1
+    by = _argsort(before)
+    first = np.cumsum(np.bincount(before, minlength=len(past) + 1))
+    by //= past.shape[1]
 
     def after(events):
         many = first[events + 1] - first[events]
         start = np.repeat(first[events] - np.cumsum(many) + many, many)
-        return by[start + np.arange(len(start))] // past.shape[1]
+        return by[start + np.arange(len(start))]
 
     return after
 
@@ -519,37 +539,42 @@ def _half(height, pair, when):
     """
     if not len(pair):
         return 1, 1
-    depth = np.zeros(when[-1] + 1)
+    depth = np.zeros(when[-1] + 1, np.int64)  # as `height`: of one type, `at` is fast
     np.maximum.at(depth, when, height // 2 + 1)
     mean = np.array([(~pair).sum(), pair.sum()]) / depth.sum()
     return int(np.ceil(mean[0] / 2)) + 1, int(np.ceil(mean[1] / 2)) + 1
 
 
-def _pack(past, height, pair, when, cap):
+def _pack(past, after, height, pair, when, cap):
     """List scheduling of all rounds at once, longest remaining chain first: wave and slot.
 
-    Events wait for those in their row of past [e, 2].
+    Events wait for those in their row of past [e, 2], and `after` gives those that wait for them.
     """
-    after = _followers(past)
-    wave, slot = np.zeros((2, len(pair)), np.int64)
-    urgent = when * (height.max(initial=0) + 1) - height  # round, then height
+    count = len(pair)
+    wave, slot = np.zeros((2, count), np.int64)
+    longest = height.max(initial=0)
+    by = _argsort(when * (longest + 1) + longest - height)  # round, then height
+    rank = np.empty(count, np.int64)
+    rank[by] = np.arange(count)
+    # of a round, the first rank
+    first = np.searchsorted(when[by], np.arange(when.max(initial=0) + 2))
     left = (past >= 0).sum(1)
     new = np.flatnonzero(left == 0)
-    ready = [new[~pair[new]], new[pair[new]]]
+    ready = [rank[new[~pair[new]]], rank[new[pair[new]]]]
     v = 0
     while len(ready[0]) or len(ready[1]):
         for kind in (0, 1):
-            queue = ready[kind][np.argsort(urgent[ready[kind]], kind="stable")]
-            of = when[queue]
-            first = np.append(True, of[1:] != of[:-1])[: len(of)]
-            start = np.flatnonzero(first)
-            rank = np.arange(len(of)) - np.repeat(start, np.diff(np.append(start, len(of))))
-            take = rank < cap[kind]
-            chosen = queue[take]
-            wave[chosen], slot[chosen] = v, rank[take]
+            queue = np.sort(ready[kind], kind="stable")  # mostly sorted already
+            start = np.searchsorted(queue, first)
+            place = np.arange(len(queue)) - np.repeat(start[:-1], np.diff(start))
+            take = place < cap[kind]
+            chosen = by[queue[take]]
+            wave[chosen], slot[chosen] = v, place[take]
             new = _released(left, after(chosen))
             ready[kind] = queue[~take]
-            ready = [np.concatenate([ready[k], new[pair[new] == k]]) for k in (0, 1)]
+            of = pair[new]
+            new = rank[new]
+            ready = [np.concatenate([ready[0], new[~of]]), np.concatenate([ready[1], new[of]])]
         v += 1
     return wave, slot
 
@@ -624,15 +649,20 @@ def gossip(
     sender = np.repeat(np.arange(n), many)
     turn = np.arange(len(sender)) - np.repeat(np.cumsum(many) - many, many)
     sent = offset[sender] + turn * every[sender]
-    order = np.lexsort((rng.random(len(sent)), sent))  # within a step nodes send in random order
+    order = np.argsort(rng.random(len(sent)))  # within a step nodes send in random order
+    order = order[_argsort(sent[order])]
     sender, sent = sender[order], sent[order]
     u = rng.random((3, len(sent)))
     peer = (u[0] * (first[sender + 1] - first[sender])).astype(np.int64)
     receiver = peers[first[sender] + peer]
     arrives = sent + rng.integers(low, high + 1, len(sent))
     # whether a node is online at a step is the same for all that arrives there then
-    step, of = np.unique(arrives * n + receiver, return_inverse=True)
-    lost = (u[1] < drop) | (rng.random(len(step)) >= online)[of]
+    met = arrives * n + receiver
+    by = _argsort(met)
+    new = np.diff(met[by], prepend=-1) > 0
+    off = np.empty(len(met), bool)
+    off[by] = (rng.random(new.sum()) >= online)[np.cumsum(new) - 1]
+    lost = (u[1] < drop) | off
     received = np.where(lost, np.inf, arrives)
     return _messages(
         sent, received, sender, receiver, n, rounds=rounds, length=period, unit=unit, cap=cap,
@@ -653,11 +683,13 @@ CLOCKS: dict[str, Callable[[np.random.Generator, int, int], tuple[np.ndarray, np
 def _successors(graph):
     """Whom node i may send to: peers[first[i] : first[i + 1]]."""
     if isinstance(graph, np.ndarray | list | tuple | jax.Array):
-        edges = _square(graph) != 0
+        heard = _square(graph).T != 0
     else:
-        edges = _heard(graph).T
-    i, j = np.nonzero(edges & ~np.eye(len(edges), dtype=bool))
-    return np.searchsorted(i, np.arange(len(edges) + 1)), j
+        heard = _heard(graph)
+    j, i = _nonzero(heard)
+    i, j = i[i != j], j[i != j]
+    by = _argsort(i)
+    return np.searchsorted(i[by], np.arange(len(heard) + 1)), j[by]
 
 
 def from_messages(
@@ -747,7 +779,7 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
     single = np.zeros(len(e), bool)
     height = _heights(past, single)
     cap = cap or _half(height, single, when)[0]
-    wave, slot = _pack(past, height, single, when, (cap, 0))
+    wave, slot = _pack(past, _followers(past), height, single, when, (cap, 0))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
         raise ValueError(
@@ -764,10 +796,12 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
     source = j.copy()
     source[late] = n + save[over[late]]
 
+    where = (when * max(waves, needed) + wave) * cap + slot
+
     def table(values, empty=0):
-        out = np.full((rounds, max(waves, needed), cap), empty, np.int64)
-        out[when, wave, slot] = values
-        return _array(out)
+        out = np.full(rounds * max(waves, needed) * cap, empty, np.int32)
+        out[where] = values
+        return _array(out.reshape(rounds, -1, cap))
 
     nodes = np.broadcast_to(np.arange(n), (rounds, n))
     nets = Messages(
@@ -793,7 +827,7 @@ def _versions(i, j, left):
     A message that left after `left` arrivals holds what the last of them at j made.
     """
     count = len(i)
-    by = np.argsort(i, kind="stable")
+    by = _argsort(i)
     rank = np.empty(count, np.int64)
     rank[by] = np.arange(count)
     following = np.searchsorted(i[by] * (count + 1) + by, j * (count + 1) + left)
