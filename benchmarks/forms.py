@@ -1,8 +1,8 @@
 """Which form of convolution and which block of clients a device runs fastest.
 
 `models.form` chooses between one client after another as XLA's CPU kernels want it, shifted slices
-with one product, and `lax.conv`, which under `vmap` over kernels becomes a grouped convolution; only
-the CPU's choice was measured. Seconds of a round of FedAvg with everybody, in turns.
+with one product, and `lax.conv`, which under `vmap` over kernels becomes a grouped convolution;
+only the CPU's choice was measured. Seconds of a round of FedAvg with everybody, in turns.
 
 Run: python benchmarks/forms.py [--clients 10] [--precision tf32]
 """
