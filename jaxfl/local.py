@@ -18,7 +18,8 @@ from jaxfl.comm import anywhere
 from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
-_UNROLLED = 2  # steps up to which a loop costs more than to compile each
+# Steps, and numbers in a model, up to which a loop costs more than to compile each step.
+_UNROLLED, _SMALL = 2, 1 << 14
 
 
 @struct.dataclass
@@ -144,8 +145,9 @@ def train(
         kept = jax.tree.map(lambda a, b: jnp.where(live, a, b).astype(b.dtype), new, carry)
         return kept, jnp.where(live, loss, 0)
 
-    few = len(xi.weight) <= _UNROLLED
-    (y, memory), losses = jax.lax.scan(step, (x, memory), xi, unroll=few)
+    small = sum(a.size for a in jax.tree.leaves(x)) <= _SMALL
+    unroll = small and len(xi.weight) <= _UNROLLED
+    (y, memory), losses = jax.lax.scan(step, (x, memory), xi, unroll=unroll)
     return y, losses.sum() / jnp.maximum(live_steps(xi), 1), memory
 
 
