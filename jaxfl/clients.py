@@ -27,6 +27,8 @@ _CPU, _ACCELERATOR = (1 << 22, 1 << 22), (1 << 31, 1 << 30)
 _PACKED, _RANKED, _SUMMED = 1024, 256, 32
 # Bytes of the examples of a block up to which a CPU, whose cache they fit, copies them there.
 _NEAR = 1 << 22
+# Bytes from which NumPy asks Linux for large pages, and the alignment with which JAX does not copy.
+_LARGE, _ALIGNED = 1 << 22, 64
 
 
 class LossShapeError(ValueError):
@@ -301,7 +303,7 @@ class Clients:
             leaves = _Data(arrays, order), start.astype(np.int64), count.astype(np.int32), ids
         else:
             leaves = (
-                _Data(jax.tree.map(jnp.asarray, arrays), jnp.asarray(order, jnp.int32)),
+                _Data(jax.tree.map(_paged, arrays), _paged(order.astype(np.int32))),
                 jnp.asarray(start, jnp.int32),
                 jnp.asarray(count, jnp.int32),
                 jnp.arange(len(start), dtype=jnp.int32),
@@ -601,6 +603,21 @@ def _check_static(**functions):
                 f"{name} must be hashable, as everything static; make {type(f).__name__} a frozen "
                 "dataclass: `@dataclass(frozen=True)`"
             ) from None
+
+
+def _paged(a):
+    """A copy for programs, in large pages on a CPU, whose table of small ones random rows miss.
+
+    NumPy asks the system for large pages, XLA does not.
+    """
+    if jax.default_backend() != "cpu" or a.nbytes < _LARGE:
+        return jnp.asarray(a)
+    dtype = jnp.asarray(a[:0]).dtype  # without x64 not that of a
+    memory = np.empty(a.size * dtype.itemsize + _ALIGNED, np.uint8)
+    first = -memory.ctypes.data % _ALIGNED
+    copy = memory[first : first + a.size * dtype.itemsize].view(dtype).reshape(a.shape)
+    copy[...] = a
+    return jax.device_put(copy)
 
 
 def _check_partition(partition):

@@ -559,6 +559,24 @@ def test_near_examples_are_the_same(monkeypatch, count, batch):
         assert (fast == f(world, n)).all() and not copies
 
 
+# Examples in large pages --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", [float, "float32", int, "uint8", bool, jnp.bfloat16])
+def test_large_pages_hold_the_same(monkeypatch, dtype, wide):
+    """A copy, of which JAX makes no other; the bits and the dtype of `jnp.asarray`."""
+    a, taken, put = (np.arange(24.0).reshape(8, 3) % 7 / 3).astype(dtype), [], jax.device_put
+    monkeypatch.setattr(clients, "_LARGE", 0)
+    monkeypatch.setattr(jax, "device_put", lambda a: taken.append(a) or put(a))
+    with jax.enable_x64(wide):
+        plain, paged = np.array(jnp.asarray(a)), clients._paged(a)
+    a[...] = 0
+    assert paged.dtype == plain.dtype and (np.asarray(paged) == plain).all()
+    if jax.default_backend() == "cpu":
+        assert paged.unsafe_buffer_pointer() == taken[0].ctypes.data
+
+
 # Windows ------------------------------------------------------------------------------------------
 
 
