@@ -29,7 +29,7 @@ ROUNDS = {
     "A": {"jaxfl": 500, "pytorch": 100, "fedjax": 100, "pfl": 20, "naive_jax": 100},
     "B": {"jaxfl": 2, "pytorch": 2, "fedjax": 1, "pfl": 1, "naive_jax": 1},
     "cnn": {"jaxfl": 2, "pytorch": 2, "pfl": 1},
-    "resnet": {"jaxfl": 1, "pytorch": 1},
+    "resnet": {"jaxfl": 3, "pytorch": 3},  # memory is new in a first round, and old in a later one
     "C": {"jaxfl": 300, "gossipy": 10},
     "D": {"jaxfl": 10, "pytorch": 2, "naive_jax": 1},
     "E": {"jaxfl": 200, "pytorch": 200, "naive_jax": 200},  # the work is these 200

@@ -457,13 +457,15 @@ class Clients:
         """`f` as a function of the rows, and how many clients at once.
 
         On a CPU, clients that draw as many examples as they have, copy them into the cache first.
+        What they draw is seen where the block is chosen: not if it is given, or for one client.
         """
         drawn: list[int] = []
         counted = lambda client: _Counted(**vars(client), drawn=drawn)
         block = self._block(partial(self._one, f, key, counted), rows)
-        sizes = (a.nbytes // a.shape[0] for a in jax.tree.leaves(self.data.arrays))
-        small = block * self.largest * sum(sizes) <= _NEAR
-        near = small and sum(drawn) >= self.largest and jax.default_backend() == "cpu"
+        near = False
+        if jax.default_backend() == "cpu" and sum(drawn) >= self.largest:
+            sizes = [a.nbytes // a.shape[0] for a in jax.tree.leaves(self.data.arrays)]
+            near = 0 < block * self.largest * sum(sizes) <= _NEAR
         return partial(self._one, f, key, Client.near if near else lambda c: c), rows, block
 
     def _each(self, one, rows, block):

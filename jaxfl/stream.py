@@ -41,7 +41,9 @@ class _Replay:
 
 @struct.dataclass
 class _Elsewhere:
-    """The data of clients that `init` may only count."""
+    """The data of clients that `init` may only count, and sample without looking."""
+
+    arrays: tuple[()] = ()
 
     @property
     def order(self):

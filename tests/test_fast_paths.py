@@ -1,5 +1,8 @@
 """What is chosen for speed equals what is plain, to the rounding of float64."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from itertools import combinations, permutations, product
 from typing import Any
@@ -633,13 +636,56 @@ def test_convolutions_batch_over_what_differs():
     close(serial, plain)
 
 
-def test_large_kernels_of_gradients_get_zeros(monkeypatch):
+@pytest.mark.parametrize("pads", [((1, 1), (1, 1)), ((1, 1), (-1, 3))])
+def test_large_kernels_of_gradients_get_zeros(monkeypatch, pads):
     """They move the product to other code, not its value."""
     x, g = np.random.default_rng(7).normal(size=(2, 2, 24, 24, 3))
-    how = dict(want="k", strides=(1, 1), pads=((1, 1), (1, 1)), image=(24, 24), taps=(3, 3))
+    how = dict(want="k", strides=(1, 1), pads=pads, image=(24, 24), taps=(3, 3), precision=None)
     plain = conv._canonical(x, g, **how)
     monkeypatch.setattr(conv, "_CACHE", 0)
+    assert conv._extra(24, 24, (1, 1)) == 1
     close(conv._canonical(x, g, **how), plain)
+
+
+def test_convolutions_keep_the_precision_of_their_trace():
+    """Of gradients too, which are traced and lowered later, outside of the policy."""
+    x, kernel = jnp.ones((1, 8, 8, 2), "float32"), jnp.ones((3, 3, 2, 2), "float32")
+    for policy, name in (("float32", "HIGHEST"), (None, "DEFAULT")):
+
+        def loss(x, kernel, policy=policy):
+            with jax.default_matmul_precision(policy):
+                return jnp.square(conv.serial(x, kernel)).sum()
+
+        text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+        assert text.count("stablehlo.convolution") == 3
+        assert text.count(f"precision {name}>") == 6
+
+
+ONE_CPU = """
+import jax, jax.numpy as jnp, numpy as np
+from jaxfl import Clients, algorithms, models, networks, run
+assert jax.device_count() == 1 and models.form(jax.default_backend()) == "serial"
+rng = np.random.default_rng(0)
+data = {"x": rng.normal(size=(24, 12, 12, 1)).astype("float32"), "y": np.arange(24) % 3}
+split = np.arange(24), 8 * np.arange(3), np.full(3, 8)
+model = models.cifar_cnn(3, (12, 12, 1))
+clients = Clients.make(data, split, models.cross_entropy(model), batch=4)
+given = clients, networks.Uniform(3, 2), model.init(jax.random.key(0)), jax.random.key(1)
+for steps in (1, 3):
+    alg = algorithms.FedAvg(lr=0.1, steps=steps)
+    whole, parts = (run(alg, *given, rounds=3, chunk=chunk).state.params for chunk in (3, 1))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(whole))
+"""
+
+
+def test_on_one_cpu_chunks_of_a_convolutional_run_are_the_whole_bit_for_bit():
+    """What users on one CPU run: float32, XLA's own optimisation, clients one after another."""
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_CPU], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # Thresholds ---------------------------------------------------------------------------------------

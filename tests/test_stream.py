@@ -194,6 +194,9 @@ class Own:
             return self.State(params, jnp.zeros((n, n)))
         if self.kind == "data":
             return self.State(params, clients.each(lambda c, key: c.get(c.draw(key))["b"], key=key))
+        if self.kind == "drawn":  # not looked at
+            index = lambda c, key: c.draws(key, 9).index.sum().astype(float)
+            return self.State(params, clients.each(index, key=key))
         return self.State(params, jnp.zeros(n))
 
     def round(self, state, clients, net, key):
@@ -218,7 +221,8 @@ class Own:
 
 def test_what_needs_all_clients_is_refused():
     """Rounds that do more than take and replace rows by index would be silently wrong."""
-    close(go(Own("fine"), HOST).state, go(Own("fine"), CLIENTS).state)
+    for kind in ("fine", "drawn"):
+        close(go(Own(kind), HOST).state, go(Own(kind), CLIENTS).state)
     for kind, message in {
         "sum": r"Own has more than the rows of its cohort in state\.seen",
         "each": "a round asks all clients",

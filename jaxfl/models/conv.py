@@ -119,10 +119,16 @@ def serial(
         [[4.0, 6.0], [6.0, 9.0]]
     """
     pads = _pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    how = {"strides": tuple(strides), "pads": pads}
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
-    return _conv.bind(x, kernel, want="y", image=x.shape[1:3], taps=kernel.shape[:2], **how)
+    how = {
+        "strides": tuple(strides),
+        "pads": pads,
+        "image": x.shape[1:3],
+        "taps": kernel.shape[:2],
+        # of the context now, not of that in which the program is lowered
+        "precision": jax.config.jax_default_matmul_precision,  # pyright: ignore
+    }
+    return _conv.bind(x.astype(dtype), kernel.astype(dtype), want="y", **how)
 
 
 # <y', x * k> is linear in the image x, the kernel k and the cotangent y' of the output. The
@@ -131,45 +137,46 @@ _OTHERS = {"y": "xk", "x": "ky", "k": "xy"}
 _conv = Primitive("client_conv")
 
 
-def _canonical(a, b, *, want, strides, pads, image, taps):
+def _canonical(a, b, *, want, strides, pads, image, taps, precision):
     """A convolution of images [b, h, w, c] with a kernel [h, w, c, o], both in this very order."""
     # behind a barrier, else XLA makes the transpose part of the convolution, which is then slow
     turned = lambda a, axes: lax.optimization_barrier(a.transpose(axes))
     if want == "y":
-        return _convolve(a, b, pads, window_strides=strides)
+        return _convolve(a, b, pads, precision, window_strides=strides)
     # rows of the padded image from the last window's first one on, without the padding behind
     ends = [
         low + n - (m - 1) * s - 1 for (low, _), n, m, s in zip(pads, image, b.shape[1:3], strides)
     ]
     if want == "x":
         around = [(k - 1 - low, end) for k, (low, _), end in zip(taps, pads, ends)]
-        return _convolve(b, turned(a[::-1, ::-1], (0, 1, 3, 2)), around, lhs_dilation=strides)
+        flipped = turned(a[::-1, ::-1], (0, 1, 3, 2))
+        return _convolve(b, flipped, around, precision, lhs_dilation=strides)
     # channels as images, images as channels
     around = [(low, k - 1 - end) for k, (low, _), end in zip(taps, pads, ends)]
     extra = _extra(image[0], b.shape[1], strides)
     if extra and b.size * b.dtype.itemsize > _CACHE:
         # rows to the kernel; columns to the image, else XLA swaps the two for the larger kernel
         b = jnp.pad(b, ((0, 0), (0, extra), (0, 0), (0, 0)))
-        a = jnp.pad(a, ((0, 0), (0, 0), around[1], (0, 0)))
+        wide = [(0, 0, 0), (0, 0, 0), (*around[1], 0), (0, 0, 0)]  # `jnp.pad` cannot cut
+        a = lax.pad(a, jnp.zeros((), a.dtype), wide)
         around = [(around[0][0], around[0][1] + extra), (0, 0)]
     a, b = turned(a, (3, 1, 2, 0)), turned(b, (1, 2, 0, 3))
-    return _plain(a, b, around, rhs_dilation=strides).transpose(1, 2, 0, 3)
+    return _plain(a, b, around, precision, rhs_dilation=strides).transpose(1, 2, 0, 3)
 
 
-def _plain(x, kernel, pads, window_strides=(1, 1), **dilations):
-    return lax.conv_general_dilated(
-        x, kernel, window_strides, pads, dimension_numbers=_LAYOUT, **dilations
-    )
+def _plain(x, kernel, pads, precision, window_strides=(1, 1), **dilations):
+    how = {"dimension_numbers": _LAYOUT, "precision": precision, **dilations}
+    return lax.conv_general_dilated(x, kernel, window_strides, pads, **how)
 
 
-def _convolve(x, kernel, pads, **how):
+def _convolve(x, kernel, pads, precision, **how):
     """On all cores: an output that is wider than the image."""
     width = x.shape[2] + sum(pads[1]) - kernel.shape[1] + 1
     extra = _extra(x.shape[2], width, *how.values())
     if not extra:
-        return _plain(x, kernel, pads, **how)
+        return _plain(x, kernel, pads, precision, **how)
     pads = [pads[0], (pads[1][0], pads[1][1] + extra)]
-    return _plain(x, kernel, pads, **how)[:, :, :width]
+    return _plain(x, kernel, pads, precision, **how)[:, :, :width]
 
 
 def _extra(image, other, strides):
@@ -182,7 +189,7 @@ def _extra(image, other, strides):
     return extra if strides == (1, 1) and 0 < extra <= other // 8 else 0
 
 
-def _shape(a, b, *, want, strides, pads, image, taps):
+def _shape(a, b, *, want, strides, pads, image, taps, precision):
     if want == "k":
         return a.update(shape=(*taps, a.shape[3], b.shape[3]), weak_type=False)
     if want == "x":
@@ -214,7 +221,8 @@ def _batched(operands, axes, *, want, **how):
     return lax.map(lambda i: one(*at(i)), jnp.arange(n)), 0
 
 
-_conv.def_impl(jax.jit(_canonical, static_argnames=("want", "strides", "pads", "image", "taps")))
+_STATIC = ("want", "strides", "pads", "image", "taps", "precision")
+_conv.def_impl(jax.jit(_canonical, static_argnames=_STATIC))
 _conv.def_abstract_eval(_shape)
 mlir.register_lowering(_conv, mlir.lower_fun(_canonical, multiple_results=False))
 ad.defbilinear(_conv, partial(_gradient, 0), partial(_gradient, 1))
