@@ -19,8 +19,8 @@ from jaxfl.types import Key, Params, Scalar, Stacked, fork
 
 # Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.
 _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
-# Bytes of what all clients return up to which they run at once, and bytes of a block beyond. On the
-# CPU a block should fit the cache; elsewhere it only bounds memory.
+# Bytes of what all clients return (on a CPU also draw) up to which they run at once, and bytes of a
+# block beyond. On the CPU a block should fit the cache; elsewhere it only bounds memory.
 _CPU, _ACCELERATOR = (1 << 22, 1 << 22), (1 << 31, 1 << 30)
 # Examples of a client up to which their places share 32 bits with a random number, and up to which
 # counting who comes before is cheaper than sorting; how many are counted at once.
@@ -461,11 +461,9 @@ class Clients:
         """
         drawn: list[int] = []
         counted = lambda client: _Counted(**vars(client), drawn=drawn)
-        block = self._block(partial(self._one, f, key, counted), rows)
-        near = False
-        if jax.default_backend() == "cpu" and sum(drawn) >= self.largest:
-            sizes = [a.nbytes // a.shape[0] for a in jax.tree.leaves(self.data.arrays)]
-            near = 0 < block * self.largest * sum(sizes) <= _NEAR
+        block = self._block(partial(self._one, f, key, counted), rows, drawn)
+        near = jax.default_backend() == "cpu" and sum(drawn) >= self.largest
+        near = near and 0 < block * self._examples(drawn) <= _NEAR
         return partial(self._one, f, key, Client.near if near else lambda c: c), rows, block
 
     def _each(self, one, rows, block):
@@ -541,14 +539,21 @@ class Clients:
         groups = 1 if self.over is None else devices.along(self.over)
         return groups if self.n % groups == 0 else 1
 
-    def _block(self, one, rows):
-        """Clients at once: all while what they return is small, else blocks of about equal size."""
+    def _examples(self, drawn):
+        """Bytes of the examples of a client that draws so many, as far as they differ."""
+        row = sum(a.nbytes // a.shape[0] for a in jax.tree.leaves(self.data.arrays))
+        return min(sum(drawn), self.largest) * row
+
+    def _block(self, one, rows, drawn):
+        """Clients at once: all while what they return (on a CPU also what they draw, which `one`
+        writes down) is small, else blocks of about equal size."""
         groups = self._groups()
         n, block = self.n // groups, self.block // groups if self.block < self.n else self.n
         if self.block == 0 and n > 1:
             all_at_once, limit = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
             out = jax.tree.leaves(_shapes(one, rows))
             size = sum(math.prod(a.shape) * a.dtype.itemsize for a in out)
+            size += self._examples(drawn) if jax.default_backend() == "cpu" else 0
             block = n if size * n <= all_at_once else limit // size
         blocks = -(-n // max(1, block))
         return groups * -(-n // blocks)

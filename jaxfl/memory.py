@@ -192,8 +192,8 @@ _BLOCKS: list[int] = []
 class _Watched(Clients):
     """Clients that write down which blocks they choose."""
 
-    def _block(self, one, rows):
-        _BLOCKS.append(block := super()._block(one, rows))
+    def _block(self, *given):
+        _BLOCKS.append(block := super()._block(*given))
         return block
 
 

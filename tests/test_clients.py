@@ -310,7 +310,7 @@ def test_mean_is_the_mixture_of_what_is_sent(blocked):
 def test_blocks_are_even_and_chosen_by_size(monkeypatch):
     clients, one = make(), lambda client, key: jnp.zeros((25,))  # 200 bytes
     rows = (clients.start, clients.count, clients.id)
-    block = lambda clients: clients._block(lambda *rows: one(None, None), rows)
+    block = lambda clients: clients._block(lambda *rows: one(None, None), rows, [])
     assert [block(clients.replace(block=b)) for b in (1, 2, 3, 4, 5, 6, 9)] == [1, 2, 3, 3, 3, 6, 6]
     assert block(clients) == N
     monkeypatch.setattr("jaxfl.clients._CPU", (1199, 800))
@@ -319,6 +319,14 @@ def test_blocks_are_even_and_chosen_by_size(monkeypatch):
     assert block(clients) == N
     monkeypatch.setattr("jaxfl.clients._CPU", (0, 1))
     assert block(clients) == 1
+    # what a client draws counts, up to what it has
+    row = sum(a[0].nbytes for a in jax.tree.leaves(clients.data.arrays))
+    drawn = lambda count: clients._block(lambda *rows: one(None, None), rows, [count])
+    most = 200 + clients.largest * row
+    monkeypatch.setattr("jaxfl.clients._CPU", (N * most, 1))
+    assert drawn(10**6) == N
+    monkeypatch.setattr("jaxfl.clients._CPU", (N * most - 1, 1))
+    assert drawn(10**6) == 1
 
 
 def test_clients_over_devices():
