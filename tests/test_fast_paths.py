@@ -1,6 +1,7 @@
 """What is chosen for speed equals what is plain, to the rounding of float64."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
 from jaxfl import Clients, clients, comm, local, models, networks, spread
@@ -647,9 +649,35 @@ def test_large_kernels_of_gradients_get_zeros(monkeypatch, pads):
     close(conv._canonical(x, g, **how), plain)
 
 
-def test_convolutions_keep_the_precision_of_their_trace():
+@pytest.mark.parametrize(
+    ("image", "pads"),
+    [((8, 8), ((1, 1), (1, 1))), ((7, 4), ((0, 0), (2, 1))), ((6, 5), ((-1, 1), (3, -2)))],
+)
+@pytest.mark.parametrize(
+    ("channels", "direct"), [((8, 8), 3), ((32, 64), 1), ((128, 128), 0)], ids=str
+)
+def test_tiles_are_convolutions(image, pads, channels, direct):
+    """Values and gradients of sizes even and odd, padded, cut; many channels go by tiles."""
+    rng = np.random.default_rng(8)
+    x, kernel = rng.normal(size=(2, *image, channels[0])), rng.normal(size=(3, 3, *channels))
+
+    def gradients(f, x, kernel):
+        value = lambda *at: (jnp.sin(y := f(*at, padding=pads)).sum(), y)
+        return jax.grad(value, (0, 1), has_aux=True)(x, kernel)
+
+    serial = partial(gradients, conv.serial)
+    close(host(serial, x, kernel), gradients(conv.grouped, x, kernel))
+    for dtype, count in (("float32", direct), ("bfloat16", 3)):
+        text = jax.jit(serial).lower(x.astype(dtype), kernel.astype(dtype)).as_text()
+        assert text.count("stablehlo.convolution(") == count
+        assert text.count("stablehlo.dot_general ") == 16 * (3 - count)
+
+
+@pytest.mark.parametrize(("channels", "operation"), [(2, "convolution"), (128, "dot_general")])
+def test_convolutions_keep_the_precision_of_their_trace(channels, operation):
     """Of gradients too, which are traced and lowered later, outside of the policy."""
-    x, kernel = jnp.ones((1, 8, 8, 2), "float32"), jnp.ones((3, 3, 2, 2), "float32")
+    x = jnp.ones((1, 8, 8, channels), "float32")
+    kernel = jnp.ones((3, 3, channels, channels), "float32")
     for policy, name in (("float32", "HIGHEST"), (None, "DEFAULT")):
 
         def loss(x, kernel, policy=policy):
@@ -657,8 +685,10 @@ def test_convolutions_keep_the_precision_of_their_trace():
                 return jnp.square(conv.serial(x, kernel)).sum()
 
         text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
-        assert text.count("stablehlo.convolution") == 3
-        assert text.count(f"precision {name}>") == 6
+        found = re.findall(f"stablehlo.{operation}.*", text)
+        assert len(found) == {"convolution": 3, "dot_general": 48}[operation]
+        assert all(line.count(name) == 2 for line in found if name == "HIGHEST")
+        assert all("HIGHEST" not in line for line in found if name == "DEFAULT")
 
 
 ONE_CPU = """
@@ -686,6 +716,51 @@ def test_on_one_cpu_chunks_of_a_convolutional_run_are_the_whole_bit_for_bit():
         [sys.executable, "-c", ONE_CPU], capture_output=True, text=True, env=env, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+# Group normalisation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image", [(8, 8), (6, 35), (1, 37), (1, 1)], ids=str)
+def test_group_normalisation_is_that_of_flax(image):
+    """Values and derivatives of two orders, over clients; sums of slices, also of prime numbers."""
+    rng = np.random.default_rng(9)
+    x, dx = 3 + rng.normal(size=(2, 2, 3, *image, 6))  # of two clients, three images each
+    scale, bias, dscale, dbias = rng.normal(size=(4, 2, 6))
+    given = {"scale": scale, "bias": bias}, x, {"scale": dscale, "bias": dbias}, dx
+    ours, plain = models.GroupNorm(3), nn.GroupNorm(3, epsilon=1e-5, param_dtype=float)
+
+    def derivatives(model: Any, *given):
+        at, by = given[:2], given[2:]
+        f = lambda p, x: model.apply({"params": p}, x)
+        pull = lambda *at: jax.grad(lambda *at: jnp.sin(f(*at)).sum(), (0, 1))(*at)
+        return f(*at), jax.jvp(pull, at, by)
+
+    first = lambda tree: jax.tree.map(lambda a: a[0], tree)
+    with jax.numpy_rank_promotion("allow"):  # flax's
+        want = host(jax.vmap(partial(derivatives, plain)), *given)
+    close(host(jax.vmap(partial(derivatives, ours)), *given), want, 1e-10)
+    given = jax.tree.map(jnp.asarray, first(given))
+    close(derivatives(ours, *given), first(want), 1e-10)  # without jit
+
+
+def test_group_normalisation_of_bfloat16_sums_in_float32():
+    """In bfloat16 a sum of ones stops at 256."""
+    x = (1 + jnp.arange(2048).reshape(1, 1024, 2) % 2).astype("bfloat16")
+    params = {"scale": jnp.ones(2, "bfloat16"), "bias": jnp.zeros(2, "bfloat16")}
+    y: Any = models.GroupNorm(1).apply({"params": params}, x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y[0, :2].astype(float), [[-1, 1], [-1, 1]], atol=1e-4)
+
+
+def test_group_normalisation_sums_slices_on_the_cpu_only():
+    x = jnp.ones((2, 8, 8, 4))
+    model = models.GroupNorm(2)
+    program = jax.jit(lambda x: model.init_with_output(KEY, x))
+    lowered = program.trace(x).lower(lowering_platforms=("cpu",)).as_text()
+    assert lowered.count("stablehlo.slice") >= 2 * 32 and "dimensions = [1]" not in lowered
+    lowered = program.trace(x).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.slice" not in lowered and "dimensions = [1]" in lowered
 
 
 # Thresholds ---------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from jaxfl.models.losses import (
     squared_error,
 )
 from jaxfl.models.model import Model, from_functions, from_linen, from_nnx
+from jaxfl.models.norm import GroupNorm
 from jaxfl.models.registry import MODELS, make
 from jaxfl.models.sequence import LSTM, char_lstm, transformer, word_lstm
 from jaxfl.models.vision import cifar_cnn, fedavg_cnn, lenet5, resnet18
@@ -36,6 +37,7 @@ __all__ = [
     "MODELS",
     "Conv",
     "Dense",
+    "GroupNorm",
     "Loss",
     "Model",
     "Regularised",

@@ -15,6 +15,7 @@ from jaxtyping import Array, Num
 from jaxfl.models.conv import Conv, max_pool
 from jaxfl.models.dense import Dense
 from jaxfl.models.model import Model, _linen
+from jaxfl.models.norm import GroupNorm
 
 Images = Num[Array, "b ..."]
 Logits = Num[Array, "b classes"]
@@ -109,7 +110,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Logits:
-        norm = partial(nn.GroupNorm, self.groups, epsilon=1e-5, param_dtype=float)
+        norm = partial(GroupNorm, self.groups)
         stem = Conv(64, bias=False, form=self.form, name="stem")
         x = nn.relu(norm(name="norm")(stem(_images(x))))
         for stage in range(4):
