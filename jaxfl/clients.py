@@ -25,6 +25,8 @@ _CPU, _ACCELERATOR = (1 << 22, 1 << 22), (1 << 31, 1 << 30)
 # Examples of a client up to which their places share 32 bits with a random number, and up to which
 # counting who comes before is cheaper than sorting; how many are counted at once.
 _PACKED, _RANKED, _SUMMED = 1024, 256, 32
+# Local steps that are so few that a loop costs more than to compile each.
+SHORT = 2
 # Bytes of the examples of a block up to which a CPU, whose cache they fit, copies them there.
 _NEAR = 1 << 22
 # Bytes from which NumPy asks Linux for large pages, and the alignment with which JAX does not copy.
@@ -84,17 +86,19 @@ class Client:
         """Shuffled local epochs, each example once per epoch: leaves `[epochs * steps, B]`.
 
         `steps = ceil(largest / B)` for every client, so that shapes agree: a client with fewer
-        examples gets padding of weight 0, whole steps of it at the end of each epoch.
+        examples gets padding of weight 0, whole steps of it at the end of each epoch. If nobody
+        has `batch` examples, `B = largest`.
         """
-        steps = -(-self.largest // self.batch)
-        place = jnp.arange(steps * self.batch)
+        batch = min(self.batch, self.largest)
+        steps = -(-self.largest // batch)
+        place = jnp.arange(steps * batch)
 
         def shuffle(key):
             index = jnp.concatenate([self._order(key), place[self.largest :]]).astype(jnp.int32)
             weight = (place < self.count).astype(jnp.result_type(float))
             return Sample(
-                index.reshape(steps, self.batch),
-                weight.reshape(steps, self.batch),
+                index.reshape(steps, batch),
+                weight.reshape(steps, batch),
                 jax.random.split(fork(key, "loss"), steps),
             )
 
@@ -120,9 +124,20 @@ class Client:
         ]
         return sum(before[1:], before[0])
 
-    def samples(self, key: Key, steps: int, epochs: int) -> Sample:
-        """What a local loop eats: shuffled epochs if `epochs > 0`, else independent minibatches."""
-        return self.epochs(key, epochs) if epochs else self.draws(key, steps)
+    def samples(self, key: Key, steps: int, epochs: int) -> list[Sample]:
+        """What a local loop eats: shuffled epochs if `epochs > 0`, else independent minibatches.
+
+        Stacks, one after the other, each of its own width: all in one, but for the last minibatch
+        of a single short epoch, which is smaller and then a stack of its own.
+        """
+        if not epochs:
+            return [self.draws(key, steps)]
+        xi = self.epochs(key, epochs)
+        steps, rest = len(xi.weight), self.largest % self.batch
+        if epochs == 1 and 1 < steps <= SHORT and rest:
+            last = Sample(xi.index[-1:, :rest], xi.weight[-1:, :rest], xi.key[-1:])
+            return [jax.tree.map(lambda a: a[:-1], xi), last]
+        return [xi]
 
     def all(self, key: Key) -> Sample:
         """Every example once: leaves `[largest]`."""

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxfl.clients import Sample
+from jaxfl.clients import SHORT, Sample
 from jaxfl.comm import anywhere
 from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
-# Steps, and numbers in a model, up to which a loop costs more than to compile each step.
-_UNROLLED, _SMALL = 2, 1 << 14
+Samples = Sample | list[Sample]
+# Numbers in a model up to which few steps are compiled one by one, each for the size of its sample.
+_SMALL = 1 << 14
 
 
 @struct.dataclass
@@ -111,7 +112,7 @@ Solver = SGD | Momentum | Optax
 
 
 def train(
-    grad: Oracle, x: Params, xi: Sample, lr: Scalar, solver: Solver, memory: Any
+    grad: Oracle, x: Params, xi: Samples, lr: Scalar, solver: Solver, memory: Any
 ) -> tuple[Params, Scalar, Any]:
     """Local steps of one client from x, one per sample, with the solver's memory.
 
@@ -120,7 +121,7 @@ def train(
     Args:
         grad: gradient oracle.
         x: where to start, `[...]`.
-        xi: samples, leaves `[steps, ...]`.
+        xi: samples, leaves `[steps, ...]`, or several such stacks, one after the other.
         lr: learning rate.
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`.
         memory: the solver's, `solver.init(x)` for a fresh one.
@@ -146,13 +147,35 @@ def train(
         return kept, jnp.where(live, loss, 0)
 
     small = sum(a.size for a in jax.tree.leaves(x)) <= _SMALL
-    unroll = small and len(xi.weight) <= _UNROLLED
-    (y, memory), losses = jax.lax.scan(step, (x, memory), xi, unroll=unroll)
-    return y, losses.sum() / jnp.maximum(live_steps(xi), 1), memory
+    stacks, carry, total = _stacks(xi), (x, memory), 0
+    if len(stacks) > 1 and not small:
+        stacks = [_joined(stacks)]
+    for part in stacks:
+        unroll = small and len(part.weight) <= SHORT
+        carry, losses = jax.lax.scan(step, carry, part, unroll=unroll)
+        total += losses.sum()
+    y, memory = carry
+    return y, total / jnp.maximum(live_steps(xi), 1), memory
 
 
-def live_steps(xi: Sample) -> Scalar:
+def _stacks(xi):
+    return [xi] if isinstance(xi, Sample) else xi
+
+
+def _joined(xi):
+    """Stacks of samples as one, of the width of the first and widest."""
+
+    def wide(a):
+        return jnp.pad(a, ((0, 0), (0, xi[0].weight.shape[1] - a.shape[1])))
+
+    parts = [Sample(wide(part.index), wide(part.weight), part.key) for part in xi]
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def live_steps(xi: Samples) -> Scalar:
     """How many of the stacked samples `[steps, ...]` are not all padding, as a float.
+
+    Of one stack or of several.
 
     Example:
         >>> weight = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
@@ -160,7 +183,7 @@ def live_steps(xi: Sample) -> Scalar:
         >>> float(local.live_steps(xi))
         2.0
     """
-    return (xi.weight != 0).any(-1).sum().astype(xi.weight.dtype)
+    return sum((part.weight != 0).any(-1).sum().astype(part.weight.dtype) for part in _stacks(xi))
 
 
 def norm(g: Params) -> Scalar:

@@ -53,7 +53,7 @@ def drawn():
         out = {"draws": xi, "epochs": epochs}
         out = {name: (xi.index, xi.weight, jax.vmap(rows)(xi)) for name, xi in out.items()}
         out["all"] = all.index, all.weight, rows(all)
-        out["samples"] = client.samples(key, 2, 0).index, client.samples(key, 2, 1).index
+        out["samples"] = [client.samples(key, 2, epochs)[0].index for epochs in (0, 1)]
         return out | {"keys": jax.random.key_data(xi.key)}
 
     clients = make()

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
 from jaxfl import Clients, clients, comm, local, models, networks, spread
-from jaxfl.algorithms import DSGD, Scaffold
+from jaxfl.algorithms import DSGD, FedAvg, GossipLearning, Scaffold
 from jaxfl.clients import Client
 from jaxfl.compress import _magnitudes, _threshold
 from jaxfl.local import Momentum, _clip, train
@@ -458,7 +458,8 @@ def switches(monkeypatch):
 def test_epochs_are_permutations(switches, largest):
     counts = (1, largest // 2 + 1, largest)
     for count, index, weight in zip(counts, *epochs(largest, counts, 30)):
-        assert index.dtype == np.int32 and index.shape[1] == -(-largest // 4) * 4
+        width = largest if largest < 4 else -(-largest // 4) * 4
+        assert index.dtype == np.int32 and index.shape[1] == width
         assert (weight == (np.arange(index.shape[1]) < count)).all()
         assert (np.sort(index[:, :count]) == np.arange(count)).all()
         assert (index[:, count:] >= count).all()  # padding last
@@ -501,9 +502,74 @@ def test_few_steps_are_unrolled(monkeypatch):
     loops = lambda: jax.jit(lambda x: program(x)).lower(x).as_text().count("stablehlo.while")
     assert loops() == 0
     unrolled = host(program, x)
-    monkeypatch.setattr(local, "_UNROLLED", 1)
+    monkeypatch.setattr(local, "SHORT", 1)
     assert loops() == 1
     close(unrolled, host(lambda x: program(x), x))
+
+
+@pytest.mark.parametrize("largest", range(1, 8))
+@pytest.mark.parametrize(("steps", "times"), [(2, 0), (0, 1), (0, 2)])
+def test_stacks_leave_out_only_padding(largest, steps, times):
+    """Of 3 to a minibatch, 4 or 5 examples are two steps, of which the last is smaller."""
+    same = lambda *examples: examples
+
+    def program(count):
+        client = Client(None, 0, count, 0, same, 3, largest, same, "float32")
+        data = lambda xi: xi._replace(key=jax.random.key_data(xi.key))
+        xi = client.epochs(KEY, times) if times else client.draws(KEY, steps)
+        return data(xi), [data(part) for part in client.samples(KEY, steps, times)]
+
+    for count in range(1, largest + 1):
+        xi, stacks = host(program, np.int32(count))
+        widths = [part.weight.shape for part in stacks]
+        short = times == 1 and largest in (4, 5)
+        assert widths == ([(1, 3), (1, largest - 3)] if short else [xi.weight.shape])
+        np.testing.assert_array_equal(np.concatenate([part.key for part in stacks]), xi.key)
+        rows = [row for part in stacks for row in zip(part.index, part.weight)]
+        for (index, weight), whole, all_weights in zip(rows, xi.index, xi.weight, strict=True):
+            np.testing.assert_array_equal(index, whole[: len(index)])
+            np.testing.assert_array_equal(weight, all_weights[: len(index)])
+            assert (all_weights[len(index) :] == 0).all()
+
+
+def noisy(params, examples, key):
+    """A loss with dropout, whose mask is of the sample's width."""
+    kept = jax.random.bernoulli(key, 0.5, examples["x"].shape)
+    return jnp.square((examples["x"] * kept) @ params - examples["y"])
+
+
+def shifted(examples, key):
+    return {**examples, "y": examples["y"] + jax.random.normal(key, examples["y"].shape)}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "gossip"])
+def test_a_smaller_last_minibatch_changes_nothing(monkeypatch, name):
+    """In runs: clients without a second step, of some and of all examples in it, and noise."""
+    heavy = Momentum(0.8, clip=1.0)
+    alg, network = {
+        "fedavg": (FedAvg(lr=0.05, epochs=1, solver=heavy), networks.Uniform(6, 4)),
+        "gossip": (
+            GossipLearning(lr=0.05, epochs=1, solver=heavy),
+            networks.gossip(networks.graphs.make("ring", 6), ROUNDS, delay=(0, 20), seed=1),
+        ),
+    }[name]
+    count = np.array([9, 8, 2, 5, 6, 1])
+    parts = np.random.default_rng(1).permutation(31), np.cumsum(count) - count, count
+    widths, losses = [], Client.losses
+    spy = lambda c, x, xi: widths.append(len(xi.weight)) or losses(c, x, xi)
+    monkeypatch.setattr(Client, "losses", spy)
+
+    def go():
+        world = Clients.make(DATA, parts, partial(noisy), batch=5, augment=shifted)  # compiles anew
+        return jax.device_get(simulate(alg, world, network, np.ones(D), KEY, rounds=ROUNDS))
+
+    found = go()
+    assert {5, 4} <= {*widths}
+    for module, constant in ((local, "_SMALL"), (clients, "SHORT")):  # joined again, never apart
+        monkeypatch.setattr(module, constant, 0)
+        widths.clear()
+        close(go(), found)
+        assert 5 in widths and 4 not in widths
 
 
 # Few outputs --------------------------------------------------------------------------------------
