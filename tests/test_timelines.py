@@ -305,6 +305,7 @@ def test_events_reject():
         (dict(j=np.array([0, 3])), "event 0 has i=0, j=0"),
         (dict(unit=0.0), "unit"),
         (dict(rounds=0), "rounds"),
+        (dict(cap=(0, 2)), r"cap must be two numbers >= 1, got \(0, 2\)"),
     ):
         with pytest.raises(ValueError, match=match):
             from_events(**{**good, **wrong})
@@ -564,6 +565,7 @@ def test_messages_reject():
         (dict(delay=(3, 2)), r"delay must be 0 <= low <= high time steps, got \(3, 2\)"),
         (dict(drop=1.1), r"drop must be in \[0, 1\]"),
         (dict(online=-0.1), "online"),
+        (dict(cap=-1), "cap must be at least 1, got -1"),
         (dict(cap=1, waves=2), "waves must be at least"),
     ):
         with pytest.raises(ValueError, match=match):

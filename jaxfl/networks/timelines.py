@@ -265,7 +265,8 @@ def poisson(
         )
     rng = np.random.default_rng(seed)
     upto = np.cumsum(rates)
-    times = np.sort(rng.uniform(0, rounds * unit, rng.poisson(upto[-1] * rounds * unit)))
+    times = rng.uniform(0, rounds * unit, rng.poisson(upto[-1] * rounds * unit))
+    times = times[_argsort(times)]
     clock = _intervals(upto, upto[-1] * rng.random(len(times)))
     i, j = np.append(np.arange(n), edges[0])[clock], np.append(np.full(n, n), edges[1])[clock]
     return from_events(times, i, j, n, rounds=rounds, unit=unit, cap=cap, waves=waves)
@@ -367,7 +368,7 @@ def from_events(
 
     Raises:
         ValueError: times unsorted or out of range, unknown nodes, an exchange of a node with
-            itself, too few waves.
+            itself, a cap of nothing, too few waves.
 
     Example:
         >>> times, i, j = np.array([0.1, 0.2, 0.5]), np.array([0, 1, 0]), np.array([3, 3, 1])
@@ -379,10 +380,11 @@ def from_events(
     times, i, j = np.asarray(times, float), np.asarray(i, np.int64), np.asarray(j, np.int64)
     _check_events(times, i, j, n, rounds, unit)
     when = np.minimum((times / unit).astype(np.int64), rounds - 1)
-    first = np.searchsorted(when, np.arange(rounds + 1))
     past, after, gap, rest = _chains(times, when, i, j, n, rounds, unit)
     pair = j < n
-    c, e = cap = cap or _half(past, pair, first)
+    c, e = cap = cap or _half(past, pair, when)
+    if min(cap) < 1:
+        raise ValueError(f"cap must be two numbers >= 1, got {cap}; for example `cap=(4, 8)`")
     wave, slot = _pack(past, after, pair, when, cap)
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
@@ -479,23 +481,24 @@ def _chains(times, when, i, j, n, rounds, unit):
     past, next = np.full((2, 2, count), -1)
     past.reshape(-1)[at[1:]] = np.where(same, event[:-1], -1)
     next.reshape(-1)[at[:-1]] = np.where(same, event[1:], -1)
-    gap = np.maximum(times - np.where(past < 0, when * unit, times[past]), 0)  # not -1e-17
+    before = np.maximum(np.append(times, 0)[past], when * unit)
+    gap = np.maximum(times - before, 0)  # not -1e-17
     last = np.flatnonzero(~np.append(same, np.zeros(min(len(by), 1), bool)))
     end = event[last]
     rest = np.full((rounds, n + 1), float(unit))
     rest.reshape(-1)[node[last]] = np.maximum((when[end] + 1) * unit - times[end], 0)
 
     def after(events):
-        found = np.concatenate([following[events] for following in next])
-        return found[found >= 0]
+        return np.concatenate([following[events] for following in next])
 
     return past, after, gap, rest[:, :n]
 
 
 def _argsort(key):
-    """A stable order; of whole numbers >= 0 by 16 bits at a time, which NumPy counts."""
-    if key.dtype.kind == "f":
-        return np.argsort(key, kind="stable")
+    """A stable order of numbers >= 0: of whole ones by 16 bits at a time, which NumPy counts."""
+    if key.dtype.kind == "f":  # roughly, then for good: NumPy is quick where much is in order
+        by = _argsort((key * (len(key) / max(key.max(initial=0), 1e-300))).astype(np.int64))
+        return by[np.argsort(key[by], kind="stable")]
     by = np.argsort(key.astype(np.uint16), kind="stable")
     for shift in range(16, int(key.max(initial=0)).bit_length(), 16):
         by = by[np.argsort((key[by] >> shift).astype(np.uint16), kind="stable")]
@@ -517,22 +520,21 @@ def _followers(past):
     return after
 
 
-def _half(past, pair, first):
+def _half(past, pair, when):
     """Half the mean number of gradients and exchanges per wave if waves had no limit, plus one.
 
     Twice the waves, well filled, cost less than the fewest waves; the one is for few nodes, where
     a wave costs more than its slots. The mean is that of some rounds.
     """
     count, pairs = len(pair), np.count_nonzero(pair)
-    half, waves, number = [-1] * (count + 1), 0, 0
-    for r in np.flatnonzero(np.diff(first))[:: 1 + count // 6000]:
-        begin, end = int(first[r]), int(first[r + 1])
-        events = slice(begin, end)
-        columns = range(begin, end), *past[:, events].tolist(), pair[events].tolist()
-        for e, a, b, kind in zip(*columns):
+    half, waves, number = [-1] * (count + 1), 0, 0  # as in `_one_by_one`
+    begins = np.flatnonzero(np.diff(when, prepend=-1)).tolist()
+    for begin, end in list(zip(begins, [*begins[1:], count]))[:: 1 + count // 6000]:
+        columns = *past[:, begin:end].tolist(), pair[begin:end].tolist()
+        for k, (a, b, kind) in enumerate(zip(*columns), begin):
             a, b = half[a], half[b]
-            half[e] = ((a if a > b else b) + 2 - kind >> 1) * 2 + kind
-        waves += max(half[events]) // 2 + 1
+            half[k] = ((a if a > b else b) + 2 - kind >> 1) * 2 + kind
+        waves += max(half[begin:end]) // 2 + 1
         number += end - begin
     share = number / max(2 * waves * count, 1)
     return int(np.ceil((count - pairs) * share)) + 1, int(np.ceil(pairs * share)) + 1
@@ -545,17 +547,17 @@ def _pack(past, after, pair, when, cap):
     some. The order is that of time, but the last three of a chain of events come after all others:
     that takes as few waves as longest remaining chain first. Returns wave and slot.
     """
-    tail, more = np.zeros(len(pair), np.int64), slice(None)
-    for _ in range(3):
-        waited = np.zeros(len(pair) + 1, bool)
-        for before in past:
-            waited[before[more]] = True
-        more = np.flatnonzero(waited[:-1])
-        tail[more] += 1
+    count = len(pair)
+    number = lambda before: np.bincount(before.ravel() + 1, minlength=count + 1)[1:]
+    left, tail = number(past), np.full(count, 3)
+    for k in range(3):
+        last = np.flatnonzero((left == 0) & (tail == 3))
+        tail[last] = k
+        left -= number(past[:, last])
     rank = 4 * when + 3 - tail
-    start = np.count_nonzero((past < 0).all(0))
-    many = min(start, sum(cap) * (when.max(initial=0) + 1)) > 300
-    return (_wave_by_wave if many else _one_by_one)(past, after, pair, when, rank, cap)
+    # a wave of little arrays costs as much as two hundred events in a loop
+    wide = min(np.count_nonzero((past < 0).all(0)), sum(cap) * (when.max(initial=0) + 1)) > 300
+    return (_wave_by_wave if wide else _one_by_one)(past, after, pair, when, rank, cap)
 
 
 def _one_by_one(past, after, pair, when, rank, cap):
@@ -596,8 +598,9 @@ def _wave_by_wave(past, after, pair, when, rank, cap):
         row, place = np.divmod(np.arange(rounds * width), max(width, 1))
         kinds.append((events, waiting, np.append(0, np.cumsum(many)), row, place))
     wave, slot = np.zeros((2, count), np.int64)
-    done = np.append(np.zeros(count, bool), True)  # past of -1 is none
-    first, second = past
+    # past of -1 is none, and what comes after -1 never
+    done = np.append(np.zeros(count + 1, bool), True)
+    first, second = np.pad(past, ((0, 0), (0, 1)), constant_values=count)
     left, v = count, 0
     while left:
         for events, waiting, begin, row, place in kinds:
@@ -694,7 +697,7 @@ def gossip(
     sender = np.repeat(np.arange(n), many)
     turn = np.arange(len(sender)) - np.repeat(np.cumsum(many) - many, many)
     sent = offset[sender] + turn * every[sender]
-    order = np.argsort(rng.random(len(sent)))  # within a step nodes send in random order
+    order = _argsort(rng.random(len(sent)))  # within a step nodes send in random order
     order = order[_argsort(sent[order])]
     sender, sent = sender[order], sent[order]
     u = rng.random((3, len(sent)))
@@ -769,7 +772,8 @@ def from_messages(
         A `Timeline` of `Messages`.
 
     Raises:
-        ValueError: times out of range, unknown nodes, messages to oneself, too few waves.
+        ValueError: times out of range, unknown nodes, messages to oneself, a cap below 1, too few
+            waves.
 
     Example:
         >>> sent, received = np.array([0.1, 0.2]), np.array([0.3, np.inf])
@@ -822,8 +826,8 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
     past = np.stack([own, maker])
     past = np.where((past >= 0) & (when[past] == when), past, -1)
     after, single = _followers(past), np.zeros(len(e), bool)
-    first = np.searchsorted(when, np.arange(rounds + 1))
-    cap = cap or _half(past, single, first)[0]
+    cap = cap or _half(past, single, when)[0]
+    _between("cap", cap, 1)
     wave, slot = _pack(past, after, single, when, (cap, 0))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
