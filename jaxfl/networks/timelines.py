@@ -624,7 +624,12 @@ def _table(which, place, slot, shape):
     which = np.flatnonzero(which)
     at = np.full(shape, len(place))
     at.reshape(-1)[place[which] * shape[-1] + slot[which]] = which
-    return lambda values, empty=0: np.append(_narrow(values), _narrow(np.array(empty)))[at]
+
+    def table(values, empty=0):
+        values = _narrow(values)
+        return np.append(values, values.dtype.type(empty))[at]
+
+    return table
 
 
 # Messages ------------------------------------------------------------------------------------
