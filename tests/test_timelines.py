@@ -258,6 +258,21 @@ def test_both_ways_to_pack(graph, cap, monkeypatch):
             assert fewest <= most <= 1.35 * fewest + 1
 
 
+def test_how_to_pack_is_chosen_by_width(monkeypatch):
+    called = []
+
+    def spied(name):
+        pack = getattr(timelines, name)
+        return lambda *arguments: called.append(name) or pack(*arguments)
+
+    for name in ("_one_by_one", "_wave_by_wave"):
+        monkeypatch.setattr(timelines, name, spied(name))
+    for cap in (None, (1, 1)):
+        poisson(graphs.ring(400), 5, cap=cap)
+        gossip(graphs.ring(400), 5, cap=cap[0] if cap else 0)
+    assert called == 2 * ["_wave_by_wave"] + 2 * ["_one_by_one"]
+
+
 def test_poisson_counts():
     rates = np.zeros((6, 6))
     for k, (i, j) in enumerate(((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0))):
