@@ -268,8 +268,8 @@ def test_how_to_pack_is_chosen_by_width(monkeypatch):
     for name in ("_one_by_one", "_wave_by_wave"):
         monkeypatch.setattr(timelines, name, spied(name))
     for cap in (None, (1, 1)):
-        poisson(graphs.ring(400), 5, cap=cap)
-        gossip(graphs.ring(400), 5, cap=cap[0] if cap else 0)
+        poisson(graphs.ring(400), 20, cap=cap)
+        gossip(graphs.ring(400), 20, cap=cap[0] if cap else 0)
     assert called == 2 * ["_wave_by_wave"] + 2 * ["_one_by_one"]
 
 
