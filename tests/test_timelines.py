@@ -14,7 +14,7 @@ from jaxfl.algorithms.fedavg import FedAvg
 from jaxfl.algorithms.fedbuff import FedBuff
 from jaxfl.algorithms.gossip_learning import GossipLearning
 from jaxfl.clients import Clients
-from jaxfl.networks import Attacked, Everyone, GaussianNoise, first, graphs, spectra
+from jaxfl.networks import Attacked, Everyone, GaussianNoise, first, graphs, spectra, timelines
 from jaxfl.networks.timelines import (
     DURATIONS,
     alike,
@@ -198,9 +198,79 @@ def test_waves_keep_the_order_of_every_node(cap):
     if cap:
         assert (net.grad.shape[-1], net.i.shape[-1]) == cap
     else:
-        assert 0.5 < (net.i < 12).mean() and 0.5 < (net.grad < 12).mean()  # .62 and .63 here
+        live = (net.i < 12).sum() + (net.grad < 12).sum()
+        assert live > 0.6 * (net.i.size + net.grad.size)  # .62 here, .66 the longest chain first
     again = from_events(*to_events(timeline), 12, rounds=rounds, unit=unit, cap=cap)
     jax.tree.map(np.testing.assert_array_equal, again, timeline)
+
+
+def list_schedule(past, pair, when, cap):
+    """Wave and slot as `_pack` defines them, wave by wave, from all events that are left."""
+    count, tail = len(pair), np.zeros(len(pair), int)
+    for e in range(count)[::-1]:
+        for b in past[:, e][past[:, e] >= 0]:
+            tail[b] = max(tail[b], min(3, tail[e] + 1))
+    order = sorted(range(count), key=lambda e: (3 - tail[e], e))
+    wave, slot, v = np.full(count, -1), np.zeros(count, int), 0
+    while (wave < 0).any():
+        for kind in (0, 1):  # an exchange may follow a gradient in its wave
+            done = np.append(wave >= 0, True)
+            ready = [e for e in order if wave[e] < 0 and pair[e] == kind and done[past[:, e]].all()]
+            taken = np.zeros(when.max() + 1, int)
+            for e in ready:
+                if taken[when[e]] < cap[kind]:
+                    wave[e], slot[e] = v, taken[when[e]]
+                    taken[when[e]] += 1
+        v += 1
+    return wave, slot
+
+
+@pytest.mark.parametrize("cap", [None, (1, 1), (4, 9), (1, 300)])
+@pytest.mark.parametrize("graph", ["ring", "star", "complete"])
+def test_both_ways_to_pack(graph, cap, monkeypatch):
+    """They equal the definition, and the fewest waves are not far."""
+    n, rounds, packed = 40, 5, []
+    graph, plain_pack = graphs.make(graph, n), timelines._pack
+
+    def pack(*arguments):
+        got = {}
+        for name in ("_one_by_one", "_wave_by_wave"):
+            with monkeypatch.context() as patch:
+                for other in ("_one_by_one", "_wave_by_wave"):
+                    patch.setattr(timelines, other, getattr(timelines, name))
+                got[name] = plain_pack(*arguments)
+        np.testing.assert_array_equal(*got.values())
+        packed.append((got["_one_by_one"], *arguments))
+        return plain_pack(*arguments)
+
+    monkeypatch.setattr(timelines, "_pack", pack)
+    poisson(graph, rounds, edge_rates=40 / graph.number_of_edges(), unit=2.0, cap=cap)
+    gossip(graph, rounds, delay=(0, 40), cap=cap[0] if cap else 0)
+    assert len(packed) == 2
+    for (wave, slot), past, _, pair, when, cap in packed:
+        np.testing.assert_array_equal((wave, slot), list_schedule(past, pair, when, cap))
+        depth = list_schedule(past, pair, when, (len(pair), len(pair)))[0]
+        for r in range(rounds):
+            mine, most = wave[when == r], wave[when == r].max() + 1
+            assert set(mine) == set(range(most))
+            work = np.bincount(pair[when == r], minlength=2) / np.maximum(cap, 1)
+            fewest = max(depth[when == r].max() + 1, *np.ceil(work))
+            assert fewest <= most <= 1.35 * fewest + 1
+
+
+def test_how_to_pack_is_chosen_by_width(monkeypatch):
+    called = []
+
+    def spied(name):
+        pack = getattr(timelines, name)
+        return lambda *arguments: called.append(name) or pack(*arguments)
+
+    for name in ("_one_by_one", "_wave_by_wave"):
+        monkeypatch.setattr(timelines, name, spied(name))
+    for cap in (None, (1, 1)):
+        poisson(graphs.ring(400), 20, cap=cap)
+        gossip(graphs.ring(400), 20, cap=cap[0] if cap else 0)
+    assert called == 2 * ["_wave_by_wave"] + 2 * ["_one_by_one"]
 
 
 def test_poisson_counts():
@@ -250,6 +320,7 @@ def test_events_reject():
         (dict(j=np.array([0, 3])), "event 0 has i=0, j=0"),
         (dict(unit=0.0), "unit"),
         (dict(rounds=0), "rounds"),
+        (dict(cap=(0, 2)), r"cap must be two numbers >= 1, got \(0, 2\)"),
     ):
         with pytest.raises(ValueError, match=match):
             from_events(**{**good, **wrong})
@@ -509,6 +580,7 @@ def test_messages_reject():
         (dict(delay=(3, 2)), r"delay must be 0 <= low <= high time steps, got \(3, 2\)"),
         (dict(drop=1.1), r"drop must be in \[0, 1\]"),
         (dict(online=-0.1), "online"),
+        (dict(cap=-1), "cap must be at least 1, got -1"),
         (dict(cap=1, waves=2), "waves must be at least"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -163,20 +163,24 @@ def arrivals(
     idx = np.array(idx).reshape(rounds, buffer)
     live = np.ones(idx.shape, bool)
     nets = Arrivals(
-        t=_array(np.arange(rounds)),
-        idx=_array(idx),
-        age=_array(np.array(age).reshape(rounds, buffer)),
-        weight=_array(live.astype(float)),
-        send=Send(_array(~live), _array(idx), _array(live)),
-        elapsed=_array(np.diff(end, prepend=0.0)),
+        t=np.arange(rounds),
+        idx=idx,
+        age=np.array(age).reshape(rounds, buffer),
+        weight=live.astype(float),
+        send=Send(~live, idx, live),
+        elapsed=np.diff(end, prepend=0.0),
     )
-    return Timeline(nets, n)
+    return _timeline(nets, n)
 
 
-def _array(a: np.ndarray) -> jax.Array:
-    # cast on the host: `jnp.asarray` would compile a conversion for every shape
+def _narrow(a: np.ndarray) -> np.ndarray:
+    # cast on the host: JAX would compile a conversion for every shape
     wide = {"i": np.dtype(np.int32), "f": jnp.result_type(float)}.get(a.dtype.kind, a.dtype)
-    return jnp.asarray(a.astype(wide))
+    return np.asarray(a, wide)
+
+
+def _timeline(nets, n):
+    return Timeline(jax.device_put(jax.tree.map(_narrow, nets)), n)  # all at once: it is quicker
 
 
 def _serve(buffer, rounds, concurrency, seconds, length, coin):
@@ -261,14 +265,26 @@ def poisson(
         )
     rng = np.random.default_rng(seed)
     upto = np.cumsum(rates)
-    times = np.sort(rng.uniform(0, rounds * unit, rng.poisson(upto[-1] * rounds * unit)))
-    clock = np.searchsorted(upto, upto[-1] * rng.random(len(times)), side="right")
-    i, j = np.concatenate([np.stack([np.arange(n), np.full(n, n)], 1), edges])[clock].T
+    times = rng.uniform(0, rounds * unit, rng.poisson(upto[-1] * rounds * unit))
+    times = times[_argsort(times)]
+    clock = _intervals(upto, upto[-1] * rng.random(len(times)))
+    i, j = np.append(np.arange(n), edges[0])[clock], np.append(np.full(n, n), edges[1])[clock]
     return from_events(times, i, j, n, rounds=rounds, unit=unit, cap=cap, waves=waves)
 
 
+def _intervals(upto, u):
+    """`np.searchsorted(upto, u, side="right")`, mostly from a table of equal cells."""
+    cells = 4 * len(upto)
+    left = upto[-1] / cells * (np.arange(cells + 1) - 0.5)  # half a cell early: rounding
+    k = np.searchsorted(upto, left, side="right")[(u * (cells / upto[-1])).astype(np.int64)]
+    k += upto[k] <= u
+    far = np.flatnonzero(upto[k] <= u)
+    k[far] = np.searchsorted(upto, u[far], side="right")
+    return k
+
+
 def _clocks(graph, edge_rates):
-    """n, the edges [m, 2] and their rates [m]."""
+    """n, the two ends of the edges and their rates, [m]."""
     matrix = isinstance(graph, np.ndarray | list | tuple | jax.Array)
     given = _square(graph) if matrix else _undirected(graph, "poisson")
     every = np.broadcast_to(np.asarray(edge_rates, float), given.shape)
@@ -281,7 +297,7 @@ def _clocks(graph, edge_rates):
     if not np.allclose(rates, back, rtol=1e-9, atol=0):
         raise ValueError("edge rates must be symmetric: use `(rates + rates.T) / 2`")
     kept = (i < j) & (rates != 0)
-    return len(given), np.stack([i, j], 1)[kept], rates[kept]
+    return len(given), (i[kept], j[kept]), rates[kept]
 
 
 def _nonzero(a):
@@ -352,7 +368,7 @@ def from_events(
 
     Raises:
         ValueError: times unsorted or out of range, unknown nodes, an exchange of a node with
-            itself, too few waves.
+            itself, a cap of nothing, too few waves.
 
     Example:
         >>> times, i, j = np.array([0.1, 0.2, 0.5]), np.array([0, 1, 0]), np.array([3, 3, 1])
@@ -364,48 +380,40 @@ def from_events(
     times, i, j = np.asarray(times, float), np.asarray(i, np.int64), np.asarray(j, np.int64)
     _check_events(times, i, j, n, rounds, unit)
     when = np.minimum((times / unit).astype(np.int64), rounds - 1)
+    past, after, gap, rest = _chains(times, when, i, j, n, rounds, unit)
     pair = j < n
-    chain = _chains(when, i, j, n)
-    before = np.where(chain.past >= 0, times[chain.past], (when * unit)[:, None])
-    gap = np.maximum(times[:, None] - before, 0)  # not -1e-17, where a round begins
-    rest = np.full(rounds * n, float(unit))
-    rest[chain.last_node] = np.maximum((when + 1) * unit - times, 0)[chain.last_event]
-    height = _heights(chain.past, pair)
-    c, e = cap or _half(height, pair, when)
-    wave, slot = _pack(chain.past, chain.after, height, pair, when, (c, e))
+    c, e = cap = cap or _half(past, pair, when)
+    if min(cap) < 1:
+        raise ValueError(f"cap must be two numbers >= 1, got {cap}; for example `cap=(4, 8)`")
+    wave, slot = _pack(past, after, pair, when, cap)
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
         raise ValueError(
             f"waves must be at least {needed} with cap={(c, e)}, got {waves}; use `waves={needed}`"
         )
     place = when * max(waves, needed) + wave
-
-    def table(which, width, values, empty=0):
-        out = np.full(rounds * max(waves, needed) * width, empty, values.dtype)
-        out[place[which] * width + slot[which]] = values[which]
-        return _array(out.reshape(rounds, -1, width))
-
-    alone, pair = np.flatnonzero(~pair), np.flatnonzero(pair)
     number, nodes = np.arange(len(times)), np.broadcast_to(np.arange(n), (rounds, n))
+    shape = rounds, max(waves, needed)
+    alone, both = (_table(kind, place, slot, (*shape, w)) for kind, w in ((~pair, c), (pair, e)))
     nets = Events(
-        t=_array(np.arange(rounds)),
-        grad=table(alone, c, i, n),
-        at=table(alone, c, times),
-        gap=table(alone, c, gap[:, 0]),
-        number=table(alone, c, number),
-        i=table(pair, e, i, n),
-        j=table(pair, e, j, n),
-        when=table(pair, e, times),
-        gap_i=table(pair, e, gap[:, 0]),
-        gap_j=table(pair, e, gap[:, 1]),
-        order=table(pair, e, number),
-        rest=_array(rest.reshape(rounds, n)),
-        end=_array(unit * np.arange(1.0, rounds + 1)),
-        send=Send(_array(nodes < 0), _array(nodes), _array(nodes >= 0)),
-        elapsed=_array(np.full(rounds, float(unit))),
+        t=np.arange(rounds),
+        grad=alone(i, n),
+        at=alone(times),
+        gap=alone(gap[0]),
+        number=alone(number),
+        i=both(i, n),
+        j=both(j, n),
+        when=both(times),
+        gap_i=both(gap[0]),
+        gap_j=both(gap[1]),
+        order=both(number),
+        rest=rest,
+        end=unit * np.arange(1.0, rounds + 1),
+        send=Send(nodes < 0, nodes, nodes >= 0),
+        elapsed=np.full(rounds, float(unit)),
         n=n,
     )
-    return Timeline(nets, n)
+    return _timeline(nets, n)
 
 
 def to_events(
@@ -457,71 +465,52 @@ def _check_events(times, i, j, n, rounds, unit):
         )
 
 
-class _Chains:
-    """For event e and its nodes (0: i, 1: j): the events there before and after, -1 for none."""
+def _chains(times, when, i, j, n, rounds, unit):
+    """What comes before and after event e at i (row 0) and j (row 1) in its round: -1 is nothing.
 
-    def __init__(self, past, next, last_node, last_event):
-        self.past, self.next = past, next  # [e, 2]
-        self.last_node, self.last_event = last_node, last_event  # round * n + node, its last event
-
-    def after(self, events):
-        found = self.next[events].ravel()
-        return found[found >= 0]
-
-
-def _chains(when, i, j, n):
-    ends = np.stack([i, j], 1).ravel()
-    by = _argsort(ends)[: len(ends) - np.count_nonzero(j == n)]  # gradients have one end
-    event = by >> 1
-    node = when[event] * n + ends[by]
+    Returns:
+        past [2, e]; a function to the events after some; gap [2, e], the seconds since; rest
+        [rounds, n], the seconds from a node's last event to the end of the round.
+    """
+    count = len(times)
+    ends = np.stack([i, j], 1)
+    by = _argsort(ends.ravel())[: 2 * count - np.count_nonzero(j == n)]  # gradients have one end
+    node = (ends + (when * (n + 1))[:, None]).ravel()[by]
+    event, at = by >> 1, (by & 1) * count + (by >> 1)
     same = node[1:] == node[:-1]
-    past, next = np.full((2, len(ends)), -1)
-    past[by[1:][same]] = event[:-1][same]
-    next[by[:-1][same]] = event[1:][same]
-    last = ~np.append(same, np.zeros(min(len(by), 1), bool))
-    return _Chains(past.reshape(-1, 2), next.reshape(-1, 2), node[last], event[last])
+    past, next = np.full((2, 2, count), -1)
+    past.reshape(-1)[at[1:]] = np.where(same, event[:-1], -1)
+    next.reshape(-1)[at[:-1]] = np.where(same, event[1:], -1)
+    before = np.maximum(np.append(times, 0)[past], when * unit)
+    gap = np.maximum(times - before, 0)  # not -1e-17
+    last = np.flatnonzero(~np.append(same, np.zeros(min(len(by), 1), bool)))
+    end = event[last]
+    rest = np.full((rounds, n + 1), float(unit))
+    rest.reshape(-1)[node[last]] = np.maximum((when[end] + 1) * unit - times[end], 0)
+
+    def after(events):
+        return np.concatenate([following[events] for following in next])
+
+    return past, after, gap, rest[:, :n]
 
 
 def _argsort(key):
-    """A stable order of whole numbers >= 0, by 16 bits at a time, which NumPy counts."""
-    by = np.arange(len(key))
-    for shift in range(0, int(key.max(initial=0)).bit_length(), 16):
+    """A stable order of numbers >= 0: of whole ones by 16 bits at a time, which NumPy counts."""
+    if key.dtype.kind == "f":  # roughly, then for good: NumPy is quick where much is in order
+        by = _argsort((key * (len(key) / max(key.max(initial=0), 1e-300))).astype(np.int64))
+        return by[np.argsort(key[by], kind="stable")]
+    by = np.argsort(key.astype(np.uint16), kind="stable")
+    for shift in range(16, int(key.max(initial=0)).bit_length(), 16):
         by = by[np.argsort((key[by] >> shift).astype(np.uint16), kind="stable")]
     return by
-
-
-def _heights(past, pair):
-    """Half waves from an event to the end of the longest chain that it starts."""
-    height = np.zeros(len(pair) + 1, np.int64)  # one more, for the events that have no past
-    # from kind a to kind b: gradient -> exchange fits into one wave, the others need the next one
-    step = np.array([[2, 1], [1, 2]])
-    kind = np.append(pair, False).astype(int)
-    left = np.bincount(past[past >= 0], minlength=len(pair))  # events that wait for this one
-    front = np.flatnonzero(left == 0)
-    while len(front):
-        before = past[front]
-        ahead = height[front][:, None] + step[kind[before], kind[front][:, None]]
-        np.maximum.at(height, before, np.where(before >= 0, ahead, 0))
-        front = _released(left, before)
-    return height[:-1]
-
-
-def _released(left, neighbours):
-    """Counts down the events that waited for these; those that wait for nothing more."""
-    events = neighbours[neighbours >= 0]
-    np.subtract.at(left, events, 1)
-    new = events[left[events] == 0]
-    turn = -1 - np.arange(len(new))  # one of each: whoever writes last
-    left[new] = turn
-    return new[left[new] == turn]
 
 
 def _followers(past):
     """From events to those that wait for them."""
     before = past.ravel() + 1
     by = _argsort(before)
-    first = np.cumsum(np.bincount(before, minlength=len(past) + 1))
-    by //= past.shape[1]
+    first = np.cumsum(np.bincount(before, minlength=past.shape[1] + 1))
+    by %= past.shape[1]
 
     def after(events):
         many = first[events + 1] - first[events]
@@ -531,52 +520,116 @@ def _followers(past):
     return after
 
 
-def _half(height, pair, when):
+def _half(past, pair, when):
     """Half the mean number of gradients and exchanges per wave if waves had no limit, plus one.
 
     Twice the waves, well filled, cost less than the fewest waves; the one is for few nodes, where
-    a wave costs more than its slots.
+    a wave costs more than its slots. The mean is that of some rounds.
     """
-    if not len(pair):
-        return 1, 1
-    depth = np.zeros(when[-1] + 1, np.int64)  # as `height`: of one type, `at` is fast
-    np.maximum.at(depth, when, height // 2 + 1)
-    mean = np.array([(~pair).sum(), pair.sum()]) / depth.sum()
-    return int(np.ceil(mean[0] / 2)) + 1, int(np.ceil(mean[1] / 2)) + 1
+    count, pairs = len(pair), np.count_nonzero(pair)
+    half, waves, number = [-1] * (count + 1), 0, 0  # as in `_one_by_one`
+    begins = np.flatnonzero(np.diff(when, prepend=-1)).tolist()
+    for begin, end in list(zip(begins, [*begins[1:], count]))[:: 1 + count // 6000]:
+        columns = *past[:, begin:end].tolist(), pair[begin:end].tolist()
+        for k, (a, b, kind) in enumerate(zip(*columns), begin):
+            a, b = half[a], half[b]
+            half[k] = ((a if a > b else b) + 2 - kind >> 1) * 2 + kind
+        waves += max(half[begin:end]) // 2 + 1
+        number += end - begin
+    share = number / max(2 * waves * count, 1)
+    return int(np.ceil((count - pairs) * share)) + 1, int(np.ceil(pairs * share)) + 1
 
 
-def _pack(past, after, height, pair, when, cap):
-    """List scheduling of all rounds at once, longest remaining chain first: wave and slot.
+def _pack(past, after, pair, when, cap):
+    """List scheduling: in order, every event to the first wave after its past that has room.
 
-    Events wait for those in their row of past [e, 2], and `after` gives those that wait for them.
+    Events wait for those in their column of past [2, e], and `after` gives those that wait for
+    some. The order is that of time, but the last three of a chain of events come after all others:
+    that takes as few waves as longest remaining chain first. Returns wave and slot.
     """
     count = len(pair)
+    number = lambda before: np.bincount(before.ravel() + 1, minlength=count + 1)[1:]
+    left, tail = number(past), np.full(count, 3)
+    for k in range(3):
+        last = np.flatnonzero((left == 0) & (tail == 3))
+        tail[last] = k
+        left -= number(past[:, last])
+    rank = 4 * when + 3 - tail
+    # a wave of little arrays costs as much as two hundred events in a loop
+    wide = min(np.count_nonzero((past < 0).all(0)), sum(cap) * (when.max(initial=0) + 1)) > 300
+    return (_wave_by_wave if wide else _one_by_one)(past, after, pair, when, rank, cap)
+
+
+def _one_by_one(past, after, pair, when, rank, cap):
+    """`_pack` by its definition."""
+    order, size, now = _argsort(rank), np.bincount(when).tolist(), -1
+    # twice the wave, plus one for an exchange; of no event: -1
+    half, slot = [-1] * (len(pair) + 1), [0] * len(pair)
+    columns = order, *past[:, order], pair[order], when[order]
+    for e, a, b, kind, r in zip(*(c.tolist() for c in columns)):
+        if r != now:
+            # waves of a round, by kind: at or before which there is room, how many are in it
+            now, room = r, [(list(range(size[r] + 1)), [0] * size[r]) for _ in cap]
+        go, full = room[kind]
+        a, b = half[a], half[b]
+        wave = (a if a > b else b) + 2 - kind >> 1
+        while (further := go[wave]) != wave:
+            go[wave] = wave = go[further]
+        slot[e] = full[wave]
+        full[wave] += 1
+        if full[wave] == cap[kind]:
+            go[wave] = wave + 1
+        half[e] = 2 * wave + kind
+    return np.array(half[:-1], int) >> 1, np.array(slot, int)
+
+
+def _wave_by_wave(past, after, pair, when, rank, cap):
+    """`_pack` of all rounds at once: of those who are ready, the first take the places."""
+    count, rounds = len(pair), when[-1] + 1
+    order = _argsort(4 * rounds * pair + rank)  # gradients, then exchanges
+    turn = np.empty(count, np.int64)
+    turn[order] = np.arange(count)
+    ready = np.zeros(count, bool)
+    ready[turn[(past < 0).all(0)]] = True
+    kinds, split = [], [count - np.count_nonzero(pair)]
+    for events, waiting, room in zip(np.split(order, split), np.split(ready, split), cap):
+        many = np.bincount(when[events], minlength=rounds)
+        width = min(room, many.max())
+        row, place = np.divmod(np.arange(rounds * width), max(width, 1))
+        kinds.append((events, waiting, np.append(0, np.cumsum(many)), row, place))
     wave, slot = np.zeros((2, count), np.int64)
-    longest = height.max(initial=0)
-    by = _argsort(when * (longest + 1) + longest - height)  # round, then height
-    rank = np.empty(count, np.int64)
-    rank[by] = np.arange(count)
-    # of a round, the first rank
-    first = np.searchsorted(when[by], np.arange(when.max(initial=0) + 2))
-    left = (past >= 0).sum(1)
-    new = np.flatnonzero(left == 0)
-    ready = [rank[new[~pair[new]]], rank[new[pair[new]]]]
-    v = 0
-    while len(ready[0]) or len(ready[1]):
-        for kind in (0, 1):
-            queue = np.sort(ready[kind], kind="stable")  # mostly sorted already
-            start = np.searchsorted(queue, first)
-            place = np.arange(len(queue)) - np.repeat(start[:-1], np.diff(start))
-            take = place < cap[kind]
-            chosen = by[queue[take]]
-            wave[chosen], slot[chosen] = v, place[take]
-            new = _released(left, after(chosen))
-            ready[kind] = queue[~take]
-            of = pair[new]
-            new = rank[new]
-            ready = [np.concatenate([ready[0], new[~of]]), np.concatenate([ready[1], new[of]])]
+    # past of -1 is none, and what comes after -1 never
+    done = np.append(np.zeros(count + 1, bool), True)
+    first, second = np.pad(past, ((0, 0), (0, 1)), constant_values=count)
+    left, v = count, 0
+    while left:
+        for events, waiting, begin, row, place in kinds:
+            queue = np.flatnonzero(waiting)
+            start = queue.searchsorted(begin)
+            taken = np.flatnonzero(place < (start[1:] - start[:-1])[row])
+            place = place[taken]
+            chosen = queue[start[row[taken]] + place]
+            waiting[chosen] = False
+            chosen = events[chosen]
+            wave[chosen], slot[chosen], done[chosen] = v, place, True
+            new = after(chosen)
+            ready[turn[new[done[first[new]] & done[second[new]]]]] = True
+            left -= len(chosen)
         v += 1
     return wave, slot
+
+
+def _table(which, place, slot, shape):
+    """Writes values of these events to their places in [rounds, waves, slots]."""
+    which = np.flatnonzero(which)
+    at = np.full(shape, len(place))
+    at.reshape(-1)[place[which] * shape[-1] + slot[which]] = which
+
+    def table(values, empty=0):
+        values = _narrow(values)
+        return np.append(values, values.dtype.type(empty))[at]
+
+    return table
 
 
 # Messages ------------------------------------------------------------------------------------
@@ -649,7 +702,7 @@ def gossip(
     sender = np.repeat(np.arange(n), many)
     turn = np.arange(len(sender)) - np.repeat(np.cumsum(many) - many, many)
     sent = offset[sender] + turn * every[sender]
-    order = np.argsort(rng.random(len(sent)))  # within a step nodes send in random order
+    order = _argsort(rng.random(len(sent)))  # within a step nodes send in random order
     order = order[_argsort(sent[order])]
     sender, sent = sender[order], sent[order]
     u = rng.random((3, len(sent)))
@@ -663,7 +716,7 @@ def gossip(
     off = np.empty(len(met), bool)
     off[by] = (rng.random(new.sum()) >= online)[np.cumsum(new) - 1]
     lost = (u[1] < drop) | off
-    received = np.where(lost, np.inf, arrives)
+    received = np.where(lost, steps, arrives)  # after the last round
     return _messages(
         sent, received, sender, receiver, n, rounds=rounds, length=period, unit=unit, cap=cap,
         waves=waves,
@@ -724,7 +777,8 @@ def from_messages(
         A `Timeline` of `Messages`.
 
     Raises:
-        ValueError: times out of range, unknown nodes, messages to oneself, too few waves.
+        ValueError: times out of range, unknown nodes, messages to oneself, a cap below 1, too few
+            waves.
 
     Example:
         >>> sent, received = np.array([0.1, 0.2]), np.array([0.3, np.inf])
@@ -768,18 +822,18 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
     """`length` is that of a round in the unit of the times; whole numbers have no rounding."""
     leaves = np.minimum((sent / length).astype(np.int64), rounds - 1)
     e = np.flatnonzero(received < rounds * length)
-    e = e[np.argsort(received[e], kind="stable")]
+    e = e[_argsort(received[e])]
     at, i, j = received[e], receiver[e], sender[e]
     when = np.minimum((at / length).astype(np.int64), rounds - 1)
-    left = np.searchsorted(at, sent[e])
+    left = np.searchsorted(at, sent)[e]  # much quicker if what left is sorted
     number = np.arange(len(e))
     own, maker, over = _versions(i, j, left)
-    past = np.stack([own, maker], 1)
-    past = np.where((past >= 0) & (when[past] == when[:, None]), past, -1)
-    single = np.zeros(len(e), bool)
-    height = _heights(past, single)
-    cap = cap or _half(height, single, when)[0]
-    wave, slot = _pack(past, _followers(past), height, single, when, (cap, 0))
+    past = np.stack([own, maker])
+    past = np.where((past >= 0) & (when[past] == when), past, -1)
+    after, single = _followers(past), np.zeros(len(e), bool)
+    cap = cap or _half(past, single, when)[0]
+    _between("cap", cap, 1)
+    wave, slot = _pack(past, after, single, when, (cap, 0))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
         raise ValueError(
@@ -796,29 +850,24 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
     source = j.copy()
     source[late] = n + save[over[late]]
 
-    where = (when * max(waves, needed) + wave) * cap + slot
-
-    def table(values, empty=0):
-        out = np.full(rounds * max(waves, needed) * cap, empty, np.int32)
-        out[where] = values
-        return _array(out.reshape(rounds, -1, cap))
-
+    shape = rounds, max(waves, needed), cap
+    table = _table(~single, when * shape[1] + wave, slot, shape)
     nodes = np.broadcast_to(np.arange(n), (rounds, n))
     nets = Messages(
-        t=_array(np.arange(rounds)),
+        t=np.arange(rounds),
         i=table(i, n),
         j=table(j),
         source=table(source),
         save=table(save, -1),
         number=table(number),
         left=table(left),
-        sent=_array(np.bincount(leaves * n + sender, minlength=rounds * n).reshape(rounds, n)),
-        send=Send(_array(nodes < 0), _array(nodes), _array(nodes >= 0)),
-        elapsed=_array(np.full(rounds, float(unit))),
+        sent=np.bincount(leaves * n + sender, minlength=rounds * n).reshape(rounds, n),
+        send=Send(nodes < 0, nodes, nodes >= 0),
+        elapsed=np.full(rounds, float(unit)),
         n=n,
         slots=slots,
     )
-    return Timeline(nets, n)
+    return _timeline(nets, n)
 
 
 def _versions(i, j, left):
@@ -830,7 +879,10 @@ def _versions(i, j, left):
     by = _argsort(i)
     rank = np.empty(count, np.int64)
     rank[by] = np.arange(count)
-    following = np.searchsorted(i[by] * (count + 1) + by, j * (count + 1) + left)
+    asked = j * (count + 1) + left
+    sort = _argsort(asked)  # sorted keys are found much quicker
+    following = np.empty(count, np.int64)
+    following[sort] = np.searchsorted(i[by] * (count + 1) + by, asked[sort])
 
     def at(node, place):
         event = np.append(by, -1)[np.where((place >= 0) & (place < count), place, count)]

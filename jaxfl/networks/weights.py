@@ -6,6 +6,7 @@ j's mass that i receives, for push-sum). `neighbours` and `shifts` are the spars
 engine mixes with.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -315,10 +316,9 @@ def _heard(graph: NxGraph) -> Bool[np.ndarray, "n n"]:
             "use `networkx.convert_node_labels_to_integers(graph)`."
         )
     heard = np.zeros((n, n), dtype=bool)
-    sender, receiver = np.array(list(graph.edges()), dtype=int).reshape(-1, 2).T
-    heard[receiver, sender] = True
-    if not graph.is_directed():
-        heard[sender, receiver] = True
+    receivers = [nodes for _, nodes in graph.adjacency()]
+    sender = np.repeat(np.fromiter(graph, int), [len(nodes) for nodes in receivers])
+    heard[np.fromiter(itertools.chain.from_iterable(receivers), int), sender] = True
     np.fill_diagonal(heard, False)
     return heard
 
