@@ -13,6 +13,8 @@ from typing import Any
 import jax
 
 HERE = Path(__file__).resolve().parent / "rivals"
+# Large pages for what is allocated, as far as Linux has them free: of glibc from 2.35 on.
+PAGES = "glibc.malloc.hugetlb=1"
 # Name -> script, and the virtual environment that runs it; None for that of jaxfl.
 RIVALS = {
     "jaxfl": ("../ours.py", None),
@@ -88,6 +90,7 @@ class Rival:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={"GLIBC_TUNABLES": PAGES, **os.environ},
         )
         self.ready = self._answer()
 
