@@ -706,13 +706,17 @@ def test_convolutions_batch_over_what_differs():
 
 @pytest.mark.parametrize("pads", [((1, 1), (1, 1)), ((1, 1), (-1, 3))])
 def test_large_kernels_of_gradients_get_zeros(monkeypatch, pads):
-    """They move the product to other code, not its value."""
+    """They move the product to other code, not its value; and large images are stored."""
     x, g = np.random.default_rng(7).normal(size=(2, 2, 24, 24, 3))
+    x[0, 0, 0, 0] = x[1, 2, 3, 0] = np.nan
     how = dict(want="k", strides=(1, 1), pads=pads, image=(24, 24), taps=(3, 3), precision=None)
     plain = conv._canonical(x, g, **how)
     monkeypatch.setattr(conv, "_CACHE", 0)
     assert conv._extra(24, 24, (1, 1)) == 1
     close(conv._canonical(x, g, **how), plain)
+    assert np.isnan(plain).any() and np.isfinite(plain).any()
+    np.testing.assert_array_equal(conv._stored(jnp.asarray(x)), x)
+    assert "stablehlo.case" in jax.jit(conv._stored).lower(x).as_text()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from jaxtyping import Array, Num, Shaped
 Padding = str | Sequence[tuple[int, int]]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CACHE = 1 << 20  # bytes of a kernel that a core keeps
+_CACHE = 1 << 20  # bytes that a core keeps
 # Products of input and output channels from which tiles are faster; of gradients by kernels.
 _TILED, _TILED_KERNEL = 1 << 11, 1 << 14
 
@@ -151,6 +151,7 @@ def _canonical(a, b, *, want, strides, pads, image, taps, precision):
     least = _TILED_KERNEL if want == "k" else _TILED
     tiled = (taps, strides) == ((3, 3), (1, 1)) and math.prod(channels) >= least
     tiled = tiled and a.dtype.itemsize >= 4
+    a, b = (o if role == "k" else _stored(o) for o, role in zip((a, b), _OTHERS[want]))
     if want == "y":
         if tiled:
             return _by_tiles(a, b, pads, precision)
@@ -188,6 +189,15 @@ _OUTPUT = lambda a, b, c, d: (a + b + c, b - c - d)
 # transposes of the last two
 _KERNEL_T = lambda a, b, c, d: (a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d)
 _OUTPUT_T = lambda a, b: (a, a + b, a - b, -b)
+
+
+def _stored(a):
+    """The same large array, but in memory: else XLA computes it again in all that reads it."""
+    if a.size * a.dtype.itemsize < _CACHE:
+        return a
+    # not known before, and of no consequence
+    nan, same = jnp.isnan(a.reshape(-1)[0]), lambda a: jnp.where(jnp.isnan(a), jnp.nan, a)
+    return lax.cond(nan, same, lambda a: a, a)
 
 
 def _both(f, table):
