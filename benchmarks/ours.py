@@ -59,6 +59,7 @@ class Run(Rival):
 
     def run(self, rounds):
         key = jax.random.key(self.runs)
+        self.out = None  # else a new model never gets the memory of the last one
         self.out = self.program(self.alg, self.clients, self.params, key, rounds=rounds)
         jax.block_until_ready(self.out)
         self.runs += 1
