@@ -24,9 +24,10 @@ from common import record
 from rival import PAGES, Rival, RivalError, alternate
 from roofline import POLICIES, copy_bandwidth, matmul_rate
 
+# What a program says of its last `go` that is kept.
+SHOWN = "loss", "accuracy", "curve", "variance", "one run alone", "a run of all"
 # Rounds of one `go`, so that each takes about a second; and floating-point operations of a round:
 # forward, gradient by weights and, from the second layer on, by inputs.
-SHOWN = "loss", "accuracy", "curve", "variance", "one run alone", "a run of all"
 ROUNDS = {
     "A": {"jaxfl": 500, "pytorch": 100, "fedjax": 100, "pfl": 20, "naive_jax": 100},
     "B": {"jaxfl": 2, "pytorch": 2, "fedjax": 1, "pfl": 1, "naive_jax": 1},

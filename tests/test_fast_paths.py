@@ -823,6 +823,11 @@ def test_group_normalisation_of_bfloat16_sums_in_float32():
     np.testing.assert_allclose(y[0, :2].astype(float), [[-1, 1], [-1, 1]], atol=1e-4)
 
 
+def test_groups_must_divide_the_channels():
+    with pytest.raises(ValueError, match="groups: expected a divisor of the 6 channels, got 4"):
+        models.GroupNorm(4).init(KEY, jnp.ones((1, 2, 2, 6)))
+
+
 def test_group_normalisation_sums_slices_on_the_cpu_only():
     x = jnp.ones((2, 8, 8, 4))
     model = models.GroupNorm(2)

@@ -181,6 +181,15 @@ def _canonical(a, b, *, want, strides, pads, image, taps, precision):
     return _plain(a, b, around, precision, rhs_dilation=strides).transpose(1, 2, 0, 3)
 
 
+def _stored(a):
+    """The same large array, but in memory: else XLA computes it again in all that reads it."""
+    if a.size * a.dtype.itemsize < _CACHE:
+        return a
+    # not known before, and of no consequence
+    nan, same = jnp.isnan(a.reshape(-1)[0]), lambda a: jnp.where(jnp.isnan(a), jnp.nan, a)
+    return lax.cond(nan, same, lambda a: a, a)
+
+
 # Winograd's F(2 x 2, 3 x 3): a tile of four outputs from sixteen products, not 36. Along one axis
 # its two outputs are _OUTPUT(_IMAGE(four pixels) * _KERNEL(three taps)).
 _IMAGE = lambda a, b, c, d: (a - c, b + c, c - b, b - d)
@@ -189,15 +198,6 @@ _OUTPUT = lambda a, b, c, d: (a + b + c, b - c - d)
 # transposes of the last two
 _KERNEL_T = lambda a, b, c, d: (a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d)
 _OUTPUT_T = lambda a, b: (a, a + b, a - b, -b)
-
-
-def _stored(a):
-    """The same large array, but in memory: else XLA computes it again in all that reads it."""
-    if a.size * a.dtype.itemsize < _CACHE:
-        return a
-    # not known before, and of no consequence
-    nan, same = jnp.isnan(a.reshape(-1)[0]), lambda a: jnp.where(jnp.isnan(a), jnp.nan, a)
-    return lax.cond(nan, same, lambda a: a, a)
 
 
 def _both(f, table):
