@@ -147,7 +147,10 @@ class Mixing(Run):
         self.program = jax.jit(self.scan, static_argnames="rounds")
 
     def scan(self, w, x, rounds):
-        return jax.lax.scan(lambda x, _: (comm.mix(w, x), None), x, length=rounds)[0]
+        # two rounds in a trip: else XLA on a GPU copies the array back in every one
+        unroll = 1 if jax.default_backend() == "cpu" else 2
+        mixed = lambda x, _: (comm.mix(w, x), None)
+        return jax.lax.scan(mixed, x, length=rounds, unroll=unroll)[0]
 
     def run(self, rounds):
         self.out = jax.block_until_ready(self.program(self.w, self.first, rounds=rounds))

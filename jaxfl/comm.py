@@ -90,8 +90,8 @@ def mix(w: Any, x: Any, own: Any = None) -> Any:
     """Weighted sums of stacked models, exact in float32 on every backend.
 
     A weight of 0 ignores its row even where that row is NaN or inf. Any other weight on a
-    non-finite number makes that number of the receiver non-finite; a matrix or a vector of weights
-    makes its whole leaf NaN. Weights are not normalised here.
+    non-finite number makes that number of the receiver non-finite; a matrix or, on a CPU, a vector
+    of weights makes its whole leaf NaN. Weights are not normalised here.
 
     Args:
         w: `[n]` weights (n models to one), or `Dense`, `Near`, `Shifts` (n models to one per row).
@@ -124,7 +124,7 @@ def mix(w: Any, x: Any, own: Any = None) -> Any:
     elif isinstance(w, Dense):
         one = partial(_dense, w.w)
     else:
-        return jax.tree.map(lambda leaf: _dense(w[None], leaf, leaf)[0], x)
+        return jax.tree.map(partial(_mean, w), x)
     return jax.tree.map(one, x, x if own is None else own)
 
 
@@ -140,6 +140,13 @@ def _dense(w, leaf, own):
         w = jnp.where(jnp.eye(len(w), dtype=bool), 0, w)
     y = _matmul(w, rows).reshape(w.shape[0], *leaf.shape[1:])
     return (y if own is leaf else y + _weighted(share, own)).astype(leaf.dtype)
+
+
+def _mean(w, leaf):
+    if jax.default_backend() == "cpu":
+        return _dense(w[None], leaf, leaf)[0]
+    # A sum that fuses with what made the rows. The loop of `_matmul` would make the host wait.
+    return _weighted(w, leaf).sum(0).astype(leaf.dtype)
 
 
 def _tainted(w, finite):

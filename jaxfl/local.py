@@ -14,7 +14,6 @@ import optax
 from flax import struct
 
 from jaxfl.clients import SHORT, Sample
-from jaxfl.comm import anywhere
 from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
@@ -29,7 +28,7 @@ class SGD:
 
     Args:
         decay: weight decay, >= 0, traced; added after clipping.
-        clip: bound on the norm of the gradient, > 0, inf for none, traced.
+        clip: bound on the norm of the gradient, > 0, traced; with None no norm is computed.
 
     Example:
         >>> solver = local.SGD(decay=0.1, clip=1.0)
@@ -38,7 +37,7 @@ class SGD:
     """
 
     decay: Scalar = 0.0
-    clip: Scalar = float("inf")
+    clip: Scalar | None = None
 
     def init(self, x: Params) -> tuple[()]:
         """No memory."""
@@ -57,7 +56,7 @@ class Momentum:
     Args:
         beta: momentum, in [0, 1), traced.
         decay: weight decay, >= 0, traced; added after clipping, as PyTorch does.
-        clip: bound on the norm of the gradient, > 0, inf for none, traced.
+        clip: bound on the norm of the gradient, > 0, traced; with None no norm is computed.
 
     Example:
         >>> solver = local.Momentum(beta=0.5)
@@ -68,7 +67,7 @@ class Momentum:
 
     beta: Scalar = 0.9
     decay: Scalar = 0.0
-    clip: Scalar = float("inf")
+    clip: Scalar | None = None
 
     def init(self, x: Params) -> Params:
         """The momentum, zero."""
@@ -152,6 +151,8 @@ def train(
         stacks = [_joined(stacks)]
     for part in stacks:
         unroll = small and len(part.weight) <= SHORT
+        if not unroll:  # a copy of x for the loop to overwrite: else XLA makes two
+            carry = jax.lax.optimization_barrier(carry)
         carry, losses = jax.lax.scan(step, carry, part, unroll=unroll)
         total += losses.sum()
     y, memory = carry
@@ -205,9 +206,9 @@ def _squared(g):
 
 
 def _clip(g, bound):
-    # Without a bound the norm, one more pass over the gradient, is not computed.
-    on = anywhere(jnp.isfinite(jax.lax.stop_gradient(bound)))
-    squared = jax.lax.cond(on, _squared, lambda g: jnp.zeros_like(_squared(g)), g)
+    if bound is None:
+        return g
+    squared = _squared(g)
     # A double where: the untaken branch must not divide by 0 under a gradient.
     over = squared > jnp.square(jnp.asarray(bound, squared.dtype))
     scale = jnp.where(over, bound / jnp.sqrt(jnp.where(over, squared, 1)), 1)

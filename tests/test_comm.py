@@ -15,6 +15,7 @@ for _value, _s in zip(VALUES, OFFSETS):
     MATRIX[np.arange(N), (np.arange(N) + _s) % N] = _value
 FREE = MATRIX[:, 2] == 0  # who does not hear row 2
 FORMS = ("dense", "near", "shifts", "scan")
+VECTORS = ("vector", "sum")  # a vector of weights on a CPU, elsewhere
 
 
 def run(f, *args):
@@ -74,6 +75,9 @@ def mixed():
 
     def program(values, vector, data):
         out = {"vector": some(lambda w: w, True, vector, data)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda: "gpu")
+            out["sum"] = some(lambda w: w, True, vector, data)
         for form in FORMS:
             make = lambda values, form=form: circulant(form, values)
             unroll, comm._UNROLL = comm._UNROLL, 1 if form == "scan" else comm._UNROLL
@@ -89,22 +93,22 @@ def mixed():
 
 def rows(form):
     """The weights as a matrix: receivers, senders."""
-    return VECTOR[None] if form == "vector" else MATRIX
+    return VECTOR[None] if form in VECTORS else MATRIX
 
 
-@pytest.mark.parametrize("form", ["vector", *FORMS])
+@pytest.mark.parametrize("form", [*VECTORS, *FORMS])
 def test_mix_is_the_matrix_product(mixed, form):
     def check(got, leaf):
         assert got.dtype == leaf.dtype
         want = np.tensordot(rows(form), np.asarray(leaf, float), 1)
-        want = want[0] if form == "vector" else want
+        want = want[0] if form in VECTORS else want
         assert got.shape == want.shape
         close(got, want, {"float64": 1e-15, "float32": 5e-7, "bfloat16": 0.03}[str(leaf.dtype)])
 
     jax.tree.map(check, mixed[form]["clean"], DATA["x"])
 
 
-@pytest.mark.parametrize("form", ["vector", *FORMS])
+@pytest.mark.parametrize("form", [*VECTORS, *FORMS])
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 def test_weight_0_ignores_what_is_not_finite(mixed, form, bad):
     """Row 2 is bad. Who has weight 0 on it does not notice, everyone else is not finite."""
@@ -120,20 +124,20 @@ def test_scan_over_slots_is_the_unrolled_sum(mixed):
         jax.tree.map(lambda a, b: close(a, b, 1e-15), mixed["scan"][name], mixed["near"][name])
 
 
-@pytest.mark.parametrize("form", ["vector", *FORMS])
+@pytest.mark.parametrize("form", [*VECTORS, *FORMS])
 def test_gradients(mixed, form):
     """By a weight of 0 as by any other; finite beside NaN, 0 for the NaN row."""
     by_w, by_x = mixed[form]["grad"]
     x, w = DATA["flat"], rows(form)
-    pull = 2 * (w @ x) * (True if form == "vector" else FREE[:, None])
+    pull = 2 * (w @ x) * (True if form in VECTORS else FREE[:, None])
     close(by_x, w.T @ pull, 1e-14)
-    if form == "vector":
+    if form in VECTORS:
         close(by_w, x @ pull[0], 1e-14)
     else:
         close(by_w, [np.vdot(pull, np.roll(x, -s, 0)) for s in OFFSETS], 1e-14)
     by_w, by_x = mixed[form]["bad grad"]
     assert np.isfinite(by_x).all() and (by_x[2] == 0).all()
-    if form in ("vector", "dense"):  # elsewhere a weight is shared with rows that hear the NaN
+    if form in (*VECTORS, "dense"):  # elsewhere a weight is shared with rows that hear the NaN
         assert np.isfinite(by_w).all()
 
 
