@@ -31,7 +31,7 @@ from oracles.problem import LeastSquares
 from jaxfl import comm
 from jaxfl.clients import Clients
 from jaxfl.networks import Events, Graph, Messages
-from jaxfl.simulate import _scan, init, simulate, strong
+from jaxfl.simulate import _rounds, _scan, init, simulate, strong
 
 pytestmark = pytest.mark.filterwarnings("error")
 every_case = pytest.mark.parametrize(
@@ -196,6 +196,23 @@ def test_blocks_and_devices(case):
         state=start.replace(state=spread(start.state), init=jax.device_put(start.init, whole)),
     )
     close(sharded.state.state, run.state.state, 1e-11)
+
+
+@every_case
+def test_accelerators(case, monkeypatch):
+    """What is chosen off the CPU gives the same, and is a program for GPUs and for TPUs."""
+    tape, want = world(case), base(case).state.state.params
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def program(x):  # by no function that the CPU's choices are cached for
+        alg = strong(case.algorithm, x)
+        given = jnp.int32(0), init(alg, CLIENTS, x, KEY), None, None
+        return _rounds(alg, CLIENTS, tape, KEY, *given, rounds=ROUNDS, every=ROUNDS).state.params
+
+    traced = jax.jit(program).trace(X0)
+    close(traced.lower().compile()(X0), want)
+    for platform in ("cuda", "tpu"):
+        traced.lower(lowering_platforms=(platform,))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.still], ids=str)
