@@ -637,6 +637,11 @@ def test_large_pages_hold_the_same(monkeypatch, dtype, wide):
 # Windows ------------------------------------------------------------------------------------------
 
 
+def lax_conv(x, kernel, strides=(1, 1), padding="SAME"):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+
+
 @pytest.mark.parametrize(
     ("size", "strides", "padding"),
     [((3, 3), (1, 1), "SAME"), ((4, 2), (3, 2), ((2, 0), (1, 3))), ((2, 1), (3, 2), "VALID")],
@@ -656,16 +661,20 @@ def test_convolutions_differentiate_twice(size, strides, padding):
         return jax.jvp(f_, at, by), jax.jvp(pull, at, by)[1], jax.grad(along, (0, 1))(*at), twice
 
     def program(*args):
-        forms = [jax.vmap(partial(derivatives, f))(*args) for f in (conv.serial, conv.shifts)]
-        return *forms, jax.lax.map(lambda a: derivatives(conv.grouped, *a), args)
+        forms = conv.serial, conv.shifts, conv.grouped
+        alone = jax.lax.map(lambda a: derivatives(lax_conv, *a), args)
+        return alone, *(jax.vmap(partial(derivatives, f))(*args) for f in forms)
 
-    serial, shifts, plain = host(program, x, kernel, dx, dk)
-    close(serial, plain)
-    close(shifts, plain)
+    alone, *forms = host(program, x, kernel, dx, dk)
+    for found in forms:
+        close(found, alone)
 
 
 def test_convolutions_batch_over_what_differs():
-    """Images, kernels or both by client, per-example gradients, and zeros that reach all cores."""
+    """Images, kernels or both by client, per-example gradients, and zeros that reach all cores.
+
+    Of groups also gradients by what is shared, and clients within runs.
+    """
     rng = np.random.default_rng(6)
     x, kernel = rng.normal(size=(3, 2, 20, 20, 2)), rng.normal(size=(3, 3, 3, 2, 2))
 
@@ -682,12 +691,39 @@ def test_convolutions_batch_over_what_differs():
         )
 
     def program(*given):
-        return each(conv.serial, *given), each(conv.grouped, *given)
+        return [each(f, *given) for f in (lax_conv, conv.serial, conv.grouped)]
 
     assert conv._extra(20, 20, (1, 1)) == 1  # of the width
     assert conv._extra(4, 4, (1, 1)) == conv._extra(20, 10, (2, 2)) == 0
-    serial, plain = host(program, x, kernel)
+    plain, serial, groups = host(program, x, kernel)
     close(serial, plain)
+    close(groups, plain)
+
+
+DIFFERS = [(1, 1), (1, None), (None, 1)]  # images and kernels, images, kernels
+
+
+@pytest.mark.parametrize("outer", DIFFERS, ids=str)
+@pytest.mark.parametrize("inner", DIFFERS, ids=str)
+def test_groups_of_groups(inner, outer):
+    """Clients within runs, where images, kernels or both differ; values and both gradients."""
+    rng = np.random.default_rng(9)
+    shapes = [[2, 5, 4, 3], [3, 2, 3, 2]]
+    for n, by in ((4, inner), (3, outer)):  # the inner axis is put in place first
+        for shape, axis in zip(shapes, by):
+            if axis is not None:
+                shape.insert(axis, n)
+    x, kernel = (rng.normal(size=shape) for shape in shapes)
+
+    def both(f):
+        def one(x, kernel):
+            y, pull = jax.vjp(partial(f, strides=(2, 1)), x, kernel)
+            return y, pull(jnp.sin(y))
+
+        return jax.vmap(jax.vmap(one, inner), outer)
+
+    got, want = host(lambda *at: (both(conv.grouped)(*at), both(lax_conv)(*at)), x, kernel)
+    close(got, want)
 
 
 @pytest.mark.parametrize("pads", [((1, 1), (1, 1)), ((1, 1), (-1, 3))])
@@ -722,7 +758,7 @@ def test_tiles_are_convolutions(image, pads, channels, direct):
         return jax.grad(value, (0, 1), has_aux=True)(x, kernel)
 
     serial = partial(gradients, conv.serial)
-    close(host(serial, x, kernel), gradients(conv.grouped, x, kernel))
+    close(host(serial, x, kernel), gradients(lax_conv, x, kernel))
     for dtype, count in (("float32", direct), ("bfloat16", 3)):
         text = jax.jit(serial).lower(x.astype(dtype), kernel.astype(dtype)).as_text()
         assert text.count("stablehlo.convolution(") == count

@@ -163,11 +163,11 @@ def test_the_form_follows_backend_dtype_and_devices_unless_given(monkeypatch):
         layer = models.Conv(3, **options)
         return str(jax.make_jaxpr(layer.apply)(filled(layer.init, KEY, x), x)).replace("[", " ")
 
-    assert not {"client_conv", "conv_general_dilated"} & set(primitives(form="shifts").split())
+    assert not {"client_conv", "grouped_conv"} & set(primitives(form="shifts").split())
     assert "client_conv" in primitives(form="serial")
-    assert "conv_general_dilated" in primitives(form="lax")
+    assert "grouped_conv" in primitives(form="lax")
     monkeypatch.setattr(conv_file, "form", lambda *given: "lax")
-    assert "conv_general_dilated" in primitives()
+    assert "grouped_conv" in primitives()
 
 
 def test_conv_and_dense_are_those_of_flax():

@@ -4,7 +4,7 @@
 every convolution inside `scan` that is not written as XLA's CPU kernels want it: XLA rewrites those
 of a program's outermost computation only. `serial` writes it that way, forward and in both
 gradients, or as products of tiles, one client after another; `shifts` is a matrix product of
-windows, for all clients at once.
+windows, for all clients at once; `grouped` is groups, and its gradients are those of groups.
 """
 
 import math
@@ -124,23 +124,26 @@ def serial(
         >>> models.serial(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].tolist()
         [[4.0, 6.0], [6.0, 9.0]]
     """
-    pads = _pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _bound(_conv, x, kernel, strides, padding)
+
+
+# <y', x * k> is linear in the image x, the kernel k and the cotangent y' of the output. The
+# primitives are its gradient by one of the three (`want`) at the two others, in this order:
+_OTHERS = {"y": "xk", "x": "ky", "k": "xy"}
+_conv, _groups = Primitive("client_conv"), Primitive("grouped_conv")
+
+
+def _bound(primitive, x, kernel, strides, padding, **more):
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
     how = {
         "strides": tuple(strides),
-        "pads": pads,
+        "pads": _pads(x.shape[1:3], kernel.shape[:2], strides, padding),
         "image": x.shape[1:3],
         "taps": kernel.shape[:2],
         # of the context now, not of that in which the program is lowered
         "precision": jax.config.jax_default_matmul_precision,  # pyright: ignore
     }
-    return _conv.bind(x.astype(dtype), kernel.astype(dtype), want="y", **how)
-
-
-# <y', x * k> is linear in the image x, the kernel k and the cotangent y' of the output. The
-# primitive is its gradient by one of the three (`want`) at the two others, in this order:
-_OTHERS = {"y": "xk", "x": "ky", "k": "xy"}
-_conv = Primitive("client_conv")
+    return primitive.bind(x.astype(dtype), kernel.astype(dtype), want="y", **how, **more)
 
 
 def _canonical(a, b, *, want, strides, pads, image, taps, precision):
@@ -267,20 +270,20 @@ def _extra(image, other, strides):
     return extra if strides == (1, 1) and 0 < extra <= other // 8 else 0
 
 
-def _shape(a, b, *, want, strides, pads, image, taps, precision):
+def _shape(a, b, *, want, strides, pads, image, taps, precision, groups=1):
     if want == "k":
-        return a.update(shape=(*taps, a.shape[3], b.shape[3]), weak_type=False)
+        return a.update(shape=(*taps, a.shape[3] // groups, b.shape[3]), weak_type=False)
     if want == "x":
-        return a.update(shape=(b.shape[0], *image, a.shape[2]), weak_type=False)
+        return a.update(shape=(b.shape[0], *image, a.shape[2] * groups), weak_type=False)
     size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(image, pads, taps, strides)]
     return a.update(shape=(a.shape[0], *size, b.shape[3]), weak_type=False)
 
 
-def _gradient(place, cotangent, a, b, *, want, **how):
+def _gradient(primitive, place, cotangent, a, b, *, want, **how):
     """The gradient by the operand in that place: the cotangent has the role that was wanted."""
     roles = dict(zip(_OTHERS[want], (a, b))) | {want: cotangent}
     want = _OTHERS[want][place]
-    return _conv.bind(*(roles[role] for role in _OTHERS[want]), want=want, **how)
+    return primitive.bind(*(roles[role] for role in _OTHERS[want]), want=want, **how)
 
 
 def _batched(operands, axes, *, want, **how):
@@ -299,27 +302,90 @@ def _batched(operands, axes, *, want, **how):
     return lax.map(lambda i: one(*at(i)), jnp.arange(n)), 0
 
 
-_STATIC = ("want", "strides", "pads", "image", "taps", "precision")
-_conv.def_impl(jax.jit(_canonical, static_argnames=_STATIC))
-_conv.def_abstract_eval(_shape)
-mlir.register_lowering(_conv, mlir.lower_fun(_canonical, multiple_results=False))
-ad.defbilinear(_conv, partial(_gradient, 0), partial(_gradient, 1))
-batching.primitive_batchers[_conv] = _batched
-
-
 def grouped(
     x: Num[Array, "b h w c"],
     kernel: Num[Array, "kh kw c o"],
     strides: tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
 ) -> Num[Array, "b h2 w2 o"]:
-    """Convolve by `lax.conv_general_dilated`, which `vmap` over kernels turns into groups.
+    """Convolve by `lax.conv_general_dilated`, under `vmap` over kernels in groups of channels.
+
+    A primitive, for the sake of its gradients: those of a grouped convolution, for which GPUs have
+    kernels. `vmap` over a gradient by `lax` makes the gradient by kernels a convolution with
+    kernels as large as the image.
+
+    Args:
+        x, kernel, strides, padding: as for `shifts`.
+
+    Returns: what `lax.conv_general_dilated` returns.
+
+    Raises:
+        ValueError: if the kernel is larger than the padded image.
 
     Example:
         >>> models.grouped(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :2, :2, 0].tolist()
         [[4.0, 6.0], [6.0, 9.0]]
     """
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
+    return _bound(_groups, x, kernel, strides, padding, groups=1)
+
+
+def _in_groups(a, b, *, want, strides, pads, image, taps, precision, groups):
+    forward = partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=pads,
+        dimension_numbers=_LAYOUT,
+        feature_group_count=groups,
+        precision=precision,
+    )
+    if want == "y":
+        return forward(a, b)
+    how = dict(strides=strides, pads=pads, image=image, taps=taps, precision=precision)
+    like = _shape(jax.typeof(a), jax.typeof(b), want=want, groups=groups, **how)
+    one = (lambda x: forward(x, a)) if want == "x" else (lambda k: forward(a, k))
+    return jax.linear_transpose(one, like)(b)[0]
+
+
+def _regrouped(operands, axes, *, want, groups, **how):
+    """More groups if all three roles differ, else more of what those two share that do.
+
+    Image and output share the batch, image and kernel c, kernel and output o.
+    """
+    n = next(a.shape[axis] for a, axis in zip(operands, axes) if axis is not None)
+    roles = _OTHERS[want]
+    same = next((role for role, axis in zip(roles, axes) if axis is None), "")
+    # of [b, h, w, groups, c] and [kh, kw, c, groups, o], the axis before which the new one goes
+    image = 0 if same == "k" else 4
+    before = {"x": image, "y": image, "k": 2 if same == "y" else 4}
+
+    def fold(role, a, axis):
+        if axis is None:
+            return a
+        at, a = before[role], jnp.moveaxis(a, axis, 0)
+        a = jnp.moveaxis(a.reshape(*a.shape[:-1], groups, -1), 0, at)
+        a = a.reshape(*a.shape[:at], -1, *a.shape[at + 2 :])
+        return a.reshape(*a.shape[:3], -1)
+
+    given = [fold(*of) for of in zip(roles, operands, axes)]
+    y = _groups.bind(*given, want=want, groups=groups if same else groups * n, **how)
+    at = before[want]
+    ends = (groups, n, -1) if at == 4 else (n, -1, *y.shape[at + 1 :])
+    y = jnp.moveaxis(y.reshape(*y.shape[: min(at, 3)], *ends), at, 0)
+    return y.reshape(*y.shape[:4], -1), 0
+
+
+def _register(primitive, lowering, batched, *static):
+    """A bilinear primitive whose gradients are of its own kind."""
+    static = ("want", "strides", "pads", "image", "taps", "precision", *static)
+    primitive.def_impl(jax.jit(lowering, static_argnames=static))
+    primitive.def_abstract_eval(_shape)
+    mlir.register_lowering(primitive, mlir.lower_fun(lowering, multiple_results=False))
+    ad.defbilinear(primitive, partial(_gradient, primitive, 0), partial(_gradient, primitive, 1))
+    batching.primitive_batchers[primitive] = batched
+
+
+_register(_conv, _canonical, _batched)
+_register(_groups, _in_groups, _regrouped, "groups")
 
 
 class Conv(nn.Module):
