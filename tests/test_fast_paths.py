@@ -765,6 +765,25 @@ def test_tiles_are_convolutions(image, pads, channels, direct):
         assert text.count("stablehlo.dot_general ") == 16 * (3 - count)
 
 
+@pytest.mark.parametrize(("image", "channels"), [(16, 64), (4, 512)])
+def test_tiles_round_like_sums(image, channels):
+    """In float32 to less than 1e-6 of the result: value and both gradients."""
+    rng = np.random.default_rng(10)
+    x, ct = rng.normal(size=(2, 4, image, image, channels))
+    kernel = rng.normal(size=(3, 3, channels, channels)) / np.sqrt(9 * channels)
+
+    def all_of(f, x, kernel, ct):
+        y, pull = jax.vjp(f, x, kernel)
+        return y, *pull(ct)
+
+    narrow = [a.astype(np.float32) for a in (x, kernel, ct)]
+    for got, want in zip(
+        host(partial(all_of, conv.serial), *narrow), host(partial(all_of, lax_conv), x, kernel, ct)
+    ):
+        assert got.dtype == np.float32
+        assert np.sqrt(np.square(got - want).mean() / np.square(want).mean()) < 1e-6
+
+
 @pytest.mark.parametrize(("channels", "operation"), [(2, "convolution"), (128, "dot_general")])
 def test_convolutions_keep_the_precision_of_their_trace(channels, operation):
     """Of gradients too, which are traced and lowered later, outside of the policy."""
