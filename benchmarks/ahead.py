@@ -17,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -34,7 +36,8 @@ from jax.experimental import topologies
 from ours import MODELS, Decentralised, FedAvg, Gossip, Mixing, Run, Sweep
 from roofline import POLICIES
 
-from jaxfl import models
+from jaxfl import devices as spreading
+from jaxfl import models, networks, spread
 
 H100 = """
 gpu_device_info {
@@ -53,8 +56,8 @@ runtime_version { major: 12 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 PLACES = {
-    "h100": ("gpu", dict(topology_name="1x1x1", topology="1x1x1", target_config=H100)),
-    "v5e": ("tpu", dict(topology_name="v5e:2x2", chips_per_host_bounds=(2, 2, 1))),
+    "h100": ("gpu", dict(topology_name="1x1x8", topology="1x1x8", target_config=H100)),
+    "v5e": ("tpu", dict(topology_name="v5e:2x4", chips_per_host_bounds=(2, 4, 1))),
 }
 CLOCK = 0.94e9  # of a v5e
 ROWS = [
@@ -66,6 +69,7 @@ ROWS = [
     ),
     *(f"v5e B --full --precision bfloat16 --form {form}" for form in ("shifts", "serial")),
     *(f"{place} resnet --full --precision bfloat16" for place in PLACES),
+    *(f"{place} ring" for place in PLACES),
 ]
 ROUNDS = 20
 # Operations that cost nothing, or are counted by what they call.
@@ -157,32 +161,56 @@ def lowered(name, size, precision, sharding):
     raise AssertionError(f"{name} ran without its program")
 
 
+def ring(devices):
+    """E over several devices, in blocks of neighbours; only its program, no arrays."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Decentralised(dict(np.load(work.write("E", Path(folder) / "work.npz"))))
+    mesh = jax.sharding.Mesh(np.array(devices), ("clients",))
+    shaped = lambda sharding, tree: jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+    )
+    place, spreading.place = spreading.place, lambda tree, sharding: shaped(sharding, tree)
+    n = len(run.clients)
+    clients, network = run.clients.spread(mesh), spread(networks.graph("ring", n), mesh)
+    spreading.place = place
+    alg, params, key = jax.tree.map(jnp.asarray, (run.alg, run.params, jax.random.key(0)))
+    alg, params, key = shaped(jax.NamedSharding(mesh, jax.P()), (alg, params, key))
+    run.network = network
+    return run.program.lower(alg, clients, params, key, rounds=ROUNDS)
+
+
 def one(args):
     """The outline of one row."""
     backend, options = PLACES[args.place]
     platform = {"gpu": "cuda"}.get(backend, backend)
-    devices = topologies.get_topology_desc(platform=platform, **options).devices[:1]
-    sharding = jax.NamedSharding(jax.sharding.Mesh(devices, "x"), jax.P())
+    devices = topologies.get_topology_desc(platform=platform, **options).devices
     jax.default_backend = lambda: backend  # what programs choose by
     MODELS.update(B=models.cifar_cnn(form=args.form), resnet=models.resnet18(form=args.form))
     begin = time.perf_counter()
-    program = lowered(args.work, "full" if args.full else "", args.precision, sharding)
+    if args.work == "ring":
+        jax.device_count = lambda: len(devices)
+        program = ring(devices)
+    else:
+        sharding = jax.NamedSharding(jax.sharding.Mesh(devices[:1], "x"), jax.P())
+        program = lowered(args.work, "full" if args.full else "", args.precision, sharding)
     traced = time.perf_counter()
-    compiled = program.compile()
+    compiled: Any = program.compile()
     seconds = {"trace": traced - begin, "compile": time.perf_counter() - traced}
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    moves = re.findall(r" (collective-permute|all-gather|all-reduce|all-to-all)(?:-start)?\(", text)
     return {
         "seconds": seconds,
         "bytes of arguments": memory.argument_size_in_bytes,
         "bytes of temporaries": memory.temp_size_in_bytes,
-        "a round": outline(compiled.as_text(), ROUNDS),
+        "a round": outline(text, ROUNDS),
+        "collectives": dict(Counter(moves)),
     }
 
 
 def options(row):
     parser = argparse.ArgumentParser(prog="a row of ahead.py")
     parser.add_argument("place", choices=PLACES)
-    parser.add_argument("work", choices=work.WORKS)
+    parser.add_argument("work", choices=[*work.WORKS, "ring"])
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--precision", choices=POLICIES, default="float32")
     parser.add_argument("--form", choices=("lax", "shifts", "serial"))
@@ -212,7 +240,7 @@ def main():
         print(
             f"{row:48s} {seconds:6.1f} s {found['bytes of temporaries'] / 1e6:8.0f} MB"
             f" {each['kernels']:8.0f} kernels {each['copied bytes'] / 1e6:8.1f} MB copied"
-            f" {each['waits']:4.0f} waits {expected}",
+            f" {each['waits']:4.0f} waits {expected} {found['collectives'] or ''}",
             flush=True,
         )
     record("ahead", {"rounds": ROUNDS, "cycles a second": CLOCK, "rows": results})
