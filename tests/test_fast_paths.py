@@ -2,10 +2,12 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from functools import partial
 from itertools import combinations, permutations, product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -913,3 +915,44 @@ def test_the_threshold_is_the_sorted_one(dtype):
     np.testing.assert_array_equal(size, unsigned)
     np.testing.assert_array_equal(got, np.sort(np.concatenate([unsigned, raw]))[:, ::-1])
     assert got.dtype == unsigned.dtype
+
+
+# What is read off programs for other devices ------------------------------------------------------
+
+PROGRAM = """HloModule jit_f
+
+%inside (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %copy.1 = f32[4]{0} copy(%a), backend_config={"estimated_cycles":"7"}
+  ROOT %fusion.2 = f32[4]{0} fusion(%copy.1), kind=kLoop, backend_config={"estimated_cycles":"5"}
+}
+
+%until (a: f32[4]) -> pred[] {
+  %a = f32[4]{0} parameter(0)
+  ROOT %fusion.3 = pred[] fusion(%a), kind=kLoop
+}
+
+%three (a: f32[4]) -> pred[] {
+  %constant = s32[] constant(3)
+  ROOT %lt = pred[] compare(%i, %constant), direction=LT
+}
+
+%round (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %while.1 = f32[4]{0} while(%a), condition=%until, body=%inside
+  ROOT %while.2 = f32[4]{0} while(%while.1), condition=%three, body=%inside
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %copy.9 = f32[4]{0} copy(%a)
+  ROOT %while.3 = f32[4]{0} while(%copy.9), body=%round, config={"known_trip_count":{"n":"10"}}
+}
+"""
+
+
+def test_outlines_count_what_rounds_do():
+    """A loop of unknown trips, a loop of three, both in ten rounds; a copy before them."""
+    path = Path(__file__).parent.parent / "benchmarks" / "outline.py"
+    found = runpy.run_path(str(path))["outline"](PROGRAM, 10)
+    assert found == {"kernels": 8, "copied bytes": 4 * 16, "waits": 1, "cycles": 4 * 12}
