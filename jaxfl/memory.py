@@ -288,9 +288,10 @@ def _flatten(jaxpr, env, steps):
         name, params = eqn.primitive.name, eqn.params
         takes = [None if isinstance(v, Literal) else env[v] for v in eqn.invars]
         consts = [_constant(v, a) for v, a in zip(eqn.invars, takes)]
-        inner = params.get("jaxpr", params.get("call_jaxpr"))
-        if inner is not None and name not in ("scan", "reduce", "reduce_window"):
-            inner = getattr(inner, "jaxpr", inner)
+        inner = opened(params.get("jaxpr", params.get("call_jaxpr")))
+        if name == "scan":
+            params = params | {"carried": carried(eqn)}
+        elif inner is not None and name not in ("reduce", "reduce_window"):
             own = {v: _Buffer(0) for v in inner.constvars}
             for v, a, const in zip(inner.invars, takes, consts):
                 own[v] = _Buffer(0, const) if a is None else a
@@ -357,9 +358,9 @@ def _in_place(step, dying, new, origin):
     if step.name in _NOT_IN_PLACE:
         return 0
     if step.name == "scan":
-        first, many = step.params["num_consts"], step.params["num_carry"]
-        starts = {origin(a) for a in step.takes[first : first + many] if a is not None}
-        dying, new = [a for a in dying if a in starts], step.gives[:many]
+        at = step.params["carried"]
+        starts = {origin(step.takes[i]) for i in at if step.takes[i] is not None}
+        dying, new = [a for a in dying if a in starts], step.gives[: len(at)]
     free, taken = [a.size for a in dying], 0
     for a in new:
         if a.size in free:
@@ -371,11 +372,25 @@ def _in_place(step, dying, new, origin):
 def _inside(step):
     """Bytes that a loop or a branch needs besides its results."""
     if step.name == "scan":
-        first = step.params["num_consts"]
-        body = step.params["jaxpr"].jaxpr
-        return _peak(body, range(first, first + step.params["num_carry"]))
+        return _peak(opened(step.params["jaxpr"]), step.params["carried"])
     if step.name == "while":
-        return _peak(step.params["body_jaxpr"].jaxpr)
+        return _peak(opened(step.params["body_jaxpr"]))
     if step.name == "cond":
-        return max(_peak(branch.jaxpr) for branch in step.params["branches"])
+        return max(_peak(opened(branch)) for branch in step.params["branches"])
     return 0
+
+
+def opened(jaxpr: Any) -> Any:
+    """The jaxpr within a closed one; from JAX 0.11 on there are no others."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def carried(scan: Any) -> range:
+    """Which inputs of the equation of a scan it carries: after constants, before what it scans.
+
+    By their axes, since releases of JAX differ in what they call these numbers.
+    """
+    body = opened(scan.params["jaxpr"])
+    whole = lambda outer, inner: sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner))
+    many, end = whole(scan.outvars, body.outvars), whole(scan.invars, body.invars)
+    return range(end - many, end)

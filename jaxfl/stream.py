@@ -20,6 +20,7 @@ import numpy as np
 from flax import struct
 from jax.extend.core import Var
 
+from jaxfl import memory
 from jaxfl.clients import Clients, check_finite, positions
 from jaxfl.networks import Arrivals, Cohort
 from jaxfl.simulate import _init, init, keys
@@ -186,11 +187,12 @@ class Feed:
 
     def _check(self, alg, like, key, evaluate):
         """Rounds may read and write rows of their cohort only, evaluations none."""
-        few = lambda a: jax.ShapeDtypeStruct((self.slots, *a.shape[1:]), a.dtype)
+        few = lambda a: jax.ShapeDtypeStruct((self.slots, *a.shape[1:]), jnp.result_type(a))
         state = jax.tree.map(lambda a, stacked: few(a) if stacked else a, like, self.stacked)
         stacked = jax.tree.leaves_with_path(self.stacked)
         names = ["state" + jax.tree_util.keystr(p) if s else "" for p, s in stacked]
-        net = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self.nets[0])
+        one = lambda a: jax.ShapeDtypeStruct(a.shape[1:], jnp.result_type(a))
+        net = jax.tree.map(one, self.nets[0])
 
         def after(state, start, count, id, data, net):
             own = dict(data=data, start=start, count=count, id=id)
@@ -250,13 +252,13 @@ def _left(eqn, given, what, rows):
         if not (rows and by_row) or any(given[1:]):
             return None
         return given[:1] if kind == "scatter" else []
-    inner = args.get("jaxpr", args.get("call_jaxpr"))
-    inner = getattr(inner, "jaxpr", inner)
+    inner = memory.opened(args.get("jaxpr", args.get("call_jaxpr")))
     if inner is None or len(inner.invars) != len(given):
         return None
     if kind != "scan":
         return _whole(inner, given, what, rows)
-    closed = not any(given[args["num_consts"] :]) and not any(_whole(inner, given, what, rows))
+    first = memory.carried(eqn).start
+    closed = not any(given[first:]) and not any(_whole(inner, given, what, rows))
     return [] if closed else None
 
 
