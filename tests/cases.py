@@ -1,7 +1,10 @@
 """THE table: one row per algorithm and variant; every row goes through every kind of test."""
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from oracles import (
     scaffold,
     sgp,
 )
+from oracles.problem import limit, whole
 
 from jaxfl.algorithms import (
     DADAO,
@@ -70,7 +74,9 @@ class Case:
         name: of the row.
         algorithm: with the hyperparameters of the tests.
         network: what the world does, for N clients.
-        oracle: `oracle(problem, x0, record, init) -> [state after round, ...]`, plain NumPy.
+        oracle: a module with `run(problem, x0, record, *, ...) -> [state after round, ...]`, plain
+            NumPy; hyperparameters of its `run` are read off the algorithm.
+        extra: what else `run` takes.
         state: oracle's name of a state -> how to read it off ours.
         up: numbers sent per message, as a multiple of d, or a function of d; on graphs it is
             multiplied by the out-degree, with events by the exchanges per node, with
@@ -78,7 +84,8 @@ class Case:
         exact: reaches x* of heterogeneous quadratics; otherwise `fixed` is where it goes.
         tuned: hyperparameters for the exactness test, if not those above.
         fixed: `fixed(problem Q) -> limit of the mean model`, known in closed form, or None.
-        bias: (low, high) bounds on the distance to x* for methods without a closed form.
+        limit: `limit(problem Q, algorithm, W) -> limit of every node [n, d]`; without it and
+            without `fixed`, a method that is not exact must end where its oracle does.
         still: state fields of clients outside the cohort, kept bit for bit.
         long: network and number of rounds for the exactness test; by default what is inside
             `network`, for 2000 rounds.
@@ -88,13 +95,14 @@ class Case:
     name: str
     algorithm: Any
     network: Any
-    oracle: Callable
+    oracle: ModuleType
     state: dict[str, Callable] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
     up: Any = 1.0
     exact: bool = False
     tuned: dict = field(default_factory=dict)
     fixed: Callable | None = None
-    bias: tuple[float, float] | None = None
+    limit: Callable | None = None
     still: tuple[str, ...] = ()
     long: tuple[Any, int] | None = None
     quick: bool = False
@@ -102,13 +110,30 @@ class Case:
     def __str__(self):
         return self.name
 
+    def expected(self, problem, x0, record, init, algorithm=None):
+        """What the oracle says of every round."""
+        alg = self.algorithm if algorithm is None else algorithm
+        known = {f.name: getattr(alg, f.name) for f in dataclasses.fields(alg)}
+        known |= {"init": init, "n": N} | self.extra
+        names = inspect.signature(self.oracle.run).parameters
+        return self.oracle.run(problem, x0, record, **{k: known[k] for k in known if k in names})
+
 
 def _params(state):
     return state.params
 
 
-def _run(module, **hyper):
-    return lambda problem, x0, record, init: module.run(problem, x0, record, **hyper)
+def _dsgd_limit(problem, alg, w):
+    """One round of D-SGD is an affine map of all models at once."""
+    record = [{"W": w, "samples": whole(np.arange(N), getattr(alg, "steps", 1))}]
+    step = lambda x: dsgd.run(problem, x.reshape(N, -1), record, lr=alg.lr, order=alg.order)
+    return limit(lambda x: step(x)[-1]["params"].ravel(), N * problem.d).reshape(N, -1)
+
+
+def _choco_limit(problem, alg, w):
+    """Once the public copies are true, CHOCO is D-SGD with weights (1 - gamma) I + gamma W."""
+    twin = DSGD(lr=alg.lr, order={"icml": "atc", "code": "cta"}[alg.order])
+    return _dsgd_limit(problem, twin, (1 - alg.gamma) * np.eye(N) + alg.gamma * w)
 
 
 COHORT = Uniform(N, 3)
@@ -117,6 +142,7 @@ RING = graph("ring", N)
 CIRCLE = make("ring", N)
 RATES = dadao_rates(CIRCLE)
 RANDOM_GRAPH = make("erdos_renyi", N, seed=1, p=0.4)
+TOP2 = {"compress": lambda v, i, t: compress.topk(v, 2)}
 GOSSIP = {"params": _params, "age": lambda s: s.age}
 SIX = {
     "params": lambda s: s.params,
@@ -132,7 +158,7 @@ CASES = (
         "fedavg",
         FedAvg(lr=0.05, server_lr=0.9, steps=3),
         COHORT,
-        _run(fedavg, lr=0.05, server_lr=0.9),
+        fedavg,
         {"params": _params},
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, server_lr=1.0, steps=5),
@@ -142,7 +168,7 @@ CASES = (
         "fedavg-epochs",
         FedAvg(lr=0.05, epochs=2, server_lr=0.9),
         COHORT,
-        _run(fedavg, lr=0.05, server_lr=0.9),
+        fedavg,
         {"params": _params},
         fixed=lambda q: q.x_fa(0.1, 2),
         tuned=dict(lr=0.1, server_lr=1.0),
@@ -151,7 +177,7 @@ CASES = (
         "fedprox",
         FedProx(lr=0.05, mu=0.3, server_lr=0.9, steps=3),
         COHORT,
-        _run(fedprox, lr=0.05, mu=0.3, server_lr=0.9),
+        fedprox,
         {"params": _params},
         fixed=lambda q: q.x_prox(0.1, 5, 0.5),
         tuned=dict(lr=0.1, mu=0.5, server_lr=1.0, steps=5),
@@ -160,7 +186,7 @@ CASES = (
         "fedadagrad",
         FedAdagrad(lr=0.05, server_lr=0.1, steps=3),
         COHORT,
-        _run(fedopt, lr=0.05, server_lr=0.1, kind="adagrad", beta1=0.0),
+        fedopt,
         {"params": _params, "m": lambda s: s.m, "v": lambda s: s.v},
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, steps=5),
@@ -169,7 +195,7 @@ CASES = (
         "fedadam",
         FedAdam(lr=0.05, server_lr=0.1, steps=3),
         COHORT,
-        _run(fedopt, lr=0.05, server_lr=0.1, kind="adam"),
+        fedopt,
         {"params": _params, "m": lambda s: s.m, "v": lambda s: s.v},
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, steps=5, server_lr=0.01, tau=0.1),
@@ -178,7 +204,7 @@ CASES = (
         "fedyogi",
         FedYogi(lr=0.05, server_lr=0.1, steps=3),
         COHORT,
-        _run(fedopt, lr=0.05, server_lr=0.1, kind="yogi"),
+        fedopt,
         {"params": _params, "m": lambda s: s.m, "v": lambda s: s.v},
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, steps=5, server_lr=0.01, tau=0.1),
@@ -187,7 +213,7 @@ CASES = (
         "scaffold",
         Scaffold(lr=0.05, server_lr=0.9, steps=3),
         COHORT,
-        _run(scaffold, lr=0.05, server_lr=0.9, n=N),
+        scaffold,
         {"params": _params, "c": lambda s: s.c, "c_i": lambda s: s.c_i},
         up=2.0,
         exact=True,
@@ -199,7 +225,7 @@ CASES = (
         "ditto",
         Ditto(lr=0.05, lam=0.2, server_lr=0.9, steps=3),
         COHORT,
-        _run(ditto, lr=0.05, lam=0.2, server_lr=0.9, n=N),
+        ditto,
         {"params": _params, "personal": lambda s: s.personal},
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, server_lr=1.0, steps=5),
@@ -209,9 +235,9 @@ CASES = (
         "dsgd-atc",
         DSGD(lr=0.05, steps=3),
         Churn(RANDOM, 0.8),
-        _run(dsgd, lr=0.05, order="atc"),
+        dsgd,
         {"params": _params},
-        bias=(1e-2, 2.0),
+        limit=_dsgd_limit,
         tuned=dict(lr=0.1),
         still=("params",),
         quick=True,
@@ -220,18 +246,16 @@ CASES = (
         "dsgd-cta",
         DSGD(lr=0.05, steps=2, order="cta"),
         LinkFailures(RANDOM, 0.2),
-        _run(dsgd, lr=0.05, order="cta"),
+        dsgd,
         {"params": _params},
-        bias=(1e-2, 2.0),
+        limit=_dsgd_limit,
         tuned=dict(lr=0.1),
     ),
     Case(
         "gt-atc",
         GradientTracking(lr=0.05),
         Churn(graph("torus", N, rows=2, cols=4), 0.8),
-        lambda p, x0, record, init: gradient_tracking.run(
-            p, x0, record, lr=0.05, order="atc", init=init
-        ),
+        gradient_tracking,
         {"params": _params, "y": lambda s: s.y, "g": lambda s: s.g},
         up=2.0,
         exact=True,
@@ -242,9 +266,7 @@ CASES = (
         "gt-diging",
         GradientTracking(lr=0.03, order="diging"),
         RANDOM,
-        lambda p, x0, record, init: gradient_tracking.run(
-            p, x0, record, lr=0.03, order="diging", init=init
-        ),
+        gradient_tracking,
         {"params": _params, "y": lambda s: s.y, "g": lambda s: s.g},
         up=2.0,
         exact=True,
@@ -253,7 +275,7 @@ CASES = (
         "exact-diffusion",
         ExactDiffusion(lr=0.05),
         RANDOM,
-        _run(exact_diffusion, lr=0.05, lazy=True),
+        exact_diffusion,
         {"params": _params, "psi": lambda s: s.psi},
         exact=True,
         tuned=dict(lr=0.1),
@@ -262,7 +284,7 @@ CASES = (
         "d2",
         ExactDiffusion(lr=0.05, lazy=0.0),
         graph("ring", N, weights="lazy"),
-        _run(exact_diffusion, lr=0.05, lazy=False),
+        exact_diffusion,
         {"params": _params, "psi": lambda s: s.psi},
         exact=True,
         tuned=dict(lr=0.1),
@@ -271,35 +293,36 @@ CASES = (
         "sgp",
         SGP(lr=0.05),
         graph("random_out", N, k=2),
-        _run(sgp, lr=0.05),
+        sgp,
         {"params": _params, "x": lambda s: s.x, "w": lambda s: s.w},
         up=lambda d: d + 1,
-        bias=(1e-2, 0.6),
         tuned=dict(lr=0.05),
     ),
     Case(
         "choco-icml",
         Choco(lr=0.05, gamma=0.3, compress=TopK(0.4)),
         RING,
-        _run(choco, lr=0.05, gamma=0.3, compress=lambda v, i, t: compress.topk(v, 2), order="icml"),
+        choco,
         {"params": _params, "x_hat": lambda s: s.x_hat},
+        TOP2,
+        limit=_choco_limit,
         up=lambda d: 2 * (1 + 3 / 64),
-        bias=(1e-2, 2.0),
     ),
     Case(
         "choco-code",
         Choco(lr=0.05, gamma=0.3, compress=TopK(0.4), order="code"),
         RING,
-        _run(choco, lr=0.05, gamma=0.3, compress=lambda v, i, t: compress.topk(v, 2), order="code"),
+        choco,
         {"params": _params, "x_hat": lambda s: s.x_hat},
+        TOP2,
+        limit=_choco_limit,
         up=lambda d: 2 * (1 + 3 / 64),
-        bias=(1e-2, 2.0),
     ),
     Case(
         "fedbuff",
         FedBuff(lr=0.05, server_lr=0.9, steps=3, max_age=8),
         arrivals(N, 3, 20, seed=2),
-        _run(fedbuff, lr=0.05, server_lr=0.9),
+        fedbuff,
         {"params": _params},
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, server_lr=1.0, steps=5),
@@ -309,7 +332,7 @@ CASES = (
         "dadao",
         DADAO(smoothness=20.0, convexity=1.0, chi1=RATES["chi1"]),
         poisson(CIRCLE, 20, edge_rates=RATES["rate"], seed=3),
-        _run(dadao, L=20.0, mu=1.0, chi1=RATES["chi1"], n=N),
+        dadao,
         SIX,
         exact=True,
         tuned=dict(smoothness=4.0),
@@ -319,10 +342,9 @@ CASES = (
         "gossip-learning",
         GossipLearning(lr=0.05, slots=11),
         gossip(CIRCLE, 20, period=10, delay=(0, 25), drop=0.1, online=0.9, seed=5),
-        _run(gossip_learning, lr=0.05),
+        gossip_learning,
         GOSSIP,
         up=lambda d: d + 1,
-        bias=(1e-2, 2.0),
         tuned=dict(lr=0.1),
         long=(gossip(CIRCLE, 300, delay=(0, 10), seed=6), 300),
     ),
@@ -334,10 +356,10 @@ CASES = (
             first(2, N),
             SignFlip(),
         ),
-        _run(gossip_learning, lr=0.05, mode="update_merge", merge="age", attack="signflip"),
+        gossip_learning,
         GOSSIP,
+        {"attack": "signflip"},
         up=lambda d: d + 1,
-        bias=(1e-2, 2.0),
         tuned=dict(lr=0.1),
         long=(gossip(RANDOM_GRAPH, 300, seed=8), 300),
     ),
@@ -345,17 +367,19 @@ CASES = (
         "monna-signflip",
         MoNNA(lr=0.05, f=2, beta=0.9),
         Attacked(Quorum(N, 2), first(2, N), SignFlip()),
-        _run(monna, lr=0.05, f=2, beta=0.9, attack="signflip"),
+        monna,
         {"params": _params, "m": lambda s: s.m},
-        bias=(1e-2, 2.0),
+        {"attack": "signflip"},
+        long=(Attacked(Quorum(N, 2), first(2, N), SignFlip()), 200),
     ),
     Case(
         "monna-alie",
         MoNNA(lr=0.05, f=2, beta=0.9),
         Attacked(Quorum(N, 2), first(2, N), ALIE(1.5)),
-        _run(monna, lr=0.05, f=2, beta=0.9, attack="alie", z=1.5),
+        monna,
         {"params": _params, "m": lambda s: s.m},
-        bias=(1e-2, 2.0),
+        {"attack": "alie", "z": 1.5},
+        long=(Attacked(Quorum(N, 2), first(2, N), ALIE(1.5)), 200),
     ),
 )
 

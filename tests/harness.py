@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from oracles.problem import whole
 
 from jaxfl import comm
 from jaxfl.clients import Client, Clients
@@ -201,32 +202,43 @@ def oracle_record(run, tape, rounds=ROUNDS):
 
     record = []
     for t in range(rounds):
-        net = row(tape, t)
         passes = jax.tree.map(lambda a, t=t: np.asarray(a)[t], run.history.aux[1])
-        entry: dict[str, Any] = {}
-        if isinstance(net, Graph):
-            ids = np.arange(N)
-            entry["W"] = np.asarray(comm.to_dense(net.w))
-            entry["active"] = np.asarray(net.active)
-            if isinstance(net.w, comm.Near):
-                entry["received"] = np.asarray(net.w.idx)
-            entry["byz"] = np.asarray(net.send.byzantine)
-        elif isinstance(net, Events):
-            ids = np.arange(N)
-            entry["events"], entry["end"] = event_list(net), float(net.end)
-        elif isinstance(net, Messages):
-            ids = np.ravel(net.i)
-            entry["messages"] = message_list(net)
-            entry["byz"] = np.asarray(net.send.byzantine)
-        else:
-            ids = np.asarray(net.idx)
-            entry["idx"], entry["weight"] = ids, np.asarray(net.weight)
-            if hasattr(net, "age"):
-                entry["age"] = np.asarray(net.age)
-        entry["samples"] = rows(ids, passes)
-        record.append(entry)
+        ids, entry = _entry(row(tape, t))
+        record.append(entry | {"samples": rows(ids, passes)})
     init = {"samples": rows(np.arange(N), jax.tree.map(np.asarray, run.state.init))}
     return init, record
+
+
+def full_record(tape, rounds, steps):
+    """The same for problem Q, of whose clients each has one example: nothing is drawn."""
+    nets = jax.tree.map(np.asarray, tape.nets)
+    entries = [_entry(jax.tree.map(lambda a, t=t: a[t], nets)) for t in range(rounds)]
+    return [entry | {"samples": whole(ids % N, steps)} for ids, entry in entries]
+
+
+def _entry(net):
+    """Of a round: who draws samples, and what the world did, as plain arrays."""
+    entry: dict[str, Any] = {}
+    if isinstance(net, Graph):
+        ids = np.arange(N)
+        entry["W"] = np.asarray(comm.to_dense(net.w))
+        entry["active"] = np.asarray(net.active)
+        if isinstance(net.w, comm.Near):
+            entry["received"] = np.asarray(net.w.idx)
+        entry["byz"] = np.asarray(net.send.byzantine)
+    elif isinstance(net, Events):
+        ids = np.arange(N)
+        entry["events"], entry["end"] = event_list(net), float(net.end)
+    elif isinstance(net, Messages):
+        ids = np.ravel(net.i)
+        entry["messages"] = message_list(net)
+        entry["byz"] = np.asarray(net.send.byzantine)
+    else:
+        ids = np.asarray(net.idx)
+        entry["idx"], entry["weight"] = ids, np.asarray(net.weight)
+        if hasattr(net, "age"):
+            entry["age"] = np.asarray(net.age)
+    return ids, entry
 
 
 def event_list(net):

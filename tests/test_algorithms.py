@@ -76,7 +76,7 @@ def test_oracle(case):
     problem = LeastSquares(A, B, ROWS)
     x0 = np.asarray(X0)
     x0 = np.tile(x0, (N, 1)) if issubclass(tape.kind, Graph | Events | Messages) else x0
-    expected = case.oracle(problem, x0, record, init)
+    expected = case.expected(problem, x0, record, init)
     for name, read in case.state.items():
         np.testing.assert_allclose(
             read(run.state.state), expected[-1][name], rtol=1e-10, atol=1e-10, err_msg=name

@@ -353,14 +353,14 @@ def test_gradient_tracking():
 
 def test_exact_diffusion():
     p = hq()
-    for lazy, error in ((False, 1.5e-10), (True, 1.3e-7)):
+    for lazy, error in ((0.0, 1.5e-10), (0.5, 1.3e-7)):
         out = exact_diffusion.run(p, np.zeros(4), graphs(ring(8), 100), lr=0.3, lazy=lazy)
         close(norm(last(out) - p.optimum()) / error, 1, 0.05)
     cycle = np.roll(np.eye(8), 1, axis=0)
     w = 0.45 * (cycle + cycle.T) + 0.1 * np.eye(8)  # smallest eigenvalue -.8 < -1/3
     out = exact_diffusion.run(p, np.zeros(4), graphs(w, 200), lr=0.3)
     assert 1e42 < norm(last(out)) < 1e44
-    out = exact_diffusion.run(p, np.zeros(4), graphs(w, 200), lr=0.3, lazy=True)
+    out = exact_diffusion.run(p, np.zeros(4), graphs(w, 200), lr=0.3, lazy=0.5)
     close(last(out), np.tile(p.optimum(), (8, 1)), 1e-10)
 
 
@@ -485,7 +485,7 @@ def test_inactive_nodes_do_nothing(data):
         partial(dsgd.run, order="cta"),
         partial(gradient_tracking.run, init=init),
         partial(gradient_tracking.run, init=init, order="diging"),
-        partial(exact_diffusion.run, lazy=True),
+        partial(exact_diffusion.run, lazy=0.5),
         sgp.run,
         partial(choco.run, gamma=0.5, compress=lambda v, i, t: compress.topk(v, 2)),
         partial(monna.run, beta=0.9, f=1),
@@ -545,7 +545,7 @@ def test_dadao(edges, chi1, comms):
         return [np.mean(np.sum((row["x"] - optimum) ** 2, axis=1)) for row in out]
 
     record = timelines(edges, n, rate, 200, 20)
-    out = dadao.run(p, np.zeros(d), record, L=20, mu=1, chi1=found[0] / rate)
+    out = dadao.run(p, np.zeros(d), record, smoothness=20, convexity=1, chi1=found[0] / rate)
     slope = np.polyfit([row["end"] for row in record[5:]], np.log(errors(out)[5:]), 1)[0]
     assert -0.035 < slope < -0.028  # -.0316 on any graph; the theorem promises .0198
     for row in out:
@@ -553,7 +553,7 @@ def test_dadao(edges, chi1, comms):
         close(row["z_tilde"].sum(axis=0), np.zeros(d), 1e-10)
     # With half of the exchanges chi_1 chi_2 is 2 instead of 1/2: it diverges.
     record = timelines(edges, n, rate / 2, 50, 5)
-    out = dadao.run(p, np.zeros(d), record, L=20, mu=1, chi1=2 * found[0] / rate)
+    out = dadao.run(p, np.zeros(d), record, smoothness=20, convexity=1, chi1=2 * found[0] / rate)
     assert errors(out)[-1] > 10 * errors(out)[0]
 
 
@@ -563,7 +563,7 @@ def test_dadao_fixed_point():
     chi1, chi2 = resistances(cycle(n), n)
     rate = np.sqrt(2 * chi1 * chi2)
     record = timelines(cycle(n), n, rate, 250, 5)
-    out = dadao.run(p, np.zeros(3), record, L=2, mu=1, chi1=chi1 / rate)
+    out = dadao.run(p, np.zeros(3), record, smoothness=2, convexity=1, chi1=chi1 / rate)
     optimum = p.optimum()
     dual = [p.grad_i(i, optimum)[1] - optimum / 2 for i in range(n)]  # nu = mu / 2
     for key in ("x", "x_tilde"):

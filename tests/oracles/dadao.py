@@ -8,9 +8,9 @@ from .problem import mean, stacked
 NAMES = ("x", "x_tilde", "y", "y_tilde", "z", "z_tilde")
 
 
-def run(problem, x0, record, *, L, mu, chi1, n=None):
+def run(problem, x0, record, *, smoothness, convexity, chi1, n=None):
     """`chi1` is that of the Laplacian weighted with the real rates of the edges."""
-    nu = mu / 2
+    L, nu = smoothness, convexity / 2
     alpha, theta = np.sqrt(nu / L) / 4, np.sqrt(L / nu) / 2
     eta = eta_tilde = alpha_tilde = np.sqrt(nu / L) / 8
     gamma, gamma_tilde = 1 / (4 * L), 1 / (4 * np.sqrt(L * nu))

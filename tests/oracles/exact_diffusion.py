@@ -5,12 +5,12 @@ import numpy as np
 from .problem import live, mean, mix, nodes, stacked
 
 
-def run(problem, x0, record, *, lr, lazy=False):
+def run(problem, x0, record, *, lr, lazy=0.0):
     x, out = stacked(x0, len(record[0]["W"])), []
     psi = x.copy()
     for graph in record:
         w, active = nodes(graph)
-        w = (np.eye(len(w)) + w) / 2 if lazy else w
+        w = lazy * np.eye(len(w)) + (1 - lazy) * w
         psi_next, phi, losses = psi.copy(), x.copy(), []
         for i in active:
             y, steps = x[i].copy(), []

@@ -122,6 +122,13 @@ class Quadratic:
         return self.pull([a + rho * a @ a for a in self.a])
 
 
+def limit(step, size):
+    """Fixed point `[size]` of an affine map, from its values at 0 and at the unit vectors."""
+    start = step(np.zeros(size))
+    linear = np.column_stack([step(e) - start for e in np.eye(size)])
+    return np.linalg.solve(np.eye(size) - linear, start)
+
+
 def whole(ids, steps=1):
     """The samples of one pass of a Quadratic: slot r takes `steps` full gradients of `ids[r]`."""
     index = np.tile(np.asarray(ids)[:, None, None], (1, steps, 1))
