@@ -488,7 +488,7 @@ class Clients:
         return self._unblock(out)
 
     def mean(
-        self, f: Callable, *stacked: Stacked, weights: Float[Array, " n"], send: Any, key: Key
+        self, f: Callable, *stacked: Stacked, weights: Any, send: Any, key: Key
     ) -> tuple[Any, Any]:
         """The weighted mean of the messages of all clients, accumulated over blocks.
 
@@ -498,7 +498,8 @@ class Clients:
         Args:
             f: one-client function that returns `(message, rest)`.
             stacked: as for `each`.
-            weights: `[n]`, of the sum.
+            weights: `[n]`, of the sum. For a message of several payloads, a tuple, a tuple of as
+                many: each payload has its own weights, and passes `send` by itself.
             send: the net's.
             key: for f and send.
 
@@ -506,21 +507,30 @@ class Clients:
             The mean message `[...]`, and `rest` stacked `[n, ...]`.
         """
         channel = fork(key, "send")
+
+        def arrive(weights, message, send, wide=lambda payload: payload):
+            """The weighted sum of what arrives of a message."""
+            one = lambda w, payload, key: comm.mix(w, wide(send(payload, key)))
+            if not isinstance(weights, tuple):
+                return one(weights, message, channel)
+            keys = channel, *(fork(channel, f"payload {k}") for k in range(1, len(weights)))
+            return tuple(map(one, weights, message, keys))
+
         one, rows, block = self._plan(f, key, (self.start, self.count, self.id, *stacked))
         if block >= self.n or not send.local:
             message, rest = self._each(one, rows, block)
-            return comm.mix(weights, send(message, channel)), rest
+            return arrive(weights, message, send), rest
 
         def add(total, part):
             w, (byzantine, id, live), rows = part
             message, rest = jax.vmap(one)(*rows)
-            message = send.replace(byzantine=byzantine, id=id, live=live)(message, channel)
-            wide = jax.tree.map(lambda a, t: a.astype(t.dtype), message, total)
-            return jax.tree.map(jnp.add, total, comm.mix(w, wide)), rest
+            here = send.replace(byzantine=byzantine, id=id, live=live)
+            return jax.tree.map(jnp.add, total, arrive(w, message, here, wide)), rest
 
         shapes = _shapes(one, rows)[0]
-        wide = lambda a: jnp.promote_types(a.dtype, jnp.float32)
-        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, wide(a)), shapes)
+        broad = lambda a: jnp.promote_types(a.dtype, jnp.float32)
+        wide = lambda payload: jax.tree.map(lambda a: a.astype(broad(a)), payload)
+        zero = jax.tree.map(lambda a: jnp.zeros(a.shape, broad(a)), shapes)
         who = (send.byzantine, send.id, send.live)  # what else `send` holds is for all senders
         w = self._blocks(weights, block, fill=jnp.zeros_like)
         parts = (w, *self._blocks((who, rows), block))

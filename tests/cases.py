@@ -81,6 +81,9 @@ class Case:
         up: numbers sent per message, as a multiple of d, or a function of d; on graphs it is
             multiplied by the out-degree, with events by the exchanges per node, with
             messages by those that leave per node.
+        sent: numbers that pass `send`, if they are not those paid for: what is compressed, or what
+            no adversary may touch.
+        moves: fields of the state that change also in an empty round.
         exact: reaches x* of heterogeneous quadratics; otherwise `fixed` is where it goes.
         tuned: hyperparameters for the exactness test, if not those above.
         fixed: `fixed(problem Q) -> limit of the mean model`, known in closed form, or None.
@@ -99,6 +102,8 @@ class Case:
     state: dict[str, Callable] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     up: Any = 1.0
+    sent: Any = None
+    moves: tuple[str, ...] = ()
     exact: bool = False
     tuned: dict = field(default_factory=dict)
     fixed: Callable | None = None
@@ -222,6 +227,18 @@ CASES = (
         quick=True,
     ),
     Case(
+        "scaffold-attacked",
+        Scaffold(lr=0.05, server_lr=0.9, steps=3),
+        Attacked(COHORT, first(2, N), SignFlip()),
+        scaffold,
+        {"params": _params, "c": lambda s: s.c, "c_i": lambda s: s.c_i},
+        {"attack": "signflip"},
+        up=2.0,
+        exact=True,  # without the attack
+        tuned=dict(lr=0.1, server_lr=1.0, steps=5),
+        still=("c_i",),
+    ),
+    Case(
         "ditto",
         Ditto(lr=0.05, lam=0.2, server_lr=0.9, steps=3),
         COHORT,
@@ -296,6 +313,7 @@ CASES = (
         sgp,
         {"params": _params, "x": lambda s: s.x, "w": lambda s: s.w},
         up=lambda d: d + 1,
+        sent=1.0,
         tuned=dict(lr=0.05),
     ),
     Case(
@@ -307,6 +325,7 @@ CASES = (
         TOP2,
         limit=_choco_limit,
         up=lambda d: 2 * (1 + 3 / 64),
+        sent=1.0,
     ),
     Case(
         "choco-code",
@@ -317,6 +336,7 @@ CASES = (
         TOP2,
         limit=_choco_limit,
         up=lambda d: 2 * (1 + 3 / 64),
+        sent=1.0,
     ),
     Case(
         "fedbuff",
@@ -324,6 +344,7 @@ CASES = (
         arrivals(N, 3, 20, seed=2),
         fedbuff,
         {"params": _params},
+        moves=("past",),
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, server_lr=1.0, steps=5),
         long=(arrivals(N, N, 500, durations="constant"), 500),
@@ -334,6 +355,7 @@ CASES = (
         poisson(CIRCLE, 20, edge_rates=RATES["rate"], seed=3),
         dadao,
         SIX,
+        moves=tuple(SIX),  # time passes
         exact=True,
         tuned=dict(smoothness=4.0),
         long=(poisson(CIRCLE, 100, edge_rates=RATES["rate"], seed=4, unit=8.0), 100),
@@ -345,6 +367,7 @@ CASES = (
         gossip_learning,
         GOSSIP,
         up=lambda d: d + 1,
+        sent=1.0,
         tuned=dict(lr=0.1),
         long=(gossip(CIRCLE, 300, delay=(0, 10), seed=6), 300),
     ),
@@ -360,6 +383,7 @@ CASES = (
         GOSSIP,
         {"attack": "signflip"},
         up=lambda d: d + 1,
+        sent=1.0,
         tuned=dict(lr=0.1),
         long=(gossip(RANDOM_GRAPH, 300, seed=8), 300),
     ),

@@ -81,6 +81,24 @@ def row(tape, t):
     return jax.tree.map(lambda a: a[t], tape.nets)
 
 
+def nobody(net):
+    """The net of a round in which nobody takes part and nothing happens."""
+    send = net.send.replace(live=jnp.zeros_like(net.send.live))
+    if isinstance(net, Graph):
+        near = comm.to_near(net.w)
+        own = jnp.broadcast_to(jnp.arange(N)[:, None] == near.idx, near.w.shape)
+        first = own & (jnp.arange(near.w.shape[1])[None] == 0)
+        near = near.replace(w=first.astype(near.w.dtype))
+        return net.replace(w=near, active=jnp.zeros_like(net.active), send=send)
+    if isinstance(net, Events):
+        none = lambda a: jnp.full_like(a, N)
+        return net.replace(grad=none(net.grad), i=none(net.i), j=none(net.j), send=send)
+    if isinstance(net, Messages):
+        idle = jnp.full_like(net.i, N)
+        return net.replace(i=idle, sent=jnp.zeros_like(net.sent), send=send)
+    return net.replace(idx=jnp.full_like(net.idx, N), weight=jnp.zeros_like(net.weight), send=send)
+
+
 class _Log:
     """While active, `Clients.each` and `mean` also return the samples their function drew."""
 
@@ -236,6 +254,7 @@ def _entry(net):
     else:
         ids = np.asarray(net.idx)
         entry["idx"], entry["weight"] = ids, np.asarray(net.weight)
+        entry["byz"] = np.asarray(net.send.byzantine)
         if hasattr(net, "age"):
             entry["age"] = np.asarray(net.age)
     return ids, entry

@@ -1,12 +1,14 @@
 """Every row of the table against its oracle, and against the contract."""
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, QUICK
+from flax import struct
 from harness import (
     CLIENTS,
     COUNTS,
@@ -20,6 +22,7 @@ from harness import (
     D,
     N,
     Recorded,
+    nobody,
     oracle_record,
     play,
     record_world,
@@ -233,6 +236,54 @@ def test_outsiders_keep_their_state(case):
         else:
             begin = case.algorithm.init(X0, CLIENTS, KEY)
             same(getattr(run, name)[N - 1], getattr(begin, name)[N - 1])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.algorithm.needs.lossless], ids=str)
+def test_empty_round_moves_nothing(case):
+    """A round in which nobody takes part changes nothing but what the row says."""
+    begin = play(case.algorithm, world(case), rounds=ROUNDS // 2).state.state
+    net = nobody(row(world(case), ROUNDS // 2))
+    alg = jax.tree.map(jnp.float64, case.algorithm)
+    end, _ = jax.jit(alg.round)(begin, CLIENTS, net, KEY)
+    moved = {
+        name
+        for name, a, b in zip(begin._fields, begin, end, strict=True)
+        if not jax.tree.all(jax.tree.map(np.array_equal, a, b))
+    }
+    assert moved == set(case.moves)
+
+
+@every_case
+def test_everything_is_sent(case):
+    """Where all messages are lost on the way, a client's examples change its own rows only."""
+    begin = play(case.algorithm, world(case), rounds=ROUNDS // 2).state.state
+    sizes = []
+
+    @struct.dataclass
+    class Silent:
+        local: ClassVar[bool] = True
+
+        def __call__(self, message, send, key):
+            sizes.append(sum(a[0].size for a in jax.tree.leaves(message)))
+            return jax.tree.map(jnp.zeros_like, message)
+
+    net = row(world(case), ROUNDS // 2)
+    everybody = jnp.ones_like(net.send.byzantine)
+    net = net.replace(send=net.send.replace(byzantine=everybody, adversary=Silent()))
+    alg = jax.tree.map(jnp.float64, case.algorithm)
+    who = int(np.ravel(net.idx)[0]) if hasattr(net, "idx") else 1
+    other = B.copy()
+    other[ROWS[who]] += 1.0
+    arrays = {**CLIENTS.data.arrays, "b": jnp.asarray(other)}
+    changed = CLIENTS.replace(data=CLIENTS.data._replace(arrays=arrays))
+    program = jax.jit(alg.round)
+    (one, _), (two, _) = (program(begin, clients, net, KEY) for clients in (CLIENTS, changed))
+    size = case.up if case.sent is None else case.sent
+    assert sum(sizes) == (size(D) if callable(size) else size * D)
+    rest = np.arange(N) != who
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        own = a.ndim > 0 and a.shape[0] == N
+        same(*((a[rest], b[rest]) if own else (a, b)))
 
 
 @every_case

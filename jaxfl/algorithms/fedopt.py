@@ -90,9 +90,7 @@ class FedOpt:
         v = jax.tree.map(lambda v, d: second(v, d, self.beta2), v, d)
         x = jax.tree.map(lambda x, m, v: x + self.server_lr * m / (jnp.sqrt(v) + self.tau), x, m, v)
         info = Info(comm.mix(w, loss), comm.bits(x), comm.bits(x), comm.mix(w, grads))
-        anyone = (net.weight > 0).any()  # in an empty round the server waits
-        new = jax.tree.map(lambda a, b: jnp.where(anyone, a, b), self.State(x, m, v), state)
-        return new, info
+        return net.wait(self.State(x, m, v), state), info
 
 
 def FedAdagrad(lr: Scalar, **fields: Any) -> FedOpt:

@@ -77,12 +77,12 @@ class Scaffold:
             new = jax.tree.map(  # line 12, option II
                 lambda c_i, c, x, y: c_i - c + (x - y) / (k * self.lr), c_i, c, x, y
             )
-            return jax.tree.map(lambda y, x: y - x, y, x), (new, loss, k)
+            minus = lambda a, b: jax.tree.map(jnp.subtract, a, b)
+            return (minus(y, x), minus(new, c_i)), (new, loss, k)  # line 13
 
-        old = comm.pick(c_all, net.idx)
-        cohort = clients[net.idx]
-        dx, (new, loss, k) = cohort.mean(local, old, weights=w, send=net.send, key=key)
-        dc = comm.mix(share, jax.tree.map(lambda new, old: new - old, new, old))
+        (dx, dc), (new, loss, k) = clients[net.idx].mean(
+            local, comm.pick(c_all, net.idx), weights=(w, share), send=net.send, key=key
+        )
         x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, dx)  # line 17
         c = jax.tree.map(lambda c, d: c + d, c, dc)
         size = 2 * comm.bits(x)

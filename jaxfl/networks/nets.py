@@ -72,6 +72,11 @@ class Cohort:
         """How many clients take part."""
         return (self.weight != 0).sum().astype(jnp.float32)
 
+    def wait(self, new: Any, old: Any) -> Any:
+        """The new state of a server, or the old one where nobody takes part."""
+        came = (self.weight != 0).any()
+        return jax.tree.map(lambda a, b: jnp.where(came, a, b), new, old)
+
     def seconds(self, info: Info) -> Float[Array, ""]:
         """Simulated duration: the slowest participant downloads, computes and uploads."""
         links = self.links
