@@ -9,7 +9,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -78,6 +78,5 @@ class DSGD:
             mixed = comm.mix(net.w, net.send(x, fork(key, "send")), own=x)
             new = jax.tree.map(lambda m, y, x: m + (y - x), mixed, y, x)
         new = comm.where(net.active, self.State(new, memory), state)
-        size, mean = comm.bits(x) / clients.n * net.out(), net.mean_weights()
-        info = Info(comm.mix(mean, loss), size, size, comm.mix(mean, grads))
-        return new, info
+        size = comm.bits(x) / clients.n
+        return new, net.info(loss, grads, up=size, down=size)

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxfl import comm
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, hyper, matrix
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 def _spectrum(alg, network):
@@ -74,6 +74,6 @@ class ExactDiffusion:
         phi = jax.tree.map(lambda new, x, psi: new + x - psi, new, x, psi)
         mixed = comm.mix(net.w, net.send(phi, fork(key, "send")), own=phi)
         x = jax.tree.map(lambda m, p: (1 - self.lazy) * m + self.lazy * p, mixed, phi)
-        size = comm.bits(x) / clients.n * net.out()
-        info = Info(comm.mix(net.mean_weights(), loss), size, size, 1.0)
+        size = comm.bits(x) / clients.n
+        info = net.info(loss, 1.0, up=size, down=size)
         return self.State(x, new), info
