@@ -65,6 +65,10 @@ class Needs:
 class History(NamedTuple):
     """What every round reported, leaves `[rounds, ...]`; the fields of `Info`, and two more.
 
+    Costs are means over who took part, each counted once, so that times `clients` they are what all
+    of them did. Of nobody they are 0, and the loss is NaN: none was measured. Gradients that all
+    clients compute in `init` are costs of round 0, and count them among its `clients`.
+
     Example:
         >>> run = jaxfl.simulate(
         ...     algorithms.FedAvg(lr=0.5), problems.quadratics(n=4).clients(),
@@ -74,10 +78,10 @@ class History(NamedTuple):
         {'rounds': (20,), 'megabytes': (20,), 'grads': (20,), 'seconds': (20,)}
     """
 
-    loss: Scalar
-    up: Scalar
-    down: Scalar
-    grads: Scalar
+    loss: Scalar  # training loss
+    up: Scalar  # bits sent, also those that were lost
+    down: Scalar  # bits that arrived
+    grads: Scalar  # minibatch gradients
     aux: Any
     clients: Scalar  # how many took part
     seconds: Scalar  # simulated duration of the round
@@ -99,6 +103,20 @@ class History(NamedTuple):
             "grads": np.cumsum(grads * clients, -1),
             "seconds": np.cumsum(seconds, -1),
         }
+
+
+def mean_loss(loss: np.ndarray, grads: np.ndarray) -> np.ndarray:
+    """The mean training loss over the last axis, of rounds in which somebody trained.
+
+    Args:
+        loss, grads: of a `History`.
+
+    Returns:
+        NaN where nobody ever trained, or where a loss was NaN.
+    """
+    here = np.asarray(grads) > 0
+    total, count = np.where(here, loss, 0.0).sum(-1), here.sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 class Run(NamedTuple):

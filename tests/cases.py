@@ -72,9 +72,7 @@ class Case:
         network: what the world does, for N clients.
         oracle: `oracle(problem, x0, record, init) -> [state after round, ...]`, plain NumPy.
         state: oracle's name of a state -> how to read it off ours.
-        up: numbers sent per message, as a multiple of d, or a function of d; on graphs it is
-            multiplied by the out-degree, with events by the exchanges per node, with
-            messages by those that leave per node.
+        up: numbers of one message, as a multiple of d, or a function of d.
         exact: reaches x* of heterogeneous quadratics; otherwise `fixed` is where it goes.
         tuned: hyperparameters for the exactness test, if not those above.
         fixed: `fixed(problem Q) -> limit of the mean model`, known in closed form, or None.
@@ -237,6 +235,17 @@ CASES = (
         exact=True,
         tuned=dict(lr=0.1),
         still=("params", "y", "g"),
+    ),
+    Case(
+        "gt-semi-atc",
+        GradientTracking(lr=0.04, order="semi-atc"),
+        RANDOM,
+        lambda p, x0, record, init: gradient_tracking.run(
+            p, x0, record, lr=0.04, order="semi-atc", init=init
+        ),
+        {"params": _params, "y": lambda s: s.y, "g": lambda s: s.g},
+        up=2.0,
+        exact=True,
     ),
     Case(
         "gt-diging",
