@@ -29,7 +29,8 @@ class DSGD:
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`; its memory persists per node.
     State: params [n, ...], memory of the solver [n, ...]; memory n d for SGD, 2 n d with momentum.
     Needs: Graph nets whose rows sum to 1, also time-varying and lossy.
-    Sent: up 32 d times the out-degree, down the same, bits per active node and round, in float32.
+    Sent: up 32 d times the out-degree, down times what arrives, bits per active node and round, in
+        float32.
     Equals: SGD on the complete graph from a common start; FedAvg with everyone on the complete
         graph ("atc").
     Deviations: none.

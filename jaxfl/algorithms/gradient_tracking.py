@@ -27,7 +27,8 @@ class GradientTracking:
     State: params [n, ...], y [n, ...], g [n, ...]; memory 3 n d.
     Needs: Graph nets, doubly stochastic, also time-varying; a lost message must be lost in both
         directions (`LinkFailures` does that).
-    Sent: up 64 d times the out-degree, down the same, bits per active node and round, in float32.
+    Sent: up 64 d times the out-degree, down times what arrives, bits per active node and round, in
+        float32.
     Equals: gradient descent on the complete graph from a common start, with full batches.
     Deviations: none; the stored g is reused in the difference, never evaluated again. The first
         gradients, those of `init`, are costs of round 0.

@@ -29,7 +29,8 @@ class MoNNA:
     State: params [n, ...], m [n, ...]; memory 2 n d.
     Needs: Graph nets; `Quorum(n, f)` is the paper's, where each node waits for n - f messages and
         so keeps n - 2 f. Weights other than zero or not are ignored.
-    Sent: up 32 d times the out-degree, down the same, bits per active node and round, in float32.
+    Sent: up 32 d times the out-degree, down times what arrives, bits per active node and round, in
+        float32.
     Equals: SGD with momentum on the mean when f = 0, with all messages received.
     Deviations: none; the authors' code aliases one momentum tensor at step 0, which is not
         repeated. Byzantine nodes run the rule too, on the truth about themselves. The sign flip of

@@ -25,8 +25,8 @@ class SGP:
     State: x [n, ...], w [n], params = x / w [n, ...]; memory n d.
     Needs: Graph nets whose columns sum to 1, also time-varying and lossy (a sender keeps the mass
         of a lost message).
-    Sent: up 32 (d + 1) times the out-degree, down the same, bits per active node and round, in
-        float32.
+    Sent: up 32 (d + 1) times the out-degree, down times what arrives, bits per active node and
+        round, in float32.
     Equals: D-SGD ("atc") when the matrix is doubly stochastic: w stays 1.
     Deviations: none; the gradient is taken at z, not at x.
     Source: Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push for Distributed Deep
