@@ -31,7 +31,8 @@ class Choco:
     State: params [n, ...], x_hat [n, ...]; memory 2 n d. One public copy per node stands for those
         that all its neighbours hold, which are equal on a fixed lossless graph.
     Needs: Graph nets, static, lossless, doubly stochastic.
-    Sent: up the compressor's bits times the out-degree, down times the in-degree, per node and round.
+    Sent: up the compressor's bits times the out-degree, down times the in-degree, per node and
+        round.
     Equals: with `Identity()` and gamma = 1, "icml" is D-SGD "atc" and "code" is D-SGD "cta".
     Deviations: public copies start at 0 in both orders, as the papers; the authors' code for convex
         problems starts them at x0, which is another trajectory.

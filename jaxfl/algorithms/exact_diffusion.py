@@ -40,7 +40,8 @@ class ExactDiffusion:
         lazy: in [0, 1], traced; 1/2 is exact diffusion, 0 is D2 (NIDS).
     State: params [n, ...], psi [n, ...]; memory 2 n d.
     Needs: Graph nets, static, lossless, doubly stochastic; the least eigenvalue of Wbar above -1/3.
-    Sent: up 32 d times the out-degree, down times the in-degree, bits per node and round, in float32.
+    Sent: up 32 d times the out-degree, down times the in-degree, bits per node and round, in
+        float32.
     Equals: with lazy = 0, x+ = W (2 x - x_before - lr (g - g_before)).
     Raises: ValueError at a least eigenvalue of Wbar at or below -1/3, where D2 diverges.
     Deviations: none; the learning rate must stay constant, as in the published code.
