@@ -43,10 +43,11 @@ def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
     return comm.Near(*(jnp.asarray(a) for a in _weights.neighbours(w)))
 
 
-def _graph(t, w, n, links, active=None):
-    active = jnp.ones(n, bool) if active is None else active
-    ids = jnp.arange(n, dtype=jnp.int32)
-    return Graph(t, w, active, Send(jnp.zeros(n, bool), ids, active), links, messages(w)[0])
+def _graph(t, w, n, links, sums):
+    active, ids = jnp.ones(n, bool), jnp.arange(n, dtype=jnp.int32)
+    sent, heard = messages(w)
+    sent = heard if sums == "symmetric" else sent  # no scatter, nothing moves between devices
+    return Graph(t, w, active, Send(jnp.zeros(n, bool), ids, active), links, sent)
 
 
 @struct.dataclass
@@ -81,7 +82,7 @@ class Static:
 
     def __call__(self, t: Scalar, key: Key) -> Graph:
         """The net of round t."""
-        return _graph(t, self.w, self.n, self.links)
+        return _graph(t, self.w, self.n, self.links, self.sums)
 
 
 def graph(
@@ -199,7 +200,7 @@ class Periodic:
         """The net of round t."""
         period = self.w.w.shape[0]
         w = jax.tree.map(lambda a: a[jnp.asarray(t) % period], self.w)
-        return _graph(t, w, self.n, self.links)
+        return _graph(t, w, self.n, self.links, self.sums)
 
 
 def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
@@ -292,7 +293,9 @@ class RandomMatching:
         alone = (peer == own)[:, None]
         w = jnp.where(alone, jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5]]))
         back = jnp.where(alone, 0, jnp.array([[0, 1]], jnp.int32))
-        return _graph(t, comm.Near(jnp.stack([own, peer], 1), w, back), self.n, self.links)
+        return _graph(
+            t, comm.Near(jnp.stack([own, peer], 1), w, back), self.n, self.links, self.sums
+        )
 
 
 @struct.dataclass
@@ -331,7 +334,7 @@ class RandomOut:
         u = jnp.where(jnp.eye(self.n, dtype=bool), -1.0, u)  # the own row always, then the k least
         out = jax.lax.top_k(-u, self.k + 1)[1]
         w = jnp.zeros((self.n, self.n)).at[out.T, jnp.arange(self.n)].set(1 / (self.k + 1))
-        return _graph(t, comm.Dense(w), self.n, self.links)
+        return _graph(t, comm.Dense(w), self.n, self.links, self.sums)
 
 
 @struct.dataclass
@@ -379,7 +382,7 @@ class Quorum:
         idx = jnp.argsort(u, axis=1)[:, : self.n - self.f].astype(jnp.int32)
         w = jnp.full(idx.shape, 1 / (self.n - self.f))
         back = jnp.full(idx.shape, -1, jnp.int32).at[:, 0].set(0)
-        net = _graph(t, comm.Near(idx, w, back), self.n, self.links)
+        net = _graph(t, comm.Near(idx, w, back), self.n, self.links, self.sums)
         return net.replace(sent=jnp.full(self.n, self.n - 1, jnp.float32))
 
 
