@@ -30,10 +30,41 @@ def _k(fraction, d):
     return jnp.clip(jnp.floor(fraction * d + 1e-4), 1, d)
 
 
-def _threshold(scores, k):
-    """The largest t such that at least k of the unsigned scores are >= t, four bits in a pass.
+def _largest(scores, k):
+    """Which are the k largest of the unsigned scores, by leaf; of equal ones the first.
 
-    O(d) memory and k traced, where `lax.top_k` sorts and needs a static k.
+    Exactly k, also where entries tie: what is sent is paid for.
+    """
+    t, many = _threshold(scores, k)
+    ties = [_in_rows((s == t).ravel()) for s in scores]
+    upto = [jnp.cumsum(tie.sum(1, dtype=jnp.int32)) for tie in ties]
+    left = k.astype(jnp.int32) - many + sum(total[-1] for total in upto)
+    kept = []
+    for s, tie, total in zip(scores, ties, upto):
+        place = jnp.arange(s.size).reshape(s.shape)
+        kept.append((s > t) | (s == t) & (place < _end(tie, total, left)))
+        left = left - total[-1]
+    return kept
+
+
+def _in_rows(mask):
+    """A mask as about as many rows as columns, so that counting along it is two short sums."""
+    width = math.isqrt(mask.size - 1) + 1
+    return jnp.pad(mask, (0, -mask.size % width)).reshape(-1, width)
+
+
+def _end(mask, upto, k):
+    """The place after the k-th true entry of a mask in rows, `upto` true ones in rows so far."""
+    row = (upto < k).sum()
+    before = jnp.where(row > 0, upto[row - 1], 0)
+    column = (before + jnp.cumsum(mask[row].astype(jnp.int32)) < k).sum()
+    return jnp.where(k > 0, row * mask.shape[1] + column + 1, 0)
+
+
+def _threshold(scores, k):
+    """The largest t such that at least k of the unsigned scores are >= t, and how many are.
+
+    Four bits in a pass: O(d) memory and k traced, where `lax.top_k` sorts and needs a static k.
     """
     dtype = scores[0].dtype
     passes = 2 * dtype.itemsize
@@ -45,13 +76,16 @@ def _threshold(scores, k):
         add = lambda a, b: tuple(map(jnp.add, a, b))
         return jnp.stack(jax.lax.reduce(above, zeros, add, (0,)))
 
-    def digit(i, t):
+    def digit(i, carry):
+        t, many = carry
         unit = jnp.ones((), dtype) << jnp.asarray(4 * (passes - 1 - i), dtype)
-        trials = [t + j * unit for j in range(1, 16)]
-        enough = sum(count(s, trials) for s in scores) >= k
-        return t + enough.sum(dtype=dtype) * unit
+        counts = sum(count(s, [t + j * unit for j in range(1, 16)]) for s in scores)
+        enough = counts >= k
+        many = jnp.where(enough, counts, many).min()
+        return t + enough.sum(dtype=dtype) * unit, many
 
-    return jax.lax.fori_loop(0, passes, digit, jnp.zeros((), dtype))
+    start = jnp.zeros((), dtype), jnp.int32(_size(scores))
+    return jax.lax.fori_loop(0, passes, digit, start)
 
 
 def _magnitudes(leaves):
@@ -85,8 +119,8 @@ class TopK:
     """The largest entries in magnitude over all leaves; contractive with alpha = k / d.
 
     Args:
-        fraction: k = max(1, floor(fraction d)), in (0, 1], traced. Entries tied with the k-th are
-            all kept.
+        fraction: k = max(1, floor(fraction d)), in (0, 1], traced. Of entries that tie, the first
+            are kept.
 
     Source: standard; bits count values and indices, k (32 + ceil(log2 d)).
 
@@ -102,10 +136,8 @@ class TopK:
         """v with all other entries 0."""
         leaves, tree = jax.tree.flatten(v)
         scores = _magnitudes(leaves)
-        t = _threshold(scores, _k(self.fraction, _size(v)))
-        return tree.unflatten(
-            [jnp.where(s >= t, a, 0) for s, a in zip(scores, leaves, strict=True)]
-        )
+        kept = _largest(scores, _k(self.fraction, _size(v)))
+        return tree.unflatten([jnp.where(m, a, 0) for m, a in zip(kept, leaves, strict=True)])
 
     def bits(self, v: Params) -> Scalar:
         """k values and their indices."""
@@ -121,8 +153,7 @@ class RandK:
         fraction: k = max(1, floor(fraction d)), in (0, 1], traced.
         scaled: 1 multiplies by d / k (unbiased), 0 does not (contractive, alpha = k / d), traced.
 
-    Source: standard; the set follows from a shared seed, bits are 32 k + 32. Scores of 32 bits may
-        tie at the threshold, with a probability below d / 2^32, and then one more entry is kept.
+    Source: standard; the set follows from a shared seed, bits are 32 k + 32.
 
     Example:
         >>> kept = compress.RandK(fraction=0.25, scaled=1.0)(jnp.ones(8), jax.random.key(0))
@@ -140,13 +171,10 @@ class RandK:
         keys = jax.random.split(key, len(leaves))
         scores = [jax.random.bits(q, a.shape, jnp.uint32) for q, a in zip(keys, leaves)]
         k = _k(self.fraction, d)
-        t = _threshold(scores, k)
+        kept = _largest(scores, k)
         scale = jnp.where(self.scaled > 0, d / k, 1)
         return tree.unflatten(
-            [
-                jnp.where(s >= t, scale * a, 0).astype(a.dtype)
-                for s, a in zip(scores, leaves, strict=True)
-            ]
+            [jnp.where(m, scale * a, 0).astype(a.dtype) for m, a in zip(kept, leaves, strict=True)]
         )
 
     def bits(self, v: Params) -> Scalar:

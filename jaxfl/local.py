@@ -126,7 +126,8 @@ def train(
         memory: the solver's, `solver.init(x)` for a fresh one.
 
     Returns:
-        The last iterate, the loss averaged over the live steps, and the memory.
+        The last iterate, the loss averaged over the live steps (NaN if there is none), and the
+        memory.
 
     Example:
         >>> square = lambda x, xi: (0.5 * x @ x, x)
@@ -155,8 +156,8 @@ def train(
             carry = jax.lax.optimization_barrier(carry)
         carry, losses = jax.lax.scan(step, carry, part, unroll=unroll)
         total += losses.sum()
-    y, memory = carry
-    return y, total / jnp.maximum(live_steps(xi), 1), memory
+    (y, memory), steps = carry, live_steps(xi)
+    return y, jnp.where(steps > 0, total / jnp.maximum(steps, 1), jnp.nan), memory
 
 
 def _stacks(xi):
@@ -266,6 +267,8 @@ def blended(grad: Oracle, alpha: Scalar, m: Params) -> Oracle:
 
 def sam(grad: Oracle, rho: Scalar) -> Oracle:
     """The gradient at x + rho g / |g| on the same sample, |g| over all leaves of this client.
+
+    A step is two gradients: `net.info(loss, 2 * live_steps(xi), ...)`.
 
     Example:
         >>> grad = local.sam(lambda x, xi: (0.5 * x @ x, x), rho=0.5)

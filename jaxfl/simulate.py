@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxfl import comm, devices, memory
 from jaxfl.clients import Clients, LossShapeError
 from jaxfl.networks.topologies import check as check_network
-from jaxfl.networks.topologies import layers
+from jaxfl.networks.topologies import layers, speeds
 from jaxfl.types import Info, Key, Params, Scalar, fork, nearest
 
 
@@ -65,6 +65,10 @@ class Needs:
 class History(NamedTuple):
     """What every round reported, leaves `[rounds, ...]`; the fields of `Info`, and two more.
 
+    Costs are means over who took part, each counted once, so that times `clients` they are what all
+    of them did. Of nobody they are 0, and the loss is NaN: none was measured. Gradients that all
+    clients compute in `init` are costs of round 0, and count them among its `clients`.
+
     Example:
         >>> run = jaxfl.simulate(
         ...     algorithms.FedAvg(lr=0.5), problems.quadratics(n=4).clients(),
@@ -74,10 +78,10 @@ class History(NamedTuple):
         {'rounds': (20,), 'megabytes': (20,), 'grads': (20,), 'seconds': (20,)}
     """
 
-    loss: Scalar
-    up: Scalar
-    down: Scalar
-    grads: Scalar
+    loss: Scalar  # training loss
+    up: Scalar  # bits sent, also those that were lost
+    down: Scalar  # bits that arrived
+    grads: Scalar  # minibatch gradients
     aux: Any
     clients: Scalar  # how many took part
     seconds: Scalar  # simulated duration of the round
@@ -99,6 +103,20 @@ class History(NamedTuple):
             "grads": np.cumsum(grads * clients, -1),
             "seconds": np.cumsum(seconds, -1),
         }
+
+
+def mean_loss(loss: np.ndarray, grads: np.ndarray) -> np.ndarray:
+    """The mean training loss over the last axis, of rounds in which somebody trained.
+
+    Args:
+        loss, grads: of a `History`.
+
+    Returns:
+        NaN where nobody ever trained, or where a loss was NaN.
+    """
+    here = np.asarray(grads) > 0
+    total, count = np.where(here, loss, 0.0).sum(-1), here.sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 class Run(NamedTuple):
@@ -221,10 +239,7 @@ def _rounds(alg, clients, network, key, start, state, evaluate, schedule, *, rou
         net = network(t, network_key)
         new, info = now.round(state, clients, net, key_t)
         new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)
-        seconds = net.seconds(info)
-        loss, up, down, grads = _float(info[:4])
-        record = History(loss, up, down, grads, info.aux, net.participants(), seconds)
-        return new, record
+        return new, _record(alg, clients.n, network, net, info, t)
 
     def block(state, t):
         state, history = jax.lax.scan(step, state, t + jnp.arange(every, dtype=t.dtype))
@@ -234,6 +249,41 @@ def _rounds(alg, clients, network, key, start, state, evaluate, schedule, *, rou
     state, (history, evaluations) = jax.lax.scan(block, state, first)
     history = jax.tree.map(lambda a: a.reshape(rounds, *a.shape[2:]), history)
     return Run(state, history, evaluations)
+
+
+def _record(alg, n, network, net, info, t):
+    """A round as the history keeps it: means over who took part, of 0 for nobody.
+
+    All n clients take part in the gradients of `init`, which are costs of round 0.
+    """
+    here, count, seconds = net.here, net.participants(), net.seconds(info)
+    sums = [_total(k, getattr(info, k), here) for k in ("up", "down", "grads")]
+    if jnp.shape(info.loss):
+        raise ValueError(
+            f"info.loss must be one number, got shape {jnp.shape(info.loss)}; {_INFO_FIX}"
+        )
+    loss = jnp.where(count > 0, jnp.asarray(info.loss, jnp.result_type(float)), jnp.nan)
+    if first := getattr(alg, "init_grads", 0.0):
+        compute = jnp.asarray(speeds(network).compute)
+        sums[2] = sums[2] + jnp.where(t == 0, n * first, 0)
+        seconds = seconds + jnp.where(t == 0, first * compute.max(), 0)
+        count = jnp.where(t == 0, n, count)
+    up, down, grads = (a / jnp.maximum(count, 1) for a in sums)
+    return History(loss, up, down, grads, info.aux, count, seconds)
+
+
+_INFO_FIX = "use `net.info(loss, grads, up=comm.bits(x), down=comm.bits(x))`"
+
+
+def _total(name, a, here):
+    """The sum over who took part, of one number per slot or of one for each of them."""
+    a = jnp.asarray(a, jnp.result_type(float))
+    if a.shape not in ((), here.shape):
+        raise ValueError(
+            f"info.{name} must be one number or have shape {here.shape}, one per slot of the net, "
+            f"got shape {a.shape}; {_INFO_FIX}"
+        )
+    return jnp.where(here, a, 0).sum()
 
 
 _scan = jax.jit(_rounds, static_argnames=("rounds", "every"))
@@ -425,10 +475,6 @@ def _check_every(rounds, every, evaluate):
         )
     if (evaluate is None) != (every == 0):
         raise ValueError("pass `evaluate` and `every` together, such as `every=10`")
-
-
-def _float(values):
-    return [jnp.asarray(v, jnp.result_type(float)) for v in values]
 
 
 def strong(alg: Any, params: Params) -> Any:

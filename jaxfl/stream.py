@@ -23,6 +23,7 @@ from jax.extend.core import Var
 from jaxfl import memory
 from jaxfl.clients import Clients, check_finite, positions
 from jaxfl.networks import Arrivals, Cohort
+from jaxfl.networks.topologies import speeds
 from jaxfl.simulate import _init, init, keys
 from jaxfl.types import Key, Params, Scalar
 
@@ -35,6 +36,7 @@ class _Replay:
 
     nets: Any
     first: Scalar  # its first round
+    links: Any  # the slowest of all clients
 
     def __call__(self, t, key):
         return jax.tree.map(lambda a: a[t - self.first], self.nets)
@@ -91,6 +93,7 @@ class Feed:
             np.asarray(a) for a in (clients.start, clients.count, clients.id)
         )
         self.nets = _nets(network, key, spans)
+        self.links = jax.tree.map(np.max, speeds(network))
         self.members = [_members(nets.idx, clients.n) for nets in self.nets]
         self.slots = min(_up(max(map(len, self.members))), clients.n)
         self.rows = _up(max(int(self.count[m].sum()) for m in self.members))
@@ -156,7 +159,8 @@ class Feed:
     def _chunk(self, k):
         members, nets = self.members[k], self.nets[k]
         slots = np.where(nets.idx < self.clients.n, np.searchsorted(members, nets.idx), self.slots)
-        network = _Replay(nets.replace(idx=slots.astype(np.int32)), np.int32(self.spans[k][0]))
+        nets, first = nets.replace(idx=slots.astype(np.int32)), np.int32(self.spans[k][0])
+        network = _Replay(nets, first, self.links)
         start, count, data = self.start[members], self.count[members], self.data
         if isinstance(data.order, np.ndarray):
             rows = data.order[positions(start, count)]

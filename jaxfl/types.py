@@ -25,15 +25,17 @@ Scalar: TypeAlias = Any  # a number, traced
 
 
 class Info(NamedTuple):
-    """What one round reports, the same record for every algorithm.
+    """What one round reports, the same record for every algorithm; `net.info(...)` makes it.
 
-    `up` and `down` count bits as float32: 100 clients x 1M parameters x 32 bits overflow int32.
+    Costs are those of each slot of the net (of a cohort, of the nodes of a graph), or one number
+    that holds for every participant: the slowest one ends a round, and unequal clients do unequal
+    work. Bits are floats: 100 clients x 1M parameters x 32 bits overflow int32.
     """
 
-    loss: Scalar  # training loss, averaged over the clients that took part
-    up: Scalar  # bits sent by a participating client, averaged over them
-    down: Scalar  # bits received by a participating client, averaged over them
-    grads: Scalar  # minibatch gradients evaluated by a participating client, averaged over them
+    loss: Scalar  # training loss, a mean over the clients that took part; NaN of nobody
+    up: Scalar  # [s] or one number: bits sent
+    down: Scalar  # [s] or one number: bits received
+    grads: Scalar  # [s] or one number: minibatch gradients evaluated
     aux: Any = ()  # anything else, a pytree of arrays
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxfl.folder import text
+from jaxfl.simulate import mean_loss
 
 
 @runtime_checkable
@@ -202,7 +203,7 @@ class _Metrics:
         costs = self._costs(history)
         self.total, rounds = costs[:, -1:], len(history.loss)
         every = self.every or rounds
-        loss = np.asarray(history.loss, float).reshape(-1, every).mean(1)
+        loss = mean_loss(*(np.reshape(a, (-1, every)) for a in (history.loss, history.grads)))
         scores = {
             jax.tree_util.keystr(path, simple=True, separator="/"): a
             for path, a in jax.tree.leaves_with_path(evaluations)

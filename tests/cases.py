@@ -78,9 +78,7 @@ class Case:
             NumPy; hyperparameters of its `run` are read off the algorithm.
         extra: what else `run` takes.
         state: oracle's name of a state -> how to read it off ours.
-        up: numbers sent per message, as a multiple of d, or a function of d; on graphs it is
-            multiplied by the out-degree, with events by the exchanges per node, with
-            messages by those that leave per node.
+        up: numbers of one message, as a multiple of d, or a function of d.
         sent: numbers that pass `send`, if they are not those paid for: what is compressed, or what
             no adversary may touch.
         moves: fields of the state that change also in an empty round.
@@ -278,6 +276,15 @@ CASES = (
         exact=True,
         tuned=dict(lr=0.1),
         still=("params", "y", "g"),
+    ),
+    Case(
+        "gt-semi-atc",
+        GradientTracking(lr=0.04, order="semi-atc"),
+        RANDOM,
+        gradient_tracking,
+        {"params": _params, "y": lambda s: s.y, "g": lambda s: s.g},
+        up=2.0,
+        exact=True,
     ),
     Case(
         "gt-diging",

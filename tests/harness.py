@@ -167,6 +167,10 @@ class Recorded:
         check = needs.check and (lambda alg, network: needs.check(alg.alg, network))
         return dataclasses.replace(needs, check=check)
 
+    @property
+    def init_grads(self):
+        return getattr(self.alg, "init_grads", 0.0)
+
     def init(self, params, clients, key):
         with _Log() as log:
             state = self.alg.init(params, clients, key)
@@ -293,7 +297,7 @@ def relabelled(tape, clients, p):
         send = nets.send.replace(
             byzantine=nets.send.byzantine[:, p], id=nets.send.id[:, p], live=nets.send.live[:, p]
         )
-        nets = nets.replace(w=near, active=nets.active[:, p], send=send)
+        nets = nets.replace(w=near, active=nets.active[:, p], send=send, sent=nets.sent[:, p])
     elif issubclass(tape.kind, Events):
         to = jnp.asarray(np.append(inverse, N), jnp.int32)
         send = jax.tree.map(lambda a: a[:, p], nets.send)

@@ -3,6 +3,7 @@
 import atexit
 import csv
 import functools
+import itertools
 import json
 import shutil
 import sys
@@ -14,9 +15,10 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+from harness import record_world, row
 
 import jaxfl
-from jaxfl import data, metrics, models, networks, plots
+from jaxfl import comm, data, metrics, models, networks, plots
 from jaxfl.algorithms import FedAvg
 from jaxfl.compare import Comparison
 from jaxfl.config import DEFAULT, Config, parse
@@ -166,6 +168,66 @@ def test_equals_simulate():
     np.testing.assert_allclose(ours["score"], run.evaluations["accuracy"], atol=1e-12)
     np.testing.assert_allclose(ours["clients"], run.evaluations["clients"], atol=1e-12)
     np.testing.assert_allclose(ours["seconds"], run.history.totals()["seconds"], rtol=1e-6)
+
+
+def test_columns_from_raw_results():
+    """Costs from who met whom with how many batches, scores from models; then costs to a target."""
+    speed = {"compute": 0.5, "latency": 0.1, "up": 1e4, "down": 2e4}
+    names = (
+        "fedavg(epochs=1, weighting='count')",
+        "dsgd(epochs=1) @ star",
+        "gradienttracking @ ring",
+    )
+    settings = SMALL | speed | {"lr": (0.3,), "failures": 0.3, "churn": 0.3, "rounds": 6}
+    found = jaxfl.compare(algorithms=names, **settings)
+    iris, model, n = dataset("iris"), models.make("mlp", {"x": np.zeros((1, 4))}, 3, hidden=[4]), 4
+    links, off, size = networks.Links(**speed), ~np.eye(n, dtype=bool), 64 * model.size
+    ring, star = (networks.graph(name, n, links=links) for name in ("ring", "star"))
+    unsure = lambda w: networks.Churn(networks.LinkFailures(w, 0.3, "row"), 0.7, "row")
+    worlds = networks.Uniform(n, 2, links), unsure(star), unsure(ring)
+    splits, costs = partitions(found.config, iris), np.zeros((3, 2, 6, 3))
+    for (i, world), seed in itertools.product(enumerate(worlds), range(2)):
+        batches = -(-splits[seed].count // 5) if i < 2 else np.ones(n)
+        tape = record_world(world, 6, jax.random.split(jax.random.key(seed))[1])
+        for t in range(6):
+            net = row(tape, t)
+            if i == 0:
+                here, sent, heard = np.asarray(net.idx), np.ones(n), np.ones(n)
+            else:
+                graph = networks.graphs.make(("star", "ring")[i - 1], n)
+                here = np.flatnonzero(net.active)
+                sent = np.array([graph.degree(j) for j in range(n)]) * (1, 2)[i - 1]
+                heard = ((np.asarray(comm.to_dense(net.w)) != 0) & off).sum(1) * (1, 2)[i - 1]
+            ends = [0.5 * batches[j] + 0.1 + sent[j] * size / 1e4 for j in here]
+            ends = [end + 0.1 + size / 2e4 for end in ends] if i == 0 else ends
+            work = [batches[here].sum(), (sent + heard)[here].sum() * size / 8e6, max([0, *ends])]
+            work += np.array([n, 0, 0.5]) * (i == 2 and t == 0)  # the first gradients
+            costs[i, seed, t] = work
+    costs, best = costs.cumsum(2), found.best()
+    for k, name in enumerate(("grads", "megabytes", "seconds")):
+        np.testing.assert_allclose(best[name], costs[..., k], rtol=1e-6, err_msg=name)
+    for i, label in enumerate(best["algorithm"].values):  # all of a graph's nodes are scored
+        x = found.states[label].params
+        x = x if i else jax.tree.map(lambda a: a[:, None], x)
+        each = jax.vmap(jax.vmap(lambda x: model.apply(x, iris.test["x"])))(x)
+        chance = np.asarray(jax.nn.log_softmax(each, -1))
+        right = np.take_along_axis(chance, iris.test["y"][None, None, :, None], -1)[..., 0]
+        final = best.isel(algorithm=i, evaluation=-1)
+        np.testing.assert_allclose(final["loss"], -right.mean((1, 2)), rtol=1e-6)
+        hits = (chance.argmax(-1) == iris.test["y"]).mean((1, 2))
+        np.testing.assert_allclose(final["score"], hits, rtol=1e-6)
+    for i, line in enumerate(found.rows()):
+        reached = [first(score >= found.target) for score in best["score"].values[i]]
+        at = [(seed, 2 * e + 1) for seed, e in enumerate(reached) if e is not None]
+        assert line.reached == len(at)
+        for k, name in enumerate(("grads", "megabytes", "seconds")):
+            want = np.mean([costs[i, seed, t, k] for seed, t in at]) if at else np.inf
+            np.testing.assert_allclose(getattr(line, name), want, rtol=1e-6)
+        np.testing.assert_allclose(line.rounds, np.mean([t + 1 for _, t in at]) if at else np.inf)
+
+
+def first(reached):
+    return int(np.argmax(reached)) if reached.any() else None
 
 
 def test_files():

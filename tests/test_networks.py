@@ -71,13 +71,13 @@ class Seen(NamedTuple):
     net: Any
     count: Any
     w: Any = None
-    out: Any = None
-    share: Any = None
+    sent: Any = None
+    heard: Any = None
 
 
 def see(net):
     if isinstance(net, networks.Graph):
-        return Seen(net, net.participants(), matrix(net), net.out(), net.mean_weights())
+        return Seen(net, net.participants(), matrix(net), net.sent, net.heard())
     return Seen(net, net.participants())
 
 
@@ -325,9 +325,9 @@ def test_named_graphs(name):
     )  # fmt: skip
     assert np.asarray(net.active).all() and np.asarray(net.send.live).all()
     np.testing.assert_array_equal(net.send.id, np.arange(n))
-    degree = (expected != 0).sum() / n - 1
-    np.testing.assert_allclose(net.out(), degree, rtol=1e-6)
-    np.testing.assert_allclose(net.mean_weights(), 1 / n, **TIGHT)
+    edges = (expected != 0) & ~np.eye(n, dtype=bool)
+    np.testing.assert_array_equal(net.sent, edges.sum(0))
+    np.testing.assert_array_equal(net.heard(), edges.sum(1))
 
 
 def test_weights_by_name():
@@ -394,11 +394,12 @@ def test_random_matching(n):
 @pytest.mark.parametrize("k", [1, 3])
 def test_random_out(k):
     network = graph("random_out", 8, k=k)
-    _, _, ws, out, _ = many(network)
+    _, _, ws, out, heard = many(network)
     assert network.sums == sums_of(ws) == "column" and network.column == 1
     assert set(np.unique(ws.round(12))) == {0, round(1 / (k + 1), 12)}
     np.testing.assert_array_equal((ws != 0).sum(1), k + 1)
     np.testing.assert_array_equal(out, k)
+    np.testing.assert_array_equal(heard, (ws != 0).sum(2) - 1)
     within(ws != 0, np.eye(8) + k / 7 * (1 - np.eye(8)))
 
 
@@ -494,10 +495,15 @@ def test_directed_links_keep_what_is_asked(wrap, network, keep, sums):
     assert (ws[:, ~eye] == 0).mean() > 0.2 and (ws >= 0).all()
 
 
+def both_sides(active):
+    """How many neighbours on a ring are active, of an active node [draws, n]."""
+    return active * (np.roll(active, 1, 1).astype(int) + np.roll(active, -1, 1))
+
+
 def test_churn():
     n, present = 8, np.linspace(0.3, 1, 8)
     network = Churn(graph("ring", n), present)
-    net, count, ws, _, share = many(network)
+    net, count, ws, sent, heard = many(network)
     assert network.sums == sums_of(ws) == "symmetric"
     within(net.active, present)
     np.testing.assert_array_equal(net.send.live, net.active)
@@ -509,8 +515,10 @@ def test_churn():
     whole = np.broadcast_to(full(graph("ring", n).w), ws.shape)
     np.testing.assert_allclose(ws[both], whole[both], **TIGHT)
     np.testing.assert_array_equal(count, net.active.sum(1))
-    np.testing.assert_allclose(share, net.active / count[:, None], rtol=1e-6)
-    assert (many(Churn(graph("ring", n), np.zeros(n))).share == 0).all()
+    np.testing.assert_array_equal(sent, 2 * net.active)  # to those who are away, too
+    np.testing.assert_array_equal(heard, both_sides(net.active))
+    nobody = many(Churn(graph("ring", n), np.zeros(n)))
+    assert (nobody.sent == 0).all() and (nobody.heard == 0).all()
 
 
 def test_nodes_that_stay_away_for_a_while():
@@ -525,6 +533,38 @@ def test_failures_and_churn_compose():
     assert network.sums == sums_of(ws) == "symmetric" and network.n == 9
     off = ws * (1 - np.eye(9)) != 0
     assert not off[~net.active].any() and off.any()
+
+
+SENDING = {
+    "shifts": (graph("ring", 8), 2),
+    "slots": (graph("star", 8), [7] + [1] * 7),
+    "dense": (graph("complete", 5), 4),
+    "one way": (graph("exponential", 8), 3),
+    "pushed": (RandomOut(8, 2), 2),
+    "in pairs": (RandomMatching(6), 1),
+    "quorum": (Quorum(10, 3), 9),
+}
+
+
+@pytest.mark.parametrize("name", SENDING)
+def test_what_is_sent_and_what_arrives(name):
+    """Whatever is lost was sent; whoever is away sends nothing, and is sent to all the same."""
+    network, degree = SENDING[name]
+    n, liars = network.n, first(2, network.n)
+    keep = "row" if isinstance(network, Quorum) else ""
+    for wrap in (lambda w: w, lambda w: LinkFailures(w, 0.4, keep), lambda w: Churn(w, 0.6, keep)):
+        world = wrap(network)
+        for outer in (world, Attacked(world, liars, SignFlip())):
+            net, _, ws, sent, heard = many(outer)
+            active = np.broadcast_to(net.active, (DRAWS, n))
+            np.testing.assert_array_equal(sent, active * np.broadcast_to(degree, (DRAWS, n)))
+            off = ws * (1 - np.eye(n)) != 0
+            np.testing.assert_array_equal(heard, off.sum(2))
+            assert (sent.sum(1) >= heard.sum(1)).all()
+    both = many(LinkFailures(Churn(network, 0.6, keep), 0.4, keep))
+    np.testing.assert_array_equal(both.sent, both.net.active * np.broadcast_to(degree, (DRAWS, n)))
+    if name == "quorum":
+        np.testing.assert_array_equal(many(network).heard, 6)
 
 
 # Adversaries and channels.
@@ -732,7 +772,7 @@ def test_who_is_byzantine():
 # Simulated seconds.
 
 
-INFO = Info(loss=0.0, up=600.0, down=400.0, grads=3.0)
+INFO = Info(loss=0.0, up=600.0, down=400.0, grads=3.0)  # the same for all
 
 
 @jax.jit
@@ -765,17 +805,18 @@ def test_seconds_of_a_graph():
     assert seconds(network) == pytest.approx(each.max())
     away = Churn(network, np.array([0.0, 1.0, 1.0]))
     assert seconds(away) == pytest.approx(each[1:].max())
-    # by link: receiver and slot; a message of 600 / (4/3) bits starts when its sender is ready
+    # by link: receiver and slot; a message starts when its sender is ready: the ends of the path
+    # send one of 600 bits, the middle two of 300
     idx = np.asarray(comm.to_near(network.w).idx)
     latency, up = np.full(idx.shape, 1.0), np.full(idx.shape, 100.0)
     up[1, list(idx[1]).index(2)] = 10.0
     latency[0, list(idx[0]).index(1)] = 50.0
     one = Links(np.array([1.0, 2.0, 0.0]), latency, up)
-    assert seconds(from_matrix(path, links=one)) == pytest.approx(max(6 + 50 + 4.5, 0 + 1 + 45))
+    assert seconds(from_matrix(path, links=one)) == pytest.approx(max(6 + 50 + 3, 0 + 1 + 60))
     shared = Links(np.array([1.0, 2.0, 0.0]), latency, np.array([10.0, 100.0, 100.0]))
     assert seconds(from_matrix(path, links=shared)) == pytest.approx(max(6 + 50 + 6, 3 + 1 + 60))
     rates = one.replace(latency=np.array([0.0, 1.0, 20.0]))
-    assert seconds(from_matrix(path, links=rates)) == pytest.approx(0 + 20 + 45)
+    assert seconds(from_matrix(path, links=rates)) == pytest.approx(0 + 20 + 60)
     alone = Churn(from_matrix(path, links=one), np.array([1.0, 0.0, 1.0]))
     assert seconds(alone) == pytest.approx(3)  # nobody to send to
 

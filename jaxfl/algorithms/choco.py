@@ -10,7 +10,7 @@ from jaxfl import comm
 from jaxfl.compress import TopK
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, choice, hyper
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -31,9 +31,11 @@ class Choco:
     State: params [n, ...], x_hat [n, ...]; memory 2 n d. One public copy per node stands for those
         that all its neighbours hold, which are equal on a fixed lossless graph.
     Needs: Graph nets, static, lossless, doubly stochastic.
-    Sent: up the compressor's bits times the out-degree, down the same, per node and round.
+    Sent: up the compressor's bits times the out-degree, down times the in-degree, per node and
+        round.
     Equals: with `Identity()` and gamma = 1, "icml" is D-SGD "atc" and "code" is D-SGD "cta".
-    Deviations: none.
+    Deviations: public copies start at 0 in both orders, as the papers; the authors' code for convex
+        problems starts them at x0, which is another trajectory.
     Source: Koloskova, Stich, Jaggi, "Decentralized Stochastic Optimization and Gossip Algorithms
         with Compressed Communication", ICML 2019, arXiv 1902.00340, algorithm 2 ("icml");
         Koloskova, Lin, Stich, Jaggi, "Decentralized Deep Learning with Arbitrary Communication
@@ -82,6 +84,5 @@ class Choco:
         else:
             x = gossip(y, x_hat)
             x_hat = publish(x, x_hat)
-        size = self.compress.bits(jax.tree.map(lambda a: a[0], x)) * net.out()
-        info = Info(comm.mix(net.mean_weights(), loss), size, size, 1.0)
-        return self.State(x, x_hat), info
+        size = self.compress.bits(jax.tree.map(lambda a: a[0], x))
+        return self.State(x, x_hat), net.info(loss, 1.0, up=size, down=size)

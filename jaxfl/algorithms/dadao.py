@@ -9,7 +9,7 @@ from flax import struct
 from jaxfl import comm
 from jaxfl.networks import Events
 from jaxfl.simulate import Needs, hyper
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -35,7 +35,7 @@ class DADAO:
     State: params [n, ...] and five more models per node; memory 6 n d. All nodes are at the end of
         the round.
     Needs: Events nets with gradients at rate 1 per node and second; row-local adversaries.
-    Sent: up and down 32 d times 2 / n of the exchanges of a round, bits per node, in float32.
+    Sent: up and down 32 d times the exchanges of a node, bits per node and round, in float32.
     Equals: itself whatever the packing of events into waves, to rounding.
     Deviations: none; the flow is the closed form of the authors' matrix exponential.
     Source: Nabli, Oyallon, "DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization",
@@ -104,7 +104,7 @@ class DADAO:
             got = net.deliver(own, ends, order, fork(key, "send"))
             m = jax.tree.map(lambda a, b: a - jnp.roll(b, len(ends) // 2, 0), own, got)
             new = at._replace(z=_add(at.z, -beta, m), z_tilde=_add(at.z_tilde, -beta_tilde, m))
-            return comm.put(s, ends, _pack(new)), jnp.where(i < net.n, loss, 0).sum()
+            return comm.put(s, ends, _pack(new)), loss
 
         join = lambda *slots: jnp.concatenate(slots, 1)
         # all at once, outside the scan
@@ -112,11 +112,10 @@ class DADAO:
         xi = clients[net.grad.reshape(-1)].each(draw, net.number.reshape(-1), key=key)
         xi = jax.tree.map(lambda a: a.reshape(*net.grad.shape, *a.shape[1:]), xi)
         events = (net.grad, join(net.i, net.j), xi, join(net.order, net.order), flows)
-        s, losses = jax.lax.scan(wave, _pack(state), events)
+        s, loss = jax.lax.scan(wave, _pack(state), events)
         state = _move(flow(net.rest), s)
-        grads = net.gradients()
-        sent = comm.bits(state.params) / net.n * 2 * net.exchanges() / net.n
-        return state, Info(losses.sum() / jnp.maximum(grads, 1), sent, sent, grads / net.n)
+        size = comm.bits(state.params) / net.n
+        return state, net.info(loss, 1.0, up=size, down=size)
 
 
 def _add(x, scale, h):

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 from flax import struct
 
 from jaxfl import comm
@@ -9,7 +10,7 @@ from jaxfl.algorithms.fedavg import FedAvg
 from jaxfl.local import SGD, live_steps, proximal, train
 from jaxfl.networks import Cohort
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Params, Scalar, Stacked, fork
+from jaxfl.types import Params, Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -71,6 +72,5 @@ class Ditto:
             return v, live_steps(xi)
 
         own, grads = clients[net.idx].each(local, comm.pick(v, net.idx), key=fork(key, "personal"))
-        w = clients.weights(net, self.weighting)
-        info = Info(info.loss, info.up, info.down, info.grads + comm.mix(w, grads))
+        info = info._replace(grads=info.grads + jnp.where(net.here, grads, 0))
         return self.State(new.params, comm.put(v, net.idx, own)), info

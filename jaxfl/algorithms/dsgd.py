@@ -9,7 +9,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -29,7 +29,8 @@ class DSGD:
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`; its memory persists per node.
     State: params [n, ...], memory of the solver [n, ...]; memory n d for SGD, 2 n d with momentum.
     Needs: Graph nets whose rows sum to 1, also time-varying and lossy.
-    Sent: up 32 d times the out-degree, down the same, bits per active node and round, in float32.
+    Sent: up 32 d times the out-degree, down times what arrives, bits per active node and round, in
+        float32.
     Equals: SGD on the complete graph from a common start; FedAvg with everyone on the complete
         graph ("atc").
     Deviations: none.
@@ -78,6 +79,5 @@ class DSGD:
             mixed = comm.mix(net.w, net.send(x, fork(key, "send")), own=x)
             new = jax.tree.map(lambda m, y, x: m + (y - x), mixed, y, x)
         new = comm.where(net.active, self.State(new, memory), state)
-        size, mean = comm.bits(x) / clients.n * net.out(), net.mean_weights()
-        info = Info(comm.mix(mean, loss), size, size, comm.mix(mean, grads))
-        return new, info
+        size = comm.bits(x) / clients.n
+        return new, net.info(loss, grads, up=size, down=size)

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxfl import comm
 from jaxfl.networks import Graph
 from jaxfl.simulate import Needs, hyper, matrix
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 def _spectrum(alg, network):
@@ -40,7 +40,8 @@ class ExactDiffusion:
         lazy: in [0, 1], traced; 1/2 is exact diffusion, 0 is D2 (NIDS).
     State: params [n, ...], psi [n, ...]; memory 2 n d.
     Needs: Graph nets, static, lossless, doubly stochastic; the least eigenvalue of Wbar above -1/3.
-    Sent: up 32 d times the out-degree, down the same, bits per node and round, in float32.
+    Sent: up 32 d times the out-degree, down times the in-degree, bits per node and round, in
+        float32.
     Equals: with lazy = 0, x+ = W (2 x - x_before - lr (g - g_before)).
     Raises: ValueError at a least eigenvalue of Wbar at or below -1/3, where D2 diverges.
     Deviations: none; the learning rate must stay constant, as in the published code.
@@ -74,6 +75,6 @@ class ExactDiffusion:
         phi = jax.tree.map(lambda new, x, psi: new + x - psi, new, x, psi)
         mixed = comm.mix(net.w, net.send(phi, fork(key, "send")), own=phi)
         x = jax.tree.map(lambda m, p: (1 - self.lazy) * m + self.lazy * p, mixed, phi)
-        size = comm.bits(x) / clients.n * net.out()
-        info = Info(comm.mix(net.mean_weights(), loss), size, size, 1.0)
+        size = comm.bits(x) / clients.n
+        info = net.info(loss, 1.0, up=size, down=size)
         return self.State(x, new), info

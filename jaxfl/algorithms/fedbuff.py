@@ -11,7 +11,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Arrivals
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Params, Scalar, Stacked
+from jaxfl.types import Params, Scalar, Stacked
 
 
 def _fits(alg, network):
@@ -103,5 +103,5 @@ class FedBuff:
             local, old, weights=p * s, send=net.send, key=key
         )
         x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, delta)
-        info = Info(comm.mix(p, loss), comm.bits(x), comm.bits(x), comm.mix(p, grads))
+        info = net.info(loss, grads, up=comm.bits(x), down=comm.bits(x), w=p)
         return self.State(x, past), info

@@ -10,7 +10,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Cohort
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Params, Scalar
+from jaxfl.types import Params, Scalar
 
 _SECOND_MOMENTS = {
     "adagrad": lambda v, d, beta2: v + d * d,
@@ -45,8 +45,9 @@ class FedOpt:
     Sent: up 32 d, down 32 d bits per participating client and round, in float32.
     Equals: FedAvg up to the scale of its server_lr when tau is huge: beta1 = 0,
         server_lr = tau large.
-    Deviations: none; no bias correction and v0 = tau^2 as the paper, where FL-Simulator starts at 0
-        and FedExP's code corrects the bias.
+    Deviations: none; no bias correction and v0 = tau^2, as the paper. Implementations that take a
+        library's Adam for the server correct the bias, as FedExP's code does, and so begin with
+        longer steps; FL-Simulator starts v at 0.
     Source: Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive Federated
         Optimization", ICLR 2021, arXiv 2003.00295, algorithm 2; third-party code was read.
     Example:
@@ -89,7 +90,7 @@ class FedOpt:
         m = jax.tree.map(lambda m, d: self.beta1 * m + (1 - self.beta1) * d, m, d)
         v = jax.tree.map(lambda v, d: second(v, d, self.beta2), v, d)
         x = jax.tree.map(lambda x, m, v: x + self.server_lr * m / (jnp.sqrt(v) + self.tau), x, m, v)
-        info = Info(comm.mix(w, loss), comm.bits(x), comm.bits(x), comm.mix(w, grads))
+        info = net.info(loss, grads, up=comm.bits(x), down=comm.bits(x), w=w)
         return net.wait(self.State(x, m, v), state), info
 
 

@@ -9,7 +9,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, proximal, train
 from jaxfl.networks import Cohort
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Params, Scalar
+from jaxfl.types import Params, Scalar
 
 
 @struct.dataclass
@@ -70,4 +70,4 @@ class FedProx:
         delta, (loss, grads) = clients[net.idx].mean(local, weights=w, send=net.send, key=key)
         x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, delta)
         size = comm.bits(x)
-        return self.State(x), Info(comm.mix(w, loss), size, size, comm.mix(w, grads))
+        return self.State(x), net.info(loss, grads, up=size, down=size, w=w)

@@ -10,7 +10,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Messages
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 def _fits(alg, network):
@@ -55,7 +55,7 @@ class GossipLearning:
         Ormándi et al. merge it with the one that arrived before. Ages count gradient steps, not
         examples. All nodes start from one model, untrained. "update_merge" trains both on one
         sample, gossipy on two. In gossipy what arrives is trained in place, also if another
-        message shares it.
+        message shares it, and in "update" the optimiser stays with the model that was replaced.
     Source: Ormándi, Hegedűs, Jelasity, "Gossip learning with linear models on fully distributed
         data", Concurrency and Computation 2013; Hegedűs, Danner, Jelasity, "Decentralized learning
         works: An empirical comparison of gossip learning and federated learning", Journal of
@@ -130,23 +130,16 @@ class GossipLearning:
                 new = x, s + steps
             both = jax.tree.map(lambda *a: jnp.concatenate(a), new, old)
             pool = comm.put(pool, jnp.concatenate([own, save]), both)
-            return pool, jnp.where(i < n, loss, 0).sum()
+            return pool, loss
 
         pool = (state.params, state.age), (state.kept, state.kept_age)
         pool = jax.tree.map(lambda *a: jnp.concatenate(a), *pool)
         events = net.i, net.j, net.number, net.source, own, save, xi, steps
-        pool, losses = jax.lax.scan(wave, pool, events)
+        pool, loss = jax.lax.scan(wave, pool, events)
         (x, t), (y, s) = _split(pool, n)
-        arrivals = net.arrivals()
-        grads = jnp.where(live, steps, 0).sum() * (2 if self.mode == "update_merge" else 1)
+        grads = steps * (2 if self.mode == "update_merge" else 1)
         size = (comm.bits(state.params) + comm.bits(state.age)) / n
-        info = Info(
-            losses.sum() / jnp.maximum(arrivals, 1),
-            size * net.sent.sum() / n,
-            size * arrivals / n,
-            grads / n,
-        )
-        return self.State(x, t, y, s), info
+        return self.State(x, t, y, s), net.info(loss, grads, up=size, down=size)
 
     def _merge(self, x, t, y, s):
         a = jnp.full_like(t, 0.5)

@@ -10,7 +10,7 @@ from jaxfl import comm
 from jaxfl.networks import Graph
 from jaxfl.robust import nearest_neighbours
 from jaxfl.simulate import Needs, hyper
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -29,10 +29,12 @@ class MoNNA:
     State: params [n, ...], m [n, ...]; memory 2 n d.
     Needs: Graph nets; `Quorum(n, f)` is the paper's, where each node waits for n - f messages and
         so keeps n - 2 f. Weights other than zero or not are ignored.
-    Sent: up 32 d times the out-degree, down the same, bits per active node and round, in float32.
+    Sent: up 32 d times the out-degree, down times what arrives, bits per active node and round, in
+        float32.
     Equals: SGD with momentum on the mean when f = 0, with all messages received.
     Deviations: none; the authors' code aliases one momentum tensor at step 0, which is not
-        repeated. Byzantine nodes run the rule too, on the truth about themselves.
+        repeated. Byzantine nodes run the rule too, on the truth about themselves. The sign flip of
+        the authors' experiments is of the honest mean, `IPM(1)`; `SignFlip` is of the own message.
     Source: Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust Collaborative Learning
         with Linear Gradient Overhead", ICML 2023, arXiv 2209.10931; the authors' code was read.
     Example:
@@ -66,6 +68,6 @@ class MoNNA:
         y = jax.tree.map(lambda x, m: x - self.lr * m, x, m)
         sent = net.send(y, fork(key, "send"))
         x = comm.mix(nearest_neighbours(net.w, sent, self.f, own=y), sent, own=y)
-        size = comm.bits(y) / clients.n * net.out()
-        info = Info(comm.mix(net.mean_weights(), loss), size, size, 1.0)
+        size = comm.bits(y) / clients.n
+        info = net.info(loss, 1.0, up=size, down=size)
         return comm.where(net.active, self.State(x, m), state), info

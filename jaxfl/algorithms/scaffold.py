@@ -10,7 +10,7 @@ from jaxfl import comm
 from jaxfl.local import SGD, live_steps, shifted, train
 from jaxfl.networks import Cohort
 from jaxfl.simulate import Needs, choice, count, hyper
-from jaxfl.types import Info, Params, Scalar, Stacked
+from jaxfl.types import Params, Scalar, Stacked
 
 
 @struct.dataclass
@@ -86,5 +86,5 @@ class Scaffold:
         x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, dx)  # line 17
         c = jax.tree.map(lambda c, d: c + d, c, dc)
         size = 2 * comm.bits(x)
-        info = Info(comm.mix(w, loss), size, size, comm.mix(w, k))
+        info = net.info(loss, k, up=size, down=size, w=w)
         return self.State(x, c, comm.put(c_all, net.idx, new)), info

@@ -285,10 +285,11 @@ class Available:
 
 @struct.dataclass
 class Drop:
-    """Uploads of a cohort are lost at random: a lost one leaves an empty slot, weight 0.
+    """Clients of a cohort drop out at random, before they work: an empty slot, weight 0.
 
-    The round goes on as if the client had not taken part: its state stays, and neither its bits nor
-    its time count.
+    Who drops out receives, computes and sends nothing: its state stays, and it costs nothing. The
+    server goes on with the others, so models are also those of uploads that are lost; the costs of
+    such uploads, which were paid for, are not counted.
 
     Args:
         network: a network of cohorts.

@@ -4,6 +4,10 @@ A network is a frozen pytree with `__call__(t, key) -> net`, and three class att
 `simulate` compares with what an algorithm needs: `kind` (the net it makes), `static` (the graph
 never changes) and `lossless` (nothing fails). Its arrays are traced: they can be swept and
 differentiated, and a new graph of the same shape does not recompile.
+
+Every net counts messages, by one rule: **what is sent is paid for up, also if it is lost; what
+arrives is paid for down.** An algorithm says how large a message is (`net.info(..., up=, down=)`).
+Who is absent sends nothing and hears nothing, and what others send to it is lost.
 """
 
 from typing import Any
@@ -11,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxfl import comm
 from jaxfl.networks.adversaries import Send, ranged
@@ -52,6 +56,31 @@ class Links:
         return self.compute, self.latency, self.up, self.down
 
 
+def _info(here, loss, grads, up, down, w, aux):
+    """The costs of slots, 0 where nobody is, beside a mean loss."""
+    numbers = (jnp.asarray(a, jnp.result_type(float)) for a in (up, down, grads))
+    return Info(_mean(here, loss, w), *(jnp.where(here, a, 0) for a in numbers), aux)
+
+
+def _mean(here, loss, w):
+    """The mean loss of those who are there, NaN of nobody."""
+    if jnp.shape(loss) != here.shape:
+        raise ValueError(
+            f"loss must be one number per slot of the net, shape {here.shape}, got shape "
+            f"{jnp.shape(loss)}; let the clients return it: `loss, g = clients.each(f, x, key=key)`"
+        )
+    w = here.astype(jnp.result_type(float)) if w is None else w
+    total = w.sum()
+    mean = comm.mix((w / jnp.where(total != 0, total, 1)).ravel(), loss.ravel())
+    return jnp.where(total != 0, mean, jnp.nan)
+
+
+def _each(node, number, n):
+    """Numbers of events `[...]`, summed by node `[n]`; those of an empty slot, node n, go."""
+    number = jnp.broadcast_to(jnp.asarray(number, jnp.result_type(float)), node.shape)
+    return jnp.zeros(n, number.dtype).at[node].add(number, mode="drop")
+
+
 @struct.dataclass
 class Cohort:
     """Who takes part this round.
@@ -68,9 +97,37 @@ class Cohort:
     send: Any  # adversary and channel
     links: Links  # of the slots
 
+    @property
+    def here(self) -> Bool[Array, " s"]:
+        """Which slots hold a client that takes part."""
+        return self.weight != 0
+
     def participants(self) -> Float[Array, ""]:
         """How many clients take part."""
-        return (self.weight != 0).sum().astype(jnp.float32)
+        return self.here.sum().astype(jnp.float32)
+
+    def info(
+        self,
+        loss: Float[Array, " s"],
+        grads: Scalar,
+        *,
+        up: Scalar,
+        down: Scalar,
+        w: Any = None,
+        aux: Any = (),
+    ) -> Info:
+        """What the round reports: what each slot did, 0 where it is empty.
+
+        Args:
+            loss: `[s]`, of each slot.
+            grads: minibatch gradients of a client, `[s]` or one number for all.
+            up: bits of the message that a client sends, `[s]` or one number.
+            down: bits of the message that a client receives, `[s]` or one number.
+            w: `[s]`, of the mean loss; by default equal over those who take part. The mean over
+                nobody is NaN.
+            aux: anything else, a pytree of arrays.
+        """
+        return _info(self.here, loss, grads, up, down, w, aux)
 
     def wait(self, new: Any, old: Any) -> Any:
         """The new state of a server, or the old one where nobody takes part."""
@@ -78,15 +135,15 @@ class Cohort:
         return jax.tree.map(lambda a, b: jnp.where(came, a, b), new, old)
 
     def seconds(self, info: Info) -> Float[Array, ""]:
-        """Simulated duration: the slowest participant downloads, computes and uploads."""
-        links = self.links
-        each = (
-            links.compute * info.grads
-            + 2 * jnp.asarray(links.latency)
-            + info.up / links.up
-            + info.down / links.down
-        )
-        return jnp.where(self.weight != 0, each, 0).max().astype(jnp.float32)
+        """Simulated duration: the slowest participant downloads, computes and uploads.
+
+        Each by its own work, bits and links.
+        """
+        links, up, down = self.links, jnp.asarray(info.up), jnp.asarray(info.down)
+        messages = (up > 0).astype(jnp.float32) + (down > 0)
+        each = links.compute * info.grads + messages * links.latency
+        each = each + up / links.up + down / links.down
+        return jnp.where(self.here, each, 0).max().astype(jnp.float32)
 
 
 @struct.dataclass
@@ -106,9 +163,28 @@ class Arrivals:
     send: Any
     elapsed: Scalar  # simulated seconds since the last round, from the schedule
 
+    @property
+    def here(self) -> Bool[Array, " k"]:
+        """Which slots hold an update that arrives."""
+        return self.weight != 0
+
     def participants(self) -> Float[Array, ""]:
         """How many updates arrive."""
-        return (self.weight != 0).sum().astype(jnp.float32)
+        return self.here.sum().astype(jnp.float32)
+
+    def info(
+        self,
+        loss: Float[Array, " k"],
+        grads: Scalar,
+        *,
+        up: Scalar,
+        down: Scalar,
+        w: Any = None,
+        aux: Any = (),
+    ) -> Info:
+        """As for `Cohort`. What an update cost counts in the round in which it arrives, the
+        download of its first model too."""
+        return _info(self.here, loss, grads, up, down, w, aux)
 
     def seconds(self, info: Info) -> Float[Array, ""]:
         """Simulated duration, known in advance: timings do not depend on parameters."""
@@ -119,10 +195,14 @@ class Arrivals:
 class Graph:
     """Who hears whom this round. An inactive node does nothing: its row and column are identity.
 
+    A message is a nonzero weight off the diagonal. Its sender pays for it up, also if it is lost
+    (a link that fails, a receiver that is absent or does not wait for it), its receiver pays for
+    it down when it arrives: `sent` counts the first, `heard` the second.
+
     Example:
-        >>> net = networks.graph("ring", 6)(0, jax.random.key(0))
-        >>> type(net.w).__name__, float(net.out())
-        ('Shifts', 2.0)
+        >>> net = networks.LinkFailures(networks.graph("ring", 6), rate=1.0)(0, jax.random.key(0))
+        >>> net.sent.tolist(), net.heard().tolist()
+        ([2.0, 2.0, 2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     """
 
     t: Scalar
@@ -130,45 +210,74 @@ class Graph:
     active: Scalar  # [n] bool
     send: Any
     links: Links
+    sent: Scalar  # [n] messages that leave a node, also those that are lost
+
+    @property
+    def here(self) -> Bool[Array, " n"]:
+        """Which nodes are active."""
+        return self.active
 
     def participants(self) -> Float[Array, ""]:
         """How many nodes are active."""
         return self.active.sum().astype(jnp.float32)
 
-    def mean_weights(self) -> Float[Array, " n"]:
-        """Equal weights over the active nodes, summing to 1."""
-        live = self.active.astype(jnp.result_type(float))
-        return live / jnp.maximum(live.sum(), 1)
+    def heard(self) -> Float[Array, " n"]:
+        """Messages that arrive at each node."""
+        return messages(self.w)[1]
 
-    def out(self) -> Float[Array, ""]:
-        """Messages that an active node sends, on average: nonzero weights off the diagonal."""
-        if isinstance(self.w, comm.Shifts):
-            moved = jnp.array([s % self.w.n != 0 for s in self.w.shifts])
-            return ((self.w.w != 0) & moved).sum().astype(jnp.float32)
-        if isinstance(self.w, comm.Dense):
-            edges = (self.w.w != 0) & ~jnp.eye(self.w.w.shape[0], dtype=bool)
-        else:
-            edges = _edges(self.w)
-        return edges.sum().astype(jnp.float32) / jnp.maximum(self.participants(), 1)
+    def info(
+        self,
+        loss: Float[Array, " n"],
+        grads: Scalar,
+        *,
+        up: Scalar,
+        down: Scalar,
+        w: Any = None,
+        aux: Any = (),
+    ) -> Info:
+        """As for `Cohort`, by node; `up` and `down` are bits of a message to one neighbour.
+
+        A node sends as many as `sent` says and receives as many as it `heard`.
+        """
+        up, down = up * self.sent, down * self.heard()
+        return _info(self.active, loss, grads, up, down, w, aux)
 
     def seconds(self, info: Info) -> Float[Array, ""]:
-        """Simulated duration: every active node computes, then sends; the last message ends it."""
+        """Simulated duration: every active node computes, then sends; the last message ends it.
+
+        Each by its own work and bits. What is lost takes its share of an uplink, but where links
+        work in parallel (`[n, k]`) nothing waits for it.
+        """
         links = self.links
         latency, up = jnp.asarray(links.latency), jnp.asarray(links.up)
         ready = jnp.where(self.active, links.compute * info.grads, 0)
+        bits = jnp.where(self.active, info.up, 0)
         if max(latency.ndim, up.ndim) < 2:
-            each = jnp.where(self.active, ready + latency + info.up / up, 0)
+            each = ready + jnp.where(bits > 0, latency + bits / up, 0)
             return each.max().astype(jnp.float32)
-        near, out = comm.to_near(self.w), self.out()
+        near = comm.to_near(self.w)
         sender = lambda a: a[near.idx] if a.ndim == 1 else a
-        size = info.up / jnp.where(out > 0, out, 1) if up.ndim == 2 else info.up
-        arrival = ready[near.idx] + sender(latency) + size / sender(up)
+        size = bits / jnp.maximum(self.sent, 1) if up.ndim == 2 else bits
+        arrival = ready[near.idx] + sender(latency) + size[near.idx] / sender(up)
         arrival = jnp.where(_edges(near), arrival, 0)
         return jnp.maximum(ready.max(), arrival.max()).astype(jnp.float32)
 
 
 def _edges(near):
     return (near.w != 0) & (near.idx != jnp.arange(near.idx.shape[0])[:, None])
+
+
+def messages(w: comm.Weights) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """How many messages leave each node, and arrive at it: nonzero weights off the diagonal."""
+    if isinstance(w, comm.Shifts):
+        moved = jnp.array([s % w.n != 0 for s in w.shifts])
+        every = jnp.full(w.n, ((w.w != 0) & moved).sum(), jnp.float32)
+        return every, every
+    if isinstance(w, comm.Dense):
+        edges = (w.w != 0) & ~jnp.eye(len(w.w), dtype=bool)
+        return edges.sum(0).astype(jnp.float32), edges.sum(1).astype(jnp.float32)
+    edges = _edges(w).astype(jnp.float32)
+    return _each(w.idx, edges, len(edges)).astype(jnp.float32), edges.sum(1)
 
 
 @struct.dataclass
@@ -202,9 +311,32 @@ class Events:
     elapsed: Scalar  # seconds of the round
     n: int = struct.field(pytree_node=False)
 
+    @property
+    def here(self) -> Bool[Array, " n"]:
+        """All nodes run all the time."""
+        return jnp.ones(self.n, bool)
+
     def participants(self) -> Float[Array, ""]:
         """All nodes run all the time."""
         return jnp.float32(self.n)
+
+    def info(
+        self,
+        loss: Float[Array, "v c"],
+        grads: Scalar,
+        *,
+        up: Scalar,
+        down: Scalar,
+        w: Any = None,
+        aux: Any = (),
+    ) -> Info:
+        """As for `Cohort`, of events: loss and grads are those of gradient events `[v, c]`.
+
+        In an exchange each of the two sends a message of `up` bits and receives one of `down`.
+        """
+        met = _each(self.i, 1.0, self.n) + _each(self.j, 1.0, self.n)
+        mean = _mean(self.grad < self.n, loss, w)
+        return Info(mean, up * met, down * met, _each(self.grad, grads, self.n), aux)
 
     def gradients(self) -> Float[Array, ""]:
         """Number of gradient events of this round."""
@@ -259,9 +391,32 @@ class Messages:
     n: int = struct.field(pytree_node=False)
     slots: int = struct.field(pytree_node=False)
 
+    @property
+    def here(self) -> Bool[Array, " n"]:
+        """All nodes run all the time."""
+        return jnp.ones(self.n, bool)
+
     def participants(self) -> Float[Array, ""]:
         """All nodes run all the time."""
         return jnp.float32(self.n)
+
+    def info(
+        self,
+        loss: Float[Array, "v c"],
+        grads: Scalar,
+        *,
+        up: Scalar,
+        down: Scalar,
+        w: Any = None,
+        aux: Any = (),
+    ) -> Info:
+        """As for `Cohort`, of arrivals: loss and grads are those of arrivals `[v, c]`.
+
+        A node pays `up` for each message that leaves it, `down` for each that arrives at it.
+        """
+        heard = _each(self.i, 1.0, self.n)
+        mean = _mean(self.i < self.n, loss, w)
+        return Info(mean, up * self.sent, down * heard, _each(self.i, grads, self.n), aux)
 
     def arrivals(self) -> Float[Array, ""]:
         """Number of messages that arrive in this round."""

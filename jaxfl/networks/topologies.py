@@ -13,7 +13,7 @@ from jaxfl import comm
 from jaxfl.networks import graphs as _graphs
 from jaxfl.networks import weights as _weights
 from jaxfl.networks.adversaries import Honest, Send, ranged
-from jaxfl.networks.nets import Cohort, Graph, Links
+from jaxfl.networks.nets import Cohort, Graph, Links, messages
 from jaxfl.types import Key, Scalar
 
 
@@ -43,10 +43,11 @@ def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
     return comm.Near(*(jnp.asarray(a) for a in _weights.neighbours(w)))
 
 
-def _graph(t, w, n, links, active=None):
-    active = jnp.ones(n, bool) if active is None else active
-    ids = jnp.arange(n, dtype=jnp.int32)
-    return Graph(t, w, active, Send(jnp.zeros(n, bool), ids, active), links)
+def _graph(t, w, n, links, sums):
+    active, ids = jnp.ones(n, bool), jnp.arange(n, dtype=jnp.int32)
+    sent, heard = messages(w)
+    sent = heard if sums == "symmetric" else sent  # no scatter, nothing moves between devices
+    return Graph(t, w, active, Send(jnp.zeros(n, bool), ids, active), links, sent)
 
 
 @struct.dataclass
@@ -81,7 +82,7 @@ class Static:
 
     def __call__(self, t: Scalar, key: Key) -> Graph:
         """The net of round t."""
-        return _graph(t, self.w, self.n, self.links)
+        return _graph(t, self.w, self.n, self.links, self.sums)
 
 
 def graph(
@@ -199,7 +200,7 @@ class Periodic:
         """The net of round t."""
         period = self.w.w.shape[0]
         w = jax.tree.map(lambda a: a[jnp.asarray(t) % period], self.w)
-        return _graph(t, w, self.n, self.links)
+        return _graph(t, w, self.n, self.links, self.sums)
 
 
 def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
@@ -292,7 +293,9 @@ class RandomMatching:
         alone = (peer == own)[:, None]
         w = jnp.where(alone, jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5]]))
         back = jnp.where(alone, 0, jnp.array([[0, 1]], jnp.int32))
-        return _graph(t, comm.Near(jnp.stack([own, peer], 1), w, back), self.n, self.links)
+        return _graph(
+            t, comm.Near(jnp.stack([own, peer], 1), w, back), self.n, self.links, self.sums
+        )
 
 
 @struct.dataclass
@@ -331,14 +334,15 @@ class RandomOut:
         u = jnp.where(jnp.eye(self.n, dtype=bool), -1.0, u)  # the own row always, then the k least
         out = jax.lax.top_k(-u, self.k + 1)[1]
         w = jnp.zeros((self.n, self.n)).at[out.T, jnp.arange(self.n)].set(1 / (self.k + 1))
-        return _graph(t, comm.Dense(w), self.n, self.links)
+        return _graph(t, comm.Dense(w), self.n, self.links, self.sums)
 
 
 @struct.dataclass
 class Quorum:
     """A complete network where every node waits for n - f messages, its own among them.
 
-    The worst case: all Byzantine messages arrive, the rest are random honest ones.
+    The worst case: all Byzantine messages arrive, the rest are random honest ones. Every node sends
+    to all others; what is not waited for counts as lost.
 
     Args:
         n: number of nodes, static.
@@ -378,7 +382,8 @@ class Quorum:
         idx = jnp.argsort(u, axis=1)[:, : self.n - self.f].astype(jnp.int32)
         w = jnp.full(idx.shape, 1 / (self.n - self.f))
         back = jnp.full(idx.shape, -1, jnp.int32).at[:, 0].set(0)
-        return _graph(t, comm.Near(idx, w, back), self.n, self.links)
+        net = _graph(t, comm.Near(idx, w, back), self.n, self.links, self.sums)
+        return net.replace(sent=jnp.full(self.n, self.n - 1, jnp.float32))
 
 
 TIME_VARYING = {
@@ -396,7 +401,7 @@ class LinkFailures:
 
     A link in both directions fails in both. Symmetric weights go to both diagonals, so that the
     matrix stays doubly stochastic; on a directed graph either its rows or its columns keep their
-    sums.
+    sums. What is lost was sent: its sender pays for it.
 
     Args:
         network: of nodes, whose links fail.
@@ -470,6 +475,8 @@ def _without(net, near, kept, column, **fields):
 class Churn:
     """Nodes are absent at random: an absent node computes nothing, sends nothing, keeps its state.
 
+    Its neighbours do not know and send to it as ever: that is lost, and they pay for it.
+
     Args:
         network: of nodes that come and go.
         present: probability that a node is active in a round, scalar or `[n]`, in [0, 1], or
@@ -514,7 +521,8 @@ class Churn:
         near = comm.to_near(net.w)
         own = jnp.arange(self.n)[:, None]
         kept = (active[:, None] & active[near.idx]) | (near.idx == own)
-        net = _without(net, near, kept, self.column, active=active)
+        sent = jnp.where(active, net.sent, 0)
+        net = _without(net, near, kept, self.column, active=active, sent=sent)
         return net.replace(send=net.send.replace(live=active))
 
 
@@ -602,6 +610,12 @@ def layers(network: Any) -> Iterator[Any]:
     while network is not None:
         yield network
         network = getattr(network, "network", None)
+
+
+def speeds(network: Any) -> Links:
+    """The links of all clients, however the network is wrapped; no time where it has none."""
+    found = (layer.links for layer in layers(network) if hasattr(layer, "links"))
+    return next(found, Links(compute=0.0, latency=0.0, up=jnp.inf, down=jnp.inf))
 
 
 def check(network: Any, rounds: int) -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxfl.checkpoint import Interrupted, graceful
-from jaxfl.simulate import _chunk_size
+from jaxfl.simulate import _chunk_size, mean_loss
 from jaxfl.sweeps.plan import Group
 from jaxfl.sweeps.progress import progress as progressing
 
@@ -59,7 +59,7 @@ class _Record:
             place, live = t // self.every + e, self.status[at] == 0
             values = {k: a[:few, e] for k, a in scores.items()}
             values |= dict(zip(("megabytes", "grads", "seconds"), self.totals[:, at], strict=True))
-            values["train_loss"] = loss[:, here].mean(-1)
+            values["train_loss"] = mean_loss(loss[:, here], grads[:, here])
             shape = (self.rounds // self.every,)
             for name, value in values.items():
                 if name == "clients":  # only the last

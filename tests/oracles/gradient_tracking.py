@@ -1,4 +1,4 @@
-"""Gradient tracking: ATC-GT (Qu and Li, 2018) and DIGing (Nedic, Olshevsky and Shi, 2017)."""
+"""Gradient tracking: ATC (Xu et al., 2015), semi-ATC, DIGing (Nedic, Olshevsky and Shi, 2017)."""
 
 import numpy as np
 
@@ -16,12 +16,12 @@ def run(problem, x0, record, *, lr, order="atc", init):
         idle = [i for i in range(len(x)) if i not in active]
         step = lr * y
         step[idle] = 0
-        if order == "atc":
+        if order in ("atc", "semi-atc"):
             x = mix(w, x - step)
         elif order == "diging":
             x = mix(w, x) - step
         else:
-            raise ValueError(f"order must be 'atc' or 'diging', got {order!r}")
+            raise ValueError(f"order must be 'atc', 'semi-atc' or 'diging', got {order!r}")
         g_next, losses = g.copy(), []
         for i in active:
             loss, g_next[i] = problem.grad(x[i], index[i][0], weight[i][0])

@@ -142,8 +142,8 @@ def live(draw, r):
 
 
 def mean(losses):
-    """Plain mean; 0 where there is nothing to average."""
-    return float(sum(losses) / len(losses)) if losses else 0.0
+    """Plain mean; NaN where there is nothing to average."""
+    return float(sum(losses) / len(losses)) if losses else float("nan")
 
 
 def participants(cohort):
