@@ -1,10 +1,12 @@
 """Mutants of files, of configurations and of names: a valid result, or an error that says what."""
 
+import collections
 import copy
 import dataclasses
 import datetime
 
 import fuzzing
+import fuzzing_parts
 import numpy as np
 import pytest
 from fuzzing import Case
@@ -246,6 +248,25 @@ def test_rules(name, tmp_path):
         RULES[name](draw.draw, tmp_path)
 
     run()
+
+
+@pytest.mark.parametrize("kind", fuzzing_parts.FORMATS)
+def test_parts(kind, tmp_path):
+    """None is silent: what a part says against train is refused, or read as it says."""
+    if kind in ("parquet", "huggingface"):
+        pytest.importorskip("pyarrow", reason="the extra jaxfl[data] is not installed")
+    counts = collections.Counter()
+
+    @settings(max_examples=60, **FEW)
+    @given(st.data())
+    def run(draw):
+        world = draw.draw(fuzzing_parts.worlds(kind))
+        said, why = fuzzing_parts.verdict(world, kind, tmp_path)
+        assert said != "silent", why
+        counts[said] += 1
+
+    run()
+    assert counts["refused"] and counts["right"], counts
 
 
 def test_what_is_wrong_is_seen(tmp_path):

@@ -521,10 +521,8 @@ def libsvm(
     for part, (y, line, row, place, value) in found.items():
         whole = y == np.floor(y)
         if not regression and not whole.all():
-            label = f"{y[~whole][0]} in line {line[~whole][0]}"
-            raise bad(
-                files[part], "whole numbers as labels", f"{label}; regression=True takes them"
-            )
+            label = f"{y[~whole][0]} in line {line[~whole][0]}; regression=True takes targets"
+            raise bad(files[part], "whole numbers as labels", label)
         if not regression and not np.isin(y, kinds).all():
             i = np.isin(y, kinds).argmin()
             known = ", ".join(f"{v:g}" for v in kinds[:9])

@@ -112,6 +112,7 @@ MISSING = (
     *("None", "none"),
 )
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_POINT = re.compile(r"(?<=\d)\.0*$")
 _PADDED = re.compile(r"[+-]?0\d+")
 
 
@@ -192,8 +193,10 @@ class Texts:
     def check(self, file: Any, what: str, missing: Sequence[str]) -> None:
         """Raises for a missing one, and for what no two programs take for the same name."""
         for name in self.number:
-            if name in missing:
-                found = f"{self.where(name)}; missing= says which texts mean that there is none"
+            if name.strip() in missing:
+                found = (
+                    f"{self.where(name)}, which means: missing; drop it, or missing=('',) if not"
+                )
                 raise bad(file, f"{what} for every example", found)
             if "\0" in name or (name != name.strip() and not self.typed):
                 raise bad(file, f"{what} without blanks around it", self.where(name))
@@ -201,7 +204,7 @@ class Texts:
 
 def numbers(path: Any, values: Sequence[Any]) -> np.ndarray:
     """Labels or targets of JSON, where they are numbers or texts of numbers."""
-    out = [number(v) if isinstance(v, str) else v for v in values]
+    out = [_label(v) if isinstance(v, str) else v for v in values]
     for i, v in enumerate(out):
         if type(v) not in (int, float) or not abs(v) < 2**1023:
             raise bad(path, "numbers as labels", f"{str(values[i])[:40]!r} in example {i}")
@@ -349,6 +352,12 @@ def owners(parts: Mapping[str, Part], missing: Sequence[str]) -> tuple[np.ndarra
             ids[part] = [read[n] for n in ids[part][0]], ids[part][1]
     names = sorted({name for distinct, _ in ids.values() for name in distinct})
     place = {name: i for i, name in enumerate(names)}
+    whole: dict[str, str] = {}  # 1.0 and 1 are hardly two clients
+    for name in names if names and isinstance(names[0], str) else ():
+        other = whole.setdefault(_POINT.sub("", name) if _POINT.search(name) else name, name)
+        if other != name:
+            file = next(p.file for p in parts.values() if name in getattr(p.client, "number", ()))
+            raise bad(file, "ids that are written alike in all parts", f"{other!r} and {name!r}")
     found = {}
     for part, (distinct, code) in ids.items():
         found[part] = np.array([place[n] for n in distinct], np.int64)[code]
