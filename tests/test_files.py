@@ -657,6 +657,8 @@ def test_what_is_missing_is_an_option(tmp_path):
     assert list(load(missing=("",)).names) == ["7", "8", "NA"]
     with pytest.raises(FileError, match="'8' in line 3, column 'who', which means: missing"):
         load(missing=("8",))
+    with pytest.raises(ValueError, match=r"missing=\('NA',\)"):
+        load(missing="NA")
 
 
 @pytest.mark.parametrize(

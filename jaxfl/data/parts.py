@@ -231,6 +231,11 @@ class Layout:
     y: tuple[int, ...] = ()  # shape of a label or target
     labels: tuple[str, ...] = ()  # the names of the classes, if they have names
 
+    def __post_init__(self) -> None:
+        if isinstance(self.missing, str):
+            fix = f"missing=({self.missing!r},)"
+            raise ValueError(f"missing must be texts in a tuple; got {self.missing!r}: {fix}")
+
     def decide(self, part: Part) -> tuple["Layout", np.ndarray, np.ndarray]:
         """The layout of the training part, and its x and y."""
         x, y, classes, labels = self._x(part, "train"), part.y, self.classes, ()

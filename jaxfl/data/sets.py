@@ -267,8 +267,7 @@ def from_arrays(
         x = x.astype(dtype)
     lengths = {"x": len(x), "y": len(y)}
     if client is not None:
-        client = np.asarray(client)
-        lengths["client"] = len(client)
+        lengths["client"] = np.shape(client)[0] if np.ndim(client) else 0
     if len(set(lengths.values())) > 1:
         raise ValueError(
             f"x, y and client must have one row per example; got {lengths}: cut them to the same "

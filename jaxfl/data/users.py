@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.data import text
-from jaxfl.data.partition import Number, Seed
+from jaxfl.data.partition import Number, Seed, _head
 from jaxfl.data.parts import (
     Layout,
     Part,
@@ -21,7 +21,7 @@ from jaxfl.data.parts import (
     reading,
     tokens_of,
 )
-from jaxfl.data.sets import Dataset, _labels
+from jaxfl.data.sets import Dataset
 from jaxfl.hdf5 import member
 
 # LEAF ------------------------------------------------------------------------------------------
@@ -177,8 +177,8 @@ def leaf(
                 y = numbers(path, y)
                 if part == "train" and classes is None and not regression:
                     everyone = numbers(path, [v for _, mine in users[part].values() for v in mine])
-                    if (everyone == np.floor(everyone)).all():
-                        classes = _labels(everyone, int(everyone.max()) + 1)[1]
+                    whole = (everyone == np.floor(everyone)) & (np.abs(everyone) < 2**31)
+                    classes = _head(everyone.astype(np.int64)) if whole.all() else None
         parts[part] = Part(x, y, ids, files[part][0].parent)
     classes = tokens.size if kind == "Shakespeare" and tokens else classes
     classes = 2 if kind == "Sent140" and classes is None else classes
