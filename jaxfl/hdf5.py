@@ -18,11 +18,9 @@ def inside(file: Any) -> None:
     while groups:
         group = groups.pop()
         for name in group:
-            member(group, name)
-            kind = group.get(name, getclass=True)
-            thing = group[name]
+            thing = member(group, name)
             address = h5py.h5o.get_info(thing.id).addr
-            if kind is h5py.Group and address not in seen:
+            if isinstance(thing, h5py.Group) and address not in seen:
                 seen.add(address)
                 groups.append(thing)
 
@@ -35,18 +33,18 @@ def member(group: Any, name: str) -> Any:
     """
     import h5py
 
-    if name not in group.keys():
+    links, key = group.id.links, name.encode("utf-8", "surrogateescape")  # `in` follows links
+    if not links.exists(key):
         return None
-    link = group.get(name, getlink=True)
-    place = f"{group.name.rstrip('/')}/{name}"
-    if not isinstance(link, h5py.HardLink):
-        where = " to " + getattr(link, "filename", "")[:60] if hasattr(link, "filename") else ""
+    place, kind = f"{group.name.rstrip('/')}/{name}", links.get_info(key).type
+    if kind != h5py.h5l.TYPE_HARD:
+        kind = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}[kind]
         raise ValueError(
-            f"{place!r} is a {type(link).__name__}{where}: only hard links are followed"
+            f"{place!r} is {kind}, and only hard ones are followed: copy what is there"
         )
     thing = group[name]
     if isinstance(thing, h5py.Dataset) and (thing.external or thing.is_virtual):
         raise ValueError(
-            f"the bytes of {place!r} are stored in another file: store them in this one"
+            f"the bytes of {place!r} are stored in another file: copy them into this one"
         )
     return thing

@@ -915,18 +915,18 @@ def test_hdf5_stays_in_its_file(how, tmp_path):
     with h5py.File(path, "a") as file:
         del file["examples/f0001_41/pixels"]
         leads_out(file, "examples/f0001_41/pixels", how, secret)
-    with pytest.raises(FileError, match="f0001_41/pixels' (is a|are stored)"):
+    with pytest.raises(FileError, match="f0001_41/pixels' (is an? |are stored)"):
         data.tff(path)
     if how in ("external", "soft"):
         with h5py.File(path, "a") as file:
             file.move("examples", "elsewhere")
             link = h5py.SoftLink("/elsewhere") if how == "soft" else h5py.ExternalLink("b.h5", "/a")
             file["examples"] = link
-        with pytest.raises(FileError, match="'/examples' is a"):
+        with pytest.raises(FileError, match="'/examples' is an? "):
             data.tff(path)
     with h5py.File(tmp_path / "r.nc", "w") as file:
         leads_out(file, "loss", how, secret)
-    with pytest.raises(ValueError, match="'/loss' (is a|are stored)"):
+    with pytest.raises(ValueError, match="'/loss' (is an? |are stored)"):
         folder.read_netcdf(tmp_path / "r.nc")
 
 

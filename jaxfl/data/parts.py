@@ -402,7 +402,7 @@ def assemble(
         file = parts["train"].file
         layout, x, y = layout.decide(parts["train"])
         clean["train"] = x, y
-        for part in parts.keys() - {"train"}:
+        for part in [name for name in parts if name != "train"]:
             file = parts[part].file
             clean[part] = layout.follow(parts[part], part)
         file = path
