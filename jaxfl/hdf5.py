@@ -38,7 +38,8 @@ def member(group: Any, name: str) -> Any:
         return None
     place, kind = f"{group.name.rstrip('/')}/{name}", links.get_info(key).type
     if kind != h5py.h5l.TYPE_HARD:
-        kind = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}[kind]
+        names = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}
+        kind = names.get(kind, "another kind of link")
         raise ValueError(
             f"{place!r} is {kind}, and only hard ones are followed: copy what is there"
         )
