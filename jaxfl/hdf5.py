@@ -13,13 +13,14 @@ def inside(file: Any) -> None:
         ValueError: it does, naming the link or the array.
     """
     import h5py
+    from h5py import h5o
 
     groups, seen = [file["/"]], set()
     while groups:
         group = groups.pop()
         for name in group:
             thing = member(group, name)
-            address = h5py.h5o.get_info(thing.id).addr
+            address = h5o.get_info(thing.id).addr
             if isinstance(thing, h5py.Group) and address not in seen:
                 seen.add(address)
                 groups.append(thing)
@@ -32,13 +33,14 @@ def member(group: Any, name: str) -> Any:
         ValueError: another link, or an array whose bytes are not in this file.
     """
     import h5py
+    from h5py import h5l
 
     links, key = group.id.links, name.encode("utf-8", "surrogateescape")  # `in` follows links
     if not links.exists(key):
         return None
     place, kind = f"{group.name.rstrip('/')}/{name}", links.get_info(key).type
-    if kind != h5py.h5l.TYPE_HARD:
-        names = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}
+    if kind != h5l.TYPE_HARD:
+        names = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}
         kind = names.get(kind, "another kind of link")
         raise ValueError(
             f"{place!r} is {kind}, and only hard ones are followed: copy what is there"

@@ -795,6 +795,9 @@ def test_x_is_of_the_type_of_train(tmp_path):
 
 def test_arrays_of_a_part_come_together(tmp_path):
     right = dict(x_train=np.ones((2, 3)), y_train=[0, 1])
+    empty = dict(x_test=np.ones((0, 3)), y_test=np.zeros(0, int), client_test=np.zeros(0, int))
+    np.savez(tmp_path / "a.npz", **right, client_train=[1, 2], **empty)
+    assert data.npz(tmp_path / "a.npz", valid=0).partitions["test"].count.tolist() == [0, 0]
     for more, match in (
         ({"y_test": [0, 1]}, "arrays x and y"),
         ({"x_tset": np.ones((2, 3))}, "found 'x_tset'"),

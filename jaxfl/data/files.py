@@ -358,7 +358,9 @@ def _npz(path: str | Path) -> dict[str, np.ndarray]:
                     raise bad(path, f"{size} bytes of {name!r}", "a truncated file")
                 order = "F" if fortran else "C"
                 arrays[name] = (
-                    np.memmap(path, dtype, "r", start, shape, order) if size else np.zeros(shape)
+                    np.memmap(path, dtype, "r", start, shape, order)
+                    if size
+                    else np.zeros(shape, dtype)
                 )
             else:
                 array = raw.view(dtype)

@@ -592,7 +592,7 @@ def natural(ids: ArrayLike) -> tuple[Partition, Shaped[np.ndarray, " n"]]:
     if array.ndim != 1:
         raise ValueError(f"ids must be one column [N]; got shape {array.shape}: ids.ravel()")
     if array.dtype == object or isinstance(ids, list | tuple):
-        array = _alike(list(array if array.dtype == object else ids))  # as they were
+        array = _alike([*ids] if isinstance(ids, list | tuple) else array.tolist())  # as they were
     elif (array != array).any():
         raise _lost(array != array)
     names, owner = np.unique(array, return_inverse=True)

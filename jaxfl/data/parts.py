@@ -204,7 +204,7 @@ class Texts:
 
 def numbers(path: Any, values: Sequence[Any]) -> np.ndarray:
     """Labels or targets of JSON, where they are numbers or texts of numbers."""
-    out = [_label(v) if isinstance(v, str) else v for v in values]
+    out: list[Any] = [_label(v) if isinstance(v, str) else v for v in values]
     for i, v in enumerate(out):
         if type(v) not in (int, float) or not abs(v) < 2**1023:
             raise bad(path, "numbers as labels", f"{str(values[i])[:40]!r} in example {i}")

@@ -134,14 +134,16 @@ def _csv(
                 if stream.tell() > LARGEST:
                     found = "more; as Parquet, pandas.read_csv(path).to_parquet(path + '.parquet')"
                     raise bad(file, f"a CSV of at most {LARGEST / 2**30:g} GiB", found)
-                rows.clear(), at.clear()
+                rows.clear()
+                at.clear()
 
             for row in lines:
                 if row and len(row) != len(names):
                     found = f"{len(row)} in line {lines.line_num}"
                     raise bad(file, f"{len(names)} cells, as many as names", found)
                 if row:
-                    rows.append(row), at.append(lines.line_num)
+                    rows.append(row)
+                    at.append(lines.line_num)
                     if len(rows) == _BLOCK:
                         add()
             if rows:
@@ -207,10 +209,11 @@ def _typed(
     x = np.empty((arrow.num_rows, len(layout.columns)), np.float64)
     for k, name in enumerate(layout.columns):
         values = _values(file, arrow, name)
-        if isinstance(values, Texts) or values.dtype.kind not in "buif" or values.ndim != 1:
-            found = values.where(next(iter(values.number))) if isinstance(values, Texts) else ""
-            found = found or f"{values.dtype} {str(values[0])[:40]!r}"
-            raise bad(file, f"numbers in column {name!r}; choose with features=", found)
+        expected = f"numbers in column {name!r}; choose with features="
+        if isinstance(values, Texts):
+            raise bad(file, expected, values.where(next(iter(values.number))))
+        if values.dtype.kind not in "buif" or values.ndim != 1:
+            raise bad(file, expected, f"{values.dtype} {str(values[0])[:40]!r}")
         x[:, k] = values
         fits = _fits(x[:, k], np.dtype(layout.dtype))[1]
         if not fits.all():
