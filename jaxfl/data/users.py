@@ -179,7 +179,8 @@ def leaf(
                     everyone = numbers(path, [v for _, mine in users[part].values() for v in mine])
                     whole = (everyone == np.floor(everyone)) & (np.abs(everyone) < 2**31)
                     classes = _head(everyone.astype(np.int64)) if whole.all() else None
-        parts[part] = Part(x, y, ids, files[part][0].parent)
+        one = len(files[part]) == 1
+        parts[part] = Part(x, y, ids, files[part][0] if one else files[part][0].parent)
     classes = tokens.size if kind == "Shakespeare" and tokens else classes
     classes = 2 if kind == "Sent140" and classes is None else classes
     return assemble(
