@@ -289,7 +289,8 @@ class Clients:
         if (count < 1).any():
             raise ValueError(
                 f"clients {np.flatnonzero(count < 1)[:5].tolist()} have no example; give the "
-                "partitioner a minimum: `dirichlet(labels, n, alpha, minimum=1)`"
+                "partitioner a minimum, `dirichlet(labels, n, alpha, minimum=1)`, or leave them "
+                "out, as of a test that some have nothing in: `partition.having(1)[0]`"
             )
         if len(order) and (order.min() < 0 or order.max() >= size):
             raise ValueError(

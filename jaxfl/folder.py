@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jaxfl import hdf5
+
 _NOWHERE = "cannot write to the output folder {folder!r}: {reason}; choose another: `out='results'`"
 
 
@@ -89,6 +91,7 @@ def read_netcdf(path: str | Path) -> Any:
 
     try:
         with h5py.File(path) as file:  # before h5netcdf, which prints when it meets damage
+            hdf5.inside(file)
             file.visititems(lambda name, thing: dict(thing.attrs) and None)
         with xr.open_dataset(path, engine="h5netcdf") as file:
             return file.load()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
 
-from jaxfl import data
+from jaxfl import Clients, data
 from jaxfl.data import Partition, dirichlet
 from jaxfl.data.partition import _VARIANTS, _mend
 
@@ -256,7 +256,23 @@ def test_natural_groups():
     assert_partition(p, 6, 1)
     p, names = data.natural([7, 7, -1])
     assert names.tolist() == [-1, 7] and p.count.tolist() == [1, 2]
-    for ids in (["a", None, "b"], [1.0, math.nan], np.array([1, math.nan], object)):
+    for ids in (["a", "1"], ["1", "a", "1"]):
+        assert data.natural(ids)[1].tolist() == ["1", "a"]
+    big = [2**63, 2**63 + 1, -1]  # one float
+    assert data.natural(big)[1].tolist() == sorted(big)
+    for ids in (["a", 1], [1, "1"], ("a", 1.5), np.array(["a", 1], object)):
+        with pytest.raises(
+            ValueError, match=r"all texts or all numbers.*\[str\(i\) for i in ids\]"
+        ):
+            data.natural(ids)
+        with pytest.raises(ValueError, match="all texts or all numbers"):
+            data.from_arrays(np.ones((2, 1)), [0, 1], ids)
+    for ids in (
+        ["a", None, "b"],
+        [1.0, math.nan],
+        np.array([1, math.nan], object),
+        ["a", math.nan],
+    ):
         with pytest.raises(ValueError, match="1 ids are missing .first: example 1"):
             data.natural(ids)
     with pytest.raises(ValueError, match="one column"):
@@ -319,6 +335,48 @@ Y = np.arange(20) % 4
 def test_partition_errors(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_advice_is_taken():
+    """What the message of an error says to do is accepted, down to `Clients.make`."""
+    import re
+
+    for n, minimum in ((6, 1), (100, 1), (2, 3), (3, 10), (9, 7)):
+        with pytest.raises(ValueError, match="use ") as error:
+            data.iid(5, n, minimum=minimum)
+        said = re.findall(r"(n|minimum)=(\d+)", str(error.value).split("use ")[1])
+        one_by_one = (
+            [dict([pair]) for pair in said] if ", or " in str(error.value) else [dict(said)]
+        )
+        for fix in one_by_one:
+            fix = {"n": n, "minimum": minimum} | {k: int(v) for k, v in fix.items()}
+            assert fix["minimum"] >= 1 and data.iid(5, **fix).count.min() >= 1
+    p = Partition(*np.array([[1, 0, 2], [0, 0, 2], [0, 2, 1]], np.int32))
+    for call in (
+        lambda: p.check(3),
+        lambda: Clients.make({"x": np.ones((3, 1))}, p, lambda params, e, key: e["x"][:, 0]),
+    ):
+        with pytest.raises(ValueError, match=r"partition.having\(1\)\[0\]"):
+            call()
+    some, who = p.having(1)
+    assert who.tolist() == [1, 2] and some.check(3).count.tolist() == [2, 1]
+    assert Clients.make({"x": np.ones((3, 1))}, some, lambda params, e, key: e["x"][:, 0]).n == 2
+    most, who = p.having(2)
+    assert who.tolist() == [1] and most.order.tolist() == [1, 0]
+
+
+def test_memory_goes_by_distinct_labels():
+    for call in (
+        lambda: data.iid(4, 2).describe([0, 1, 10**9, 3]),
+        lambda: data.iid(4, 2).describe([0, 1, 10**7, 3]),
+        lambda: data.from_arrays(np.ones((4, 1)), [0, 1, 10**9, 3]),
+    ):
+        with pytest.raises(ValueError, match=r"4 different ones up to 10+,.*return_inverse"):
+            call()
+    d = data.from_arrays(np.ones((4, 1)), [0, 1, 10**9, 3], [0, 0, 1, 1], classes=2**30, valid=0)
+    assert d.classes == 2**30 and d.describe()["effective_classes"] > 1
+    with pytest.raises(ValueError, match="which would take"):  # a table of 4 GiB
+        data.iid(50_000, 50_000).describe(np.arange(50_000))
 
 
 def test_check_finds_broken_partitions():

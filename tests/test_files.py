@@ -296,13 +296,14 @@ def test_pickles_run_nothing(tmp_path):
 
 
 def test_leaf(tmp_path):
-    d = data.read(make_leaf(tmp_path / "all.json"), valid=0, test=0)
+    d = data.read(make_leaf(tmp_path / "all.json"), valid=0, test=0, classes=62)
     assert d.train["x"].shape == (5, 28, 28, 1) and d.classes == 62
     assert list(d.names) == ["anna", "bob"] and d.partition.count.tolist() == [3, 2]
     assert d.train["y"].tolist() == [0, 1, 2, 0, 1]
     assert d.train["x"][:, 0, 0, 0].tolist() == [0, 1 / 8, 2 / 8, 0, 1 / 8]
     d = data.leaf(tmp_path / "all.json", clients=["bob"], valid=0, test=0)
-    assert list(d.names) == ["bob"] and len(d.train["y"]) == 2
+    assert list(d.names) == ["bob"] and len(d.train["y"]) == 2 and d.train["y"].max() == 1
+    assert d.classes == 3  # the head does not depend on who is chosen
     with pytest.raises(FileError, match="the clients asked for; found anna, bob"):
         data.leaf(tmp_path / "all.json", clients=["eve"])
 
@@ -502,9 +503,9 @@ WRONG = [
     spoil("t", b"a,b\n1\n", lambda p: data.table(p, target="b"), "2 cells.*found 1 in line 2"),
     spoil("t", b"a,b\n1,2\n", lambda p: data.table(p, target="c"), "expected a column 'c'"),
     spoil("t", b"a,b\nx,2\n", lambda p: data.table(p, target="b"), "numbers in column 'a'.*'x'"),
-    spoil("t", b"a,b\nnan,2\n", lambda p: data.table(p, target="b"), "must be finite"),
-    spoil("t", b"a,b\n1,x\n2,\n", lambda p: data.table(p, target="b"), "label.*none for example 1"),
-    spoil("t", b"a,b\n1,\n2,3\n", lambda p: data.table(p, target="b"), "label.*none for example 0"),
+    spoil("t", b"a,b\nnan,2\n", lambda p: data.table(p, target="b"), "'nan' in line 2, column 'a'"),
+    spoil("t", b"a,b\n1,x\n2,\n", lambda p: data.table(p, target="b"), "label.*'' in line 3"),
+    spoil("t", b"a,b\n1,\n2,3\n", lambda p: data.table(p, target="b"), "label.*'' in line 2"),
     spoil("t", b"a,b\n1,2\n", data.read, "expected the column of labels, target="),
     spoil("a.json", b'{"users": []}', data.leaf, "expected an object with users, num_samples"),
     spoil("b.npz", b"PK\3\4", data.read, "expected whole, readable .npz; found BadZipFile"),
@@ -544,7 +545,7 @@ def test_lengths_and_clients_that_disagree(tmp_path):
         change(record)
         path.write_text(json.dumps(record))
         with pytest.raises(FileError, match=match):
-            data.leaf(path)
+            data.leaf(path, classes=62)
     for field, value, match in (
         ("label", np.arange(2, dtype=np.int32), "3 pixels, 2 label"),
         ("label", np.zeros(0, np.int32), "expected 'label' of client 'f0001_41', stored"),
@@ -563,11 +564,373 @@ def test_lengths_and_clients_that_disagree(tmp_path):
         (list("abcd") + [""] * 2, "4"),
     ):
         np.savez(tmp_path / "a.npz", x=IMAGES, y=DIGITS, client=ids)
-        with pytest.raises(FileError, match=f"id or label for every example; found.*{match}"):
+        with pytest.raises(FileError, match=f"id for every example; found.*{match}"):
             data.npz(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", x=IMAGES, y=DIGITS[:5])
     with pytest.raises(FileError, match="as many x as y and clients in train; found 6, 5"):
         data.npz(tmp_path / "a.npz")
+
+
+# Parts follow train --------------------------------------------------------------------------
+
+ROWS = [
+    ("0.5", "1", "no", "7"),
+    ("-2", "3", "yes", "8"),
+    ("4", "5", "no", "7"),
+    ("1", "0", "yes", "9"),
+]
+
+
+def columns(names, rows=ROWS):
+    """A CSV with columns a, b, y and who of the rows, in the order of the names."""
+    place = {"a": 0, "b": 1, "y": 2, "who": 3}
+    lines = [",".join(names), *(",".join(row[place[n[:3]]] for n in names) for row in rows)]
+    return "\n".join(lines)
+
+
+def in_rows(**new):
+    """The rows with one cell of the last one changed."""
+    place = {"a": 0, "b": 1, "y": 2, "who": 3}
+    last = list(ROWS[-1])
+    for name, cell in new.items():
+        last[place[name]] = cell
+    return [*ROWS[:3], tuple(last)]
+
+
+def tables(folder, kind, train, test):
+    """Two tables, in CSV or in Parquet, whose columns are as typed as their cells."""
+    paths = []
+    for part, raw in (("train", train), ("test", test)):
+        paths.append(folder / f"{part}.{kind}")
+        paths[-1].write_text(raw)
+        if kind == "parquet":
+            pa = pytest.importorskip("pyarrow", reason="the extra jaxfl[data] is not installed")
+            from pyarrow import csv, parquet
+
+            no = csv.ConvertOptions(strings_can_be_null=False, null_values=[])
+            parquet.write_table(
+                csv.read_csv(pa.py_buffer(raw.encode()), convert_options=no), paths[-1]
+            )
+    return lambda **more: data.table(
+        paths[0], target="y", client="who", valid=0, test=paths[1], **more
+    )
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_columns_are_those_of_train_by_name(kind, tmp_path):
+    straight = tables(tmp_path, kind, columns("a b y who".split()), columns("a b y who".split()))()
+    for names in ("b a y who", "who y b a", "y a who b"):
+        d = tables(tmp_path, kind, columns("a b y who".split()), columns(names.split()))()
+        np.testing.assert_array_equal(d.test["x"], straight.test["x"])
+        assert d.test["y"].tolist() == [0, 1, 0, 1] and d.partitions["test"].count.tolist() == [
+            2,
+            1,
+            1,
+        ]
+    text = columns("a b y who".split()).replace("b,y", "z,y", 1)
+    with pytest.raises(FileError, match=rf"test.{kind}: expected a column 'b'.*none of that name"):
+        tables(tmp_path, kind, columns("a b y who".split()), text)()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    "column, cells",
+    [
+        ("a", ["1_000", "\u0663", "0x10", "inf", "1e999", "x", "", "NA", "?", "nan"]),
+        ("who", ["", "NA", "?", "nan", "None", "null"]),
+        ("y", ["", "NA", "?", "nan", "None", "null"]),
+    ],
+)
+def test_bad_cells_are_named(part, column, cells, tmp_path):
+    for cell in cells:
+        text = {"train": ROWS, "test": ROWS} | {part: in_rows(**{column: cell})}
+        load = tables(tmp_path, "csv", *(columns("a b y who".split(), r) for r in text.values()))
+        with pytest.raises(FileError) as error:
+            load()
+        assert f"{part}.csv" in str(error.value)
+        assert f"{cell!r} in line 5, column {column!r}" in str(error.value)
+
+
+def test_what_is_missing_is_an_option(tmp_path):
+    rows = in_rows(who="NA")
+    load = tables(tmp_path, "csv", *[columns("a b y who".split(), rows)] * 2)
+    assert list(load(missing=("",)).names) == ["7", "8", "NA"]
+    with pytest.raises(FileError, match="'8' in line 3, column 'who', which means: missing"):
+        load(missing=("8",))
+    with pytest.raises(ValueError, match=r"missing=\('NA',\)"):
+        load(missing="NA")
+
+
+@pytest.mark.parametrize(
+    "ids, names",
+    [
+        (["1_0", "10"], ["10", "1_0"]),
+        (["007", "7"], ["007", "7"]),
+        (["20251130123456789012", "20251130123456789013"],) * 2,
+        (["+7", "7"], ["+7", "7"]),
+        (["10", "9"], [9, 10]),
+        (["-1", "0"], [-1, 0]),
+    ],
+)
+def test_ids_are_names(ids, names, tmp_path):
+    rows = [(*row[:3], ids[i % 2]) for i, row in enumerate(ROWS)]
+    d = tables(tmp_path, "csv", *[columns("a b y who".split(), rows)] * 2)()
+    assert d.names.tolist() == names and d.partition.count.tolist() == [2, 2]
+    labels = [(*row[:2], ids[i % 2], "u") for i, row in enumerate(ROWS)]
+    if isinstance(names[0], str) and "+7" not in ids and len(ids[0]) < 19:
+        d = tables(tmp_path, "csv", *[columns("a b y who".split(), labels)] * 2)()
+        assert d.classes == 2 and d.train["y"].tolist() == [names.index(v[2]) for v in labels]
+
+
+def test_ids_agree_before_they_meet(tmp_path):
+    test = columns("a b y who".split(), in_rows(who="b"))
+    d = tables(tmp_path, "csv", columns("a b y who".split()), test)()
+    assert list(d.names) == ["7", "8", "9", "b"] and d.partitions["test"].count.tolist() == [
+        2,
+        1,
+        0,
+        1,
+    ]
+    with pytest.raises(FileError, match="written alike in all parts; found '7' and '7.0'"):
+        tables(tmp_path, "csv", columns("a b y who".split(), in_rows(who="7.0")), test)()
+    x = np.ones((4, 2))
+    for here in (["1", "2"], [1.0, 2.0], [True, False]):
+        np.savez(
+            tmp_path / "a.npz",
+            **dict(x_train=x, y_train=[0, 1, 0, 1], client_train=[1, 1, 2, 2]),
+            **dict(x_test=x[:2], y_test=[0, 1], client_test=here),
+        )
+        with pytest.raises(FileError, match="ids that are integers in test, as in train"):
+            data.npz(tmp_path / "a.npz")
+    if pytest.importorskip("pyarrow", reason="the extra jaxfl[data] is not installed"):
+        with pytest.raises(
+            FileError, match="ids that are integers in test, as in train; found texts"
+        ):
+            tables(tmp_path, "parquet", columns("a b y who".split()), test)()
+
+
+def pair(kind, folder, train, test):
+    """Two parts with these labels, in a format."""
+    x = lambda labels: np.ones((len(labels), 2))
+    if kind == "table":
+        for part, labels in (("train", train), ("test", test)):
+            (folder / part).write_text("x,y\n" + "\n".join(f"1,{v}" for v in labels))
+        return lambda **o: data.table(
+            folder / "train", target="y", valid=0, test=folder / "test", **o
+        )
+    if kind == "npz":
+        parts = dict(x_train=x(train), y_train=train, x_test=x(test), y_test=test)
+        np.savez(folder / "a.npz", **parts)
+        return lambda **o: data.npz(folder / "a.npz", valid=0, **o)
+    if kind == "libsvm":
+        for part, labels in (("train", train), ("test", test)):
+            (folder / part).write_text("\n".join(f"{v} 1:1" for v in labels))
+        return lambda **o: data.libsvm(folder / "train", valid=0, test=folder / "test", **o)
+    if kind == "leaf":
+        for part, labels in (("train", train), ("test", test)):
+            (folder / part).mkdir(exist_ok=True)
+            user = {"x": x(labels).tolist(), "y": labels}
+            record = {"users": ["u"], "num_samples": [len(labels)], "user_data": {"u": user}}
+            (folder / part / "a.json").write_text(json.dumps(record))
+        return lambda **o: data.leaf(folder, valid=0, **o)
+    pa = pytest.importorskip("pyarrow", reason="the extra jaxfl[data] is not installed")
+    from pyarrow import parquet
+
+    for part, labels in (("train", train), ("test", test)):
+        table = pa.table({"x": x(labels).tolist(), "y": labels})
+        parquet.write_table(table, folder / f"{part}.parquet")
+    return lambda **o: data.huggingface(folder, valid=0, **o)
+
+
+READERS = ("table", "npz", "libsvm", "leaf", "huggingface")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_labels_are_those_of_train(kind, tmp_path):
+    """Whole numbers are labels, however they are written; a test has those of train."""
+    for train, test in (([1, 0, 1], [1.0, 0.0]), ([1.0, 0.0], [1, 0]), ([1.0, 0.0], [0.0, 1.0])):
+        d = pair(kind, tmp_path, train, test)()
+        assert d.classes == 2 and d.train["y"].dtype == d.test["y"].dtype == np.int32
+        assert d.train["y"].tolist() == train and d.test["y"].tolist() == test
+        d = pair(kind, tmp_path, train, test)(regression=True)
+        assert d.classes is None and d.train["y"].dtype == d.test["y"].dtype == np.float32
+    for test, where in (([1, 2], "2"), ([0, 0.5], "0.5"), ([-1, 0], "-1")):
+        with pytest.raises(FileError, match="test") as error:
+            pair(kind, tmp_path, [0, 1], test)()
+        assert where in str(error.value)
+    if kind not in ("libsvm", "leaf"):
+        words = pair(kind, tmp_path, ["b", "a"], ["b", "b"])
+        assert words().test["y"].tolist() == [1, 1] and words().classes == 2
+        with pytest.raises(FileError, match="labels as in train, one of a, b; found 'c' in"):
+            pair(kind, tmp_path, ["b", "a"], ["b", "c"])()
+    if kind != "libsvm":
+        d = pair(kind, tmp_path, [0.5, 1.0], [1, 2])()
+        assert d.classes is None and d.test["y"].dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["table", "npz", "leaf", "huggingface"])
+def test_a_head_is_not_the_largest_label(kind, tmp_path):
+    load = pair(kind, tmp_path, [0, 1, 10**9, 3], [0])
+    with pytest.raises(FileError, match="4 different ones up to 1000000000.*np.unique"):
+        load()
+    assert load(classes=10**9 + 1).classes == 10**9 + 1
+    assert load(regression=True).classes is None
+
+
+def test_x_is_of_the_type_of_train(tmp_path):
+    for train, test in (("f4", "i8"), ("f4", "u1"), ("i8", "f4"), ("u1", "i8"), ("f4", "?")):
+        x = np.ones((2, 3))
+        parts = {"x_train": x.astype(train), "x_test": x.astype(test), "y_train": [0, 1]}
+        np.savez(tmp_path / "a.npz", **parts, y_test=[0, 1])
+        with pytest.raises(FileError, match="in test as in train; found .*; save both alike"):
+            data.npz(tmp_path / "a.npz")
+        make_idx(tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(IMAGES[:3].astype(">f4"), 13))
+    with pytest.raises(FileError, match="expected images of uint8"):
+        data.idx(tmp_path)
+    with pytest.raises(FileError, match="whole numbers that int8 has; got 0.5"):
+        np.savez(tmp_path / "a.npz", x=np.full((2, 3), 0.5), y=[0, 1])
+        data.npz(tmp_path / "a.npz", dtype=np.int8)
+
+
+def test_arrays_of_a_part_come_together(tmp_path):
+    right = dict(x_train=np.ones((2, 3)), y_train=[0, 1])
+    empty = dict(x_test=np.ones((0, 3)), y_test=np.zeros(0, int), client_test=np.zeros(0, int))
+    np.savez(tmp_path / "a.npz", **right, client_train=[1, 2], **empty)
+    assert data.npz(tmp_path / "a.npz", valid=0).partitions["test"].count.tolist() == [0, 0]
+    for more, match in (
+        ({"y_test": [0, 1]}, "arrays x and y"),
+        ({"x_tset": np.ones((2, 3))}, "found 'x_tset'"),
+        ({"x": np.ones((2, 3))}, "found 'x'"),
+        ({"x_test": np.ones((2, 3)), "y_test": [0, 1], "client_test": [1, 2]}, "clients in train"),
+        ({"x_test": np.ones((2, 3)), "y_test": np.ones((2, 1), int)}, "y of shape"),
+    ):
+        np.savez(tmp_path / "a.npz", **right, **more)
+        with pytest.raises(FileError, match=match):
+            data.npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "raw, match",
+    [
+        (b"x;y\n1;0\n", "delimiter=';'"),
+        (b"x y\n1 0\n", "delimiter=' '"),
+        ("x,y\n1,\u00e9\n".encode("latin-1"), "encoding='latin-1'"),
+        ("x,y\n1,0\n".encode("utf-16-le"), "encoding='utf-16'"),
+        (b"x,y,x\n1,0,2\n", "different column names"),
+        (b"x,y\n1,' 0'\n2,0 \n", "without blanks around it; found '0 ' in line 3"),
+    ],
+)
+def test_how_a_csv_is_written_is_named(raw, match, tmp_path):
+    (tmp_path / "a.csv").write_bytes(raw)
+    with pytest.raises(FileError, match=match):
+        data.table(tmp_path / "a.csv", target="y")
+
+
+def test_how_a_csv_may_be_written(tmp_path):
+    text = "x, y, who\n1, 0, \u00e9\n2, 1, b\n"
+    for codec, more in (
+        ("utf-8-sig", {}),
+        ("utf-16", {}),
+        ("latin-1", {"encoding": "latin-1"}),
+        ("utf-16-le", {"encoding": "utf-16-le"}),
+    ):
+        (tmp_path / "a.csv").write_bytes(text.encode(codec))
+        d = data.read(
+            tmp_path / "a.csv", "table", target="y", client="who", valid=0, test=0, **more
+        )
+        assert list(d.names) == ["b", "\u00e9"] and d.classes == 2
+    (tmp_path / "a.csv").write_text(text.replace(", ", ";"))
+    d = data.table(tmp_path / "a.csv", target="y", client="who", valid=0, test=0, delimiter=";")
+    assert d.train["x"].tolist() == [[1], [2]]
+    for more, match in (({"delimiter": "::"}, "one character"), ({"encoding": "utf-9"}, "utf-9")):
+        with pytest.raises(ValueError, match=match):
+            data.table(tmp_path / "a.csv", target="y", **more)
+
+
+def test_a_csv_is_read_in_blocks(tmp_path, monkeypatch):
+    import tracemalloc
+
+    n = 40_000
+    cells = RNG.normal(size=(n, 3)).round(6)
+    lines = (f"{a},{b},{c},{i % 3},u{i % 50}" for i, (a, b, c) in enumerate(cells.tolist()))
+    (tmp_path / "a.csv").write_text("a,b,c,y,who\n" + "\n".join(lines))
+    load = lambda: data.table(tmp_path / "a.csv", target="y", client="who", valid=0, test=0)
+    tracemalloc.start()
+    d = load()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(d.train["x"], cells.astype(np.float32))
+    assert peak < 12e6, f"{peak / 1e6:.0f} MB for a file of {n} lines"  # all cells as texts: 13 MB
+    monkeypatch.setattr("jaxfl.data.tables.LARGEST", 10**5)
+    with pytest.raises(FileError, match="at most .* GiB; found more; as Parquet"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "line", ["1 1_2:3", "1_0 1:3", "1 1:1_0", "1 0x1:3", "1 1:nan", "1 1:1e999"]
+)
+def test_digits_of_libsvm(line, tmp_path):
+    (tmp_path / "a").write_text(f"1 1:1\n{line}\n")
+    with pytest.raises(FileError, match="in line 2"):
+        data.libsvm(tmp_path / "a")
+
+
+def test_labels_of_json_are_numbers(tmp_path):
+    for wrong in ("1_0", "01", "\u0663", True, None, [1], "nan"):
+        with pytest.raises(FileError, match="numbers as labels"):
+            pair("leaf", tmp_path, [0, wrong], [0])()
+    with pytest.raises(FileError, match="an entry twice"):
+        record = '{"users": ["u"], "num_samples": [1], "user_data": {"u": %s, "u": %s}}'
+        user = '{"x": [[1.0]], "y": [0]}'
+        (tmp_path / "a.json").write_text(record % (user, user))
+        data.leaf(tmp_path / "a.json")
+
+
+def leads_out(file, name, how, secret):
+    """A member that is not in the file itself."""
+    import h5py
+
+    if how == "external":
+        file[name] = h5py.ExternalLink(secret.with_suffix(".h5").name, "pixels")
+    elif how == "soft":
+        file[name] = h5py.SoftLink("/examples/f0001_41/pixels")
+    elif how == "storage":
+        raw = [(str(secret), 0, 3 * 28 * 28 * 4)]
+        file.create_dataset(name, (3, 28, 28), "f4", external=raw)
+    else:
+        view = h5py.VirtualLayout((3, 28, 28), "f4")
+        view[:] = h5py.VirtualSource(secret.with_suffix(".h5").name, "pixels", (3, 28, 28))
+        file.create_virtual_dataset(name, view)
+
+
+@pytest.mark.parametrize("how", ["external", "soft", "storage", "virtual"])
+def test_hdf5_stays_in_its_file(how, tmp_path):
+    import h5py
+
+    from jaxfl import folder
+
+    secret = tmp_path / "secret.raw"
+    secret.write_bytes(np.full((3, 28, 28), 42.0, "f4").tobytes())
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["pixels"] = np.full((3, 28, 28), 42.0, "f4")
+    path = make_tff(tmp_path / "a_train.h5")
+    with h5py.File(path, "a") as file:
+        del file["examples/f0001_41/pixels"]
+        leads_out(file, "examples/f0001_41/pixels", how, secret)
+    with pytest.raises(FileError, match="f0001_41/pixels' (is an? |are stored)"):
+        data.tff(path)
+    if how in ("external", "soft"):
+        with h5py.File(path, "a") as file:
+            file.move("examples", "elsewhere")
+            link = h5py.SoftLink("/elsewhere") if how == "soft" else h5py.ExternalLink("b.h5", "/a")
+            file["examples"] = link
+        with pytest.raises(FileError, match="'/examples' is an? "):
+            data.tff(path)
+    with h5py.File(tmp_path / "r.nc", "w") as file:
+        leads_out(file, "loss", how, secret)
+    with pytest.raises(ValueError, match="'/loss' (is an? |are stored)"):
+        folder.read_netcdf(tmp_path / "r.nc")
 
 
 def test_read_errors(tmp_path):

@@ -1,10 +1,12 @@
 """Mutants of files, of configurations and of names: a valid result, or an error that says what."""
 
+import collections
 import copy
 import dataclasses
 import datetime
 
 import fuzzing
+import fuzzing_parts
 import numpy as np
 import pytest
 from fuzzing import Case
@@ -246,6 +248,52 @@ def test_rules(name, tmp_path):
         RULES[name](draw.draw, tmp_path)
 
     run()
+
+
+@pytest.mark.parametrize("kind", fuzzing_parts.FORMATS)
+def test_parts(kind, tmp_path):
+    """None is silent: what a part says against train is refused, or read as it says."""
+    if kind in ("parquet", "huggingface"):
+        pytest.importorskip("pyarrow", reason="the extra jaxfl[data] is not installed")
+    counts = collections.Counter()
+
+    @settings(max_examples=60, **FEW)
+    @given(st.data())
+    def run(draw):
+        world = draw.draw(fuzzing_parts.worlds(kind))
+        said, why = fuzzing_parts.verdict(world, kind, tmp_path)
+        assert said != "silent", why
+        counts[said] += 1
+
+    run()
+    assert counts["refused"] and counts["right"], counts
+
+
+def test_what_is_silent_is_seen(tmp_path, monkeypatch):
+    """The rule itself: columns by position, ids that merge."""
+    from jaxfl.data import parts, tables
+
+    def by_position(file, known, target, client, layout, hint):
+        columns = tuple(n for n in known if n not in (target, client))
+        return dataclasses.replace(layout, columns=columns)
+
+    rows = [["0.5", "1", "0", "7"], ["1.5", "2", "1", "7.0"]]
+    names = ["a", "b", "y", "who"]
+    world = lambda other: fuzzing_parts.World(
+        {"train": names, "test": other},
+        {"train": rows, "test": [[r[names.index(n)] for n in other] for r in rows]},
+        {"train": {}, "test": {}},
+    )
+    assert fuzzing_parts.verdict(world(names), "csv", tmp_path)[0] == "refused"
+    rows[1][3] = "07"
+    swapped = world(["b", "a", "y", "who"])
+    assert fuzzing_parts.verdict(swapped, "csv", tmp_path) == ("right", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_named", by_position)
+        assert fuzzing_parts.verdict(swapped, "csv", tmp_path)[0] == "silent"
+    monkeypatch.setattr(parts, "_counted", lambda text: int(text))
+    said, why = fuzzing_parts.verdict(swapped, "csv", tmp_path)
+    assert said == "silent" and "clients" in why
 
 
 def test_what_is_wrong_is_seen(tmp_path):

@@ -7,15 +7,18 @@ import pickletools
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 
 from jaxfl.data.partition import Number, Seed
 from jaxfl.data.parts import (
+    MISSING,
+    Layout,
     Part,
     Share,
     assemble,
@@ -26,7 +29,7 @@ from jaxfl.data.parts import (
     pixels,
     reading,
 )
-from jaxfl.data.sets import Dataset
+from jaxfl.data.sets import Dataset, _fitting
 
 # IDX: MNIST, EMNIST ----------------------------------------------------------------------------
 
@@ -104,7 +107,7 @@ def idx(
             raise bad(path, "one set of training images, *train-images-idx3-ubyte", names)
         images = found[0]
     transpose = "emnist" in images.name if transpose is None else transpose
-    parts = {}
+    parts, raw = {}, None
     for part in ("train", "test"):
         x_path = images if part == "train" else _beside(images, "train", ("t10k", "test"))
         if x_path is None:
@@ -113,8 +116,10 @@ def idx(
         if y_path is None:
             raise bad(path, f"labels beside {x_path.name}", "none")
         y = _idx(y_path)
-        if x.ndim < 2:
-            raise bad(x_path, "images, at least two dimensions", x.shape)
+        raw = raw or x.dtype
+        if x.ndim < 2 or x.dtype != raw:
+            expected = f"images of {raw}, at least two dimensions"
+            raise bad(x_path, expected, f"{x.dtype} {x.shape}")
         if y.ndim != 1 or y.dtype.kind == "f":
             raise bad(y_path, "labels, integers in one dimension", f"{y.dtype} {y.shape}")
         if len(y) != len(x):
@@ -122,8 +127,8 @@ def idx(
         x = x.swapaxes(1, 2) if transpose and x.ndim > 2 else x
         y = y - np.uint8(1) if "letters" in y_path.name and y.min(initial=1) == 1 else y
         x = pixels(x, dtype) if x.dtype == np.uint8 else x
-        parts[part] = Part(x[..., None] if x.ndim == 3 else x, y)
-    return assemble(path, parts, classes=classes, valid=valid, test=test, seed=seed, dtype=dtype)
+        parts[part] = Part(x[..., None] if x.ndim == 3 else x, y, file=x_path.parent)
+    return assemble(path, parts, Layout(dtype, classes), valid=valid, test=test, seed=seed)
 
 
 def _beside(path: Path, old: str, new: tuple[str, ...]) -> Path | None:
@@ -309,8 +314,8 @@ def cifar(
         for part, found in batches.items()
         if found
     }
-    options = {"classes": next(iter(classes.values())), "dtype": dtype}
-    return assemble(path, parts, valid=valid, test=test, seed=seed, **options)
+    layout = Layout(dtype, next(iter(classes.values())))
+    return assemble(path, parts, layout, valid=valid, test=test, seed=seed)
 
 
 # .npz ------------------------------------------------------------------------------------------
@@ -322,6 +327,8 @@ def _npz(path: str | Path) -> dict[str, np.ndarray]:
     with reading(path, ".npz"), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
+            if name in arrays:
+                raise bad(path, "every array once", f"{name!r} twice")
             with archive.open(info) as member:
                 version = npy.read_magic(member)
                 readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -351,7 +358,9 @@ def _npz(path: str | Path) -> dict[str, np.ndarray]:
                     raise bad(path, f"{size} bytes of {name!r}", "a truncated file")
                 order = "F" if fortran else "C"
                 arrays[name] = (
-                    np.memmap(path, dtype, "r", start, shape, order) if size else np.zeros(shape)
+                    np.memmap(path, dtype, "r", start, shape, order)
+                    if size
+                    else np.zeros(shape, dtype)
                 )
             else:
                 array = raw.view(dtype)
@@ -362,6 +371,7 @@ def _npz(path: str | Path) -> dict[str, np.ndarray]:
 def npz(
     path: str | Path,
     *,
+    missing: Sequence[str] = MISSING,
     classes: int | None = None,
     regression: bool = False,
     dtype: Any = np.float32,
@@ -374,8 +384,9 @@ def npz(
 
     Args:
         path: the file.
+        missing: texts that mean that there is none, refused in labels and ids.
         classes: number of classes (default: the largest label plus one).
-        regression: y are targets, also if they are integers.
+        regression: y are targets, also if they are whole numbers, of integers or of floats.
         dtype: of the floats; what has it already is memory-mapped, if it is not compressed and
             `valid=0`.
         valid: share for validation, if the file has no `x_valid` (default: 0.15).
@@ -394,9 +405,15 @@ def npz(
     """
     arrays = _npz(path)
     parts = {}
+    for name in arrays:
+        word, _, part = name.partition("_")
+        if word in ("x", "y", "client") and (
+            part not in ("", "train", "valid", "test") or (not part and "x_train" in arrays)
+        ):
+            raise bad(path, "x, y and client, or with _train, _valid and _test", repr(name))
     for part in ("train", "valid", "test"):
-        end = f"_{part}" if f"x_{part}" in arrays else "" if part == "train" else None
-        if end is None:
+        end = "" if part == "train" and "x_train" not in arrays else f"_{part}"
+        if end and not any(name + end in arrays for name in ("x", "y", "client")):
             continue
         if "x" + end not in arrays or "y" + end not in arrays:
             raise bad(path, "arrays x and y, or x_train and y_train", ", ".join(arrays) or "none")
@@ -404,50 +421,55 @@ def npz(
         if x is None or y is None or not (x.ndim and y.ndim):
             raise bad(path, "x and y with a leading axis of examples", "a single number")
         parts[part] = Part(x, y, client)
-    return assemble(
-        path,
-        parts,
-        classes=classes,
-        regression=regression,
-        valid=valid,
-        test=test,
-        by=by,
-        seed=seed,
-        dtype=dtype,
-    )
+    layout = Layout(dtype, classes, regression, tuple(missing))
+    return assemble(path, parts, layout, valid=valid, test=test, by=by, seed=seed)
 
 
 # LIBSVM ----------------------------------------------------------------------------------------
 
 
-def _libsvm(path: str | Path) -> tuple[list[float], list[list[int]], list[list[float]]]:
-    y, places, values = [], [], []
+class _Sparse(NamedTuple):
+    """Lines of label index:value ..., as they follow each other."""
+
+    y: np.ndarray  # [N]
+    line: np.ndarray  # [N] in the file
+    row: np.ndarray  # [entries]
+    place: np.ndarray  # [entries], from 1
+    value: np.ndarray  # [entries]
+
+
+def _libsvm(path: str | Path) -> _Sparse:
+    y, line_of, row, place, value = (array(code) for code in "dqqqd")
     with reading(path, "LIBSVM"), opened(path) as stream:
-        for number, line in enumerate(stream, 1):
+        for at, line in enumerate(stream, 1):
             words = line.split(b"#")[0].split()
             if not words:
                 continue
-            place, value = [0], []
+            last, first = 0, len(value)
             try:
+                if b"_" in b"".join(words):  # int() and float() take 1_0
+                    raise ValueError
                 y.append(float(words[0]))
                 for word in words[1:]:
                     i, _, v = word.partition(b":")
                     place.append(int(i))
                     value.append(float(v))
-                if not np.isfinite([y[-1], *value]).all():
+                    row.append(len(line_of))
+                if not (math.isfinite(y[-1]) and all(map(math.isfinite, value[first:]))):
                     raise ValueError
-            except ValueError:
+            except (ValueError, OverflowError):
                 text = line.strip()[:40].decode("latin1")
-                raise bad(
-                    path, f"label index:value ... of finite numbers in line {number}", repr(text)
-                ) from None
-            if any(a >= b for a, b in zip(place, place[1:])):
-                raise bad(path, f"indices 1, 2, ... ascending in line {number}", place[1:9])
-            places.append(place[1:])
-            values.append(value)
+                found = f"label index:value ... of finite numbers in line {at}"
+                raise bad(path, found, repr(text)) from None
+            for i in place[first:]:
+                if i <= last:
+                    places = place[first:].tolist()[:8]
+                    raise bad(path, f"indices 1, 2, ... ascending in line {at}", places)
+                last = i
+            line_of.append(at)
     if not y:
         raise bad(path, "lines of label index:value ...", "none")
-    return y, places, values
+    return _Sparse(*(np.array(a) for a in (y, line_of, row, place, value)))
 
 
 def libsvm(
@@ -468,7 +490,7 @@ def libsvm(
         path: of the examples to train with.
         features: columns of x (default: the largest index of all files; a part of a set, and its
             test, may end at different ones).
-        regression: the first column are targets, not labels.
+        regression: the first column are targets; otherwise labels, those of the training file.
         dtype: of x.
         valid: share for validation (default: 0.15), or a file.
         test: share for the test (default: 0.15), or a file, `"a9a.t"`.
@@ -487,33 +509,28 @@ def libsvm(
         >>> data.libsvm("a1a", valid=0, test=0).train["x"].tolist()
         [[0.5, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0]]
     """
-    files, valid, test = collect(path, valid, test, _libsvm)
-    largest = max(max((p[-1] for p in places if p), default=1) for _, places, _ in files.values())
+    files, valid, test = collect(path, valid, test)
+    found = {part: _libsvm(file) for part, file in files.items()}
+    largest = max(int(lines.place.max(initial=1)) for lines in found.values())
     d = largest if features is None else features
     if largest > d:
         raise bad(path, f"indices 1 to {d}", largest)
-    dense = sum(len(y) for y, _, _ in files.values()) * d * np.dtype(dtype).itemsize
+    dense = sum(len(lines.y) for lines in found.values()) * d * np.dtype(dtype).itemsize
     if features is None and dense > _LARGEST:
-        found = f"{largest}, a dense matrix of {dense / 2**30:.1f} GiB; features={d} accepts it"
-        raise bad(path, "smaller indices", found)
-    kinds, parts = sorted({v for y, _, _ in files.values() for v in y}), {}
-    if not regression and any(v != int(v) for v in kinds):
-        first = next(v for v in kinds if v != int(v))
-        raise bad(path, "whole numbers as labels", f"{first}; regression=True takes targets")
-    for part, (y, places, values) in files.items():
+        size = f"{largest}, a dense matrix of {dense / 2**30:.1f} GiB; features={d} accepts it"
+        raise bad(path, "smaller indices", size)
+    kinds, parts = np.unique(found["train"].y), {}
+    for part, (y, line, row, place, value) in found.items():
+        whole = y == np.floor(y)
+        if not regression and not whole.all():
+            label = f"{y[~whole][0]} in line {line[~whole][0]}; regression=True takes targets"
+            raise bad(files[part], "whole numbers as labels", label)
+        if not regression and not np.isin(y, kinds).all():
+            i = np.isin(y, kinds).argmin()
+            known = ", ".join(f"{v:g}" for v in kinds[:9])
+            raise bad(files[part], f"labels of train: {known}", f"{y[i]:g} in line {line[i]}")
         x = np.zeros((len(y), d), dtype)
-        with np.errstate(over="ignore", under="ignore"):  # inf is found later
-            for row, place, value in zip(x, places, values):
-                row[np.array(place, int) - 1] = value
-        target = np.array(y) if regression else np.searchsorted(kinds, y)
-        parts[part] = Part(x, target)
-    return assemble(
-        path,
-        parts,
-        classes=None if regression else max(2, len(kinds)),
-        regression=regression,
-        valid=valid,
-        test=test,
-        seed=seed,
-        dtype=dtype,
-    )
+        x[row, place - 1] = _fitting("values", value, dtype)
+        parts[part] = Part(x, y if regression else np.searchsorted(kinds, y), file=files[part])
+    layout = Layout(dtype, None if regression else max(2, len(kinds)), regression)
+    return assemble(path, parts, layout, valid=valid, test=test, seed=seed)

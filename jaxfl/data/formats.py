@@ -52,6 +52,8 @@ def _file(path: Path, options: Any) -> str | None:
         return "leaf"
     if tarfile.is_tarfile(path):
         return "cifar"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16
+        return "table"
     lines = head.splitlines()
     if lines and b"\0" not in head:
         short = lines[0] if len(lines) > 1 else lines[0].rpartition(b" ")[0] or lines[0]

@@ -67,7 +67,7 @@ class Partition(NamedTuple):
             raise ValueError(
                 f"labels must be 0, 1, ...; got {y.min()}: np.unique(y, return_inverse=True)[1]"
             )
-        classes = int(y.max(initial=0)) + 1
+        classes = _head(y, self.n)
         cell = self.owner() * np.int64(classes) + y[self.order]
         table = np.bincount(cell, minlength=self.n * classes).reshape(self.n, classes)
         p = table / np.maximum(sizes, 1)[:, None]
@@ -106,10 +106,26 @@ class Partition(NamedTuple):
         if self.count.min(initial=minimum) < minimum:
             i = int(self.count.argmin())
             raise ValueError(
-                f"client {i} has {self.count[i]} examples, expected at least {minimum}: "
-                f"partition with minimum={minimum}, or leave it out"
+                f"client {i} has {self.count[i]} examples, expected at least {minimum}: partition "
+                f"with minimum={minimum}, or leave such clients out, partition.having({minimum})[0]"
             )
         return self
+
+    def having(self, minimum: int = 1) -> tuple["Partition", Int[np.ndarray, " k"]]:
+        """The clients with at least `minimum` examples, and which they were.
+
+        A part to test with may have nothing of some clients, and `Clients.make` takes none such.
+
+        Example:
+            >>> partition = data.Partition(*np.array([[0, 1], [0, 2], [2, 0]], np.int32))
+            >>> some, clients = partition.having(1)
+            >>> some.n, clients.tolist()
+            (1, [0])
+        """
+        keep = self.count >= minimum
+        order, count = self.order[np.repeat(keep, self.count)], self.count[keep]
+        start = (np.cumsum(count) - count).astype(np.int32)
+        return Partition(order, start, count), np.flatnonzero(keep)
 
 
 # What every partitioner shares ---------------------------------------------------------------
@@ -123,6 +139,24 @@ def _integers(labels: ArrayLike) -> Int[np.ndarray, " N"]:
             "partition by bins, np.digitize(y, np.quantile(y, [.2, .4, .6, .8]))"
         )
     return y.astype(np.int64)
+
+
+def _head(y: Int[np.ndarray, "*N"], n: int = 1) -> int:
+    """The largest label plus one: columns of tables of `n` rows, outputs of a model.
+
+    Raises:
+        ValueError: it is far beyond the number of different labels, or of what fits in memory.
+    """
+    head = int(y.max(initial=0)) + 1
+    if head > 10_000:
+        distinct = len(np.unique(y))
+        if head > 10 * distinct or n * head > 2**28:
+            raise ValueError(
+                f"labels are {distinct} different ones up to {head - 1}, which would take "
+                f"{head} classes: y = np.unique(y, return_inverse=True)[1]; classes={head} where "
+                "there are so many, and regression=True where y are targets"
+            )
+    return head
 
 
 def _dense(labels: ArrayLike) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " C"]]:
@@ -143,9 +177,12 @@ def _check(n: int, size: int, minimum: int) -> None:
     if minimum < 0:
         raise ValueError(f"minimum must be 0 or more examples per client; got {minimum}: minimum=1")
     if n * minimum > size:
+        fewer, less = size // minimum, size // n
+        fixes = [f"n={fewer} clients or fewer"] if fewer else []
+        fixes += [f"minimum={less}"] if less else []
         raise ValueError(
             f"minimum={minimum} for n={n} clients needs {n * minimum} examples, there are {size}: "
-            f"use n={size // minimum} clients or fewer, or minimum={size // n}"
+            f"use {', or '.join(fixes) or f'n={max(size, 1)}, minimum=1'}"
         )
 
 
@@ -554,15 +591,39 @@ def natural(ids: ArrayLike) -> tuple[Partition, Shaped[np.ndarray, " n"]]:
     array = np.asarray(ids)
     if array.ndim != 1:
         raise ValueError(f"ids must be one column [N]; got shape {array.shape}: ids.ravel()")
-    missing = np.array([v is None for v in array]) if array.dtype == object else np.zeros(0, bool)
-    missing = missing if missing.any() else array != array
-    if missing.any():
-        raise ValueError(
-            f"{missing.sum()} ids are missing (first: example {missing.argmax()}): "
-            "drop those examples, or give them an id"
-        )
+    if array.dtype == object or isinstance(ids, list | tuple):
+        array = _alike([*ids] if isinstance(ids, list | tuple) else array.tolist())  # as they were
+    elif (array != array).any():
+        raise _lost(array != array)
     names, owner = np.unique(array, return_inverse=True)
     return _grouped(owner, len(names)), names
+
+
+def _lost(missing: Shaped[np.ndarray, " N"]) -> ValueError:
+    return ValueError(
+        f"{missing.sum()} ids are missing (first: example {missing.argmax()}): "
+        "drop those examples, or give them an id"
+    )
+
+
+def _alike(ids: list) -> Shaped[np.ndarray, " N"]:
+    """Ids as an array, if none is missing and all are texts or all are numbers.
+
+    NumPy makes 1 and "1" the same text, and integers beyond 64 bits the same float.
+    """
+    none = ("NoneType", "NAType", "NaTType")  # the last two are of pandas
+    missing = np.array([type(v).__name__ in none or v != v for v in ids], bool)
+    if missing.any():
+        raise _lost(missing)
+    kinds = {str if isinstance(v, str | bytes) else type(v): v for v in ids}
+    if str in kinds and len(kinds) > 1:
+        a, b = kinds.pop(str), kinds.popitem()[1]
+        raise ValueError(
+            f"ids must be all texts or all numbers; got {a!r} and {b!r}: [str(i) for i in ids]"
+        )
+    array = np.array(ids)
+    whole = all(issubclass(kind, int | np.integer) for kind in kinds)
+    return np.array(ids, object) if whole and array.dtype.kind == "f" and ids else array
 
 
 def split(

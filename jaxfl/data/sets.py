@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from numpy.typing import ArrayLike
 
-from jaxfl.data.partition import Number, Partition, Seed, _grouped, _thirds, natural
+from jaxfl.data.partition import Number, Partition, Seed, _grouped, _head, _thirds, natural
 
 Examples = dict[str, np.ndarray]
 
@@ -60,7 +60,10 @@ class Dataset:
         }
         if self.partitions:
             labelled = self.classes is not None and self.train["y"].ndim == 1
-            skew = self.partition.describe(self.train["y"] if labelled else None)
+            y = np.unique(self.train["y"], return_inverse=True)[
+                1
+            ]  # the skew needs no empty classes
+            skew = self.partition.describe(y if labelled else None)
             facts |= {"clients": skew["n"], "cv": float(skew["cv"])}
             facts |= {"effective_classes": skew["effective_classes"]} if labelled else {}
         return facts
@@ -83,8 +86,7 @@ def _numeric(name: str, values: ArrayLike, dtype: Any) -> np.ndarray:
             "np.atleast_1d(value)"
         )
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore", under="ignore"):
-            array = array.astype(dtype, copy=False)  # what is mapped stays mapped
+        array = _fitting(name, array, dtype)
         bad = np.asarray(~np.isfinite(array)).any(axis=tuple(range(1, array.ndim)))
         if bad.any():
             raise ValueError(
@@ -102,6 +104,18 @@ def _numeric(name: str, values: ArrayLike, dtype: Any) -> np.ndarray:
     return array
 
 
+def _fitting(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Floats in another type; integers only if they are whole and in its range."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        cast = array.astype(dtype, copy=False)  # what is mapped stays mapped
+    if cast.dtype.kind != "f" and (cast != array).any():
+        raise ValueError(
+            f"{name} must be whole numbers that {cast.dtype} has; got "
+            f"{array[cast != array].flat[0]}: dtype=np.float32"
+        )
+    return cast
+
+
 def _labels(y: np.ndarray, classes: int | None) -> tuple[np.ndarray, int | None]:
     """Labels as int32 and the number of classes, or the targets of a regression and None."""
     if y.dtype.kind == "f":
@@ -117,6 +131,8 @@ def _labels(y: np.ndarray, classes: int | None) -> tuple[np.ndarray, int | None]
     if y.ndim == 2 and y.shape[1] == 1:
         raise ValueError(f"labels y must be [N]; got {y.shape}: y.ravel()")
     low, high = int(y.min(initial=0)), int(y.max(initial=0))
+    if classes is None and low >= 0:
+        _head(y)
     if low < 0 or (classes is not None and high >= classes):
         raise ValueError(
             f"labels y must be 0 to {'classes - 1' if classes is None else classes - 1}; "
@@ -146,8 +162,10 @@ def _sides(
     return _thirds(np.zeros(len(y), np.int64) if client is None else client, valid, test, rng)
 
 
-def _owned(ids: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Partition]]:
-    """Names and partitions from the ids by part: client i of every part is `names[i]`.
+def _owned(
+    ids: Mapping[str, Int[np.ndarray, " N"]],
+) -> tuple[Int[np.ndarray, " n"], dict[str, Partition]]:
+    """The ids in order, and partitions by part: client i of every part is the i-th id.
 
     Who trains comes first; who does not is none of the clients of `train`.
     """
@@ -187,7 +205,8 @@ def _dataset(
     partitions = {}
     if client is not None:
         names = np.arange(int(client.max()) + 1) if names is None else names
-        names, partitions = _owned({part: names[client[mask]] for part, mask in parts.items()})
+        known, partitions = _owned({part: client[mask] for part, mask in parts.items()})
+        names = names[known]
     arrays: Any = {part: {"x": x[mask], "y": y[mask]} for part, mask in parts.items()}
     return Dataset(
         name,
@@ -248,8 +267,7 @@ def from_arrays(
         x = x.astype(dtype)
     lengths = {"x": len(x), "y": len(y)}
     if client is not None:
-        client = np.asarray(client)
-        lengths["client"] = len(client)
+        lengths["client"] = np.shape(client)[0] if np.ndim(client) else 0
     if len(set(lengths.values())) > 1:
         raise ValueError(
             f"x, y and client must have one row per example; got {lengths}: cut them to the same "

@@ -9,9 +9,20 @@ from typing import Any
 import numpy as np
 
 from jaxfl.data import text
-from jaxfl.data.partition import Number, Seed
-from jaxfl.data.parts import Part, assemble, bad, opened, pixels, reading, tokens_of
+from jaxfl.data.partition import Number, Seed, _head
+from jaxfl.data.parts import (
+    Layout,
+    Part,
+    assemble,
+    bad,
+    numbers,
+    opened,
+    pixels,
+    reading,
+    tokens_of,
+)
 from jaxfl.data.sets import Dataset
+from jaxfl.hdf5 import member
 
 # LEAF ------------------------------------------------------------------------------------------
 
@@ -20,12 +31,20 @@ def _refuse(word: str) -> Any:
     raise ValueError(f"{word}, which JSON has no numbers for")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two entries of one name, Python would take the last."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError(f"an entry twice in an object with {list(out)[:3]}")
+    return out
+
+
 def _leaf(paths: Sequence[Path]) -> dict[str, tuple[list, list]]:
     """Examples by user, of all files of a part."""
     users = {}
     for path in paths:
         with reading(path, "LEAF JSON"), opened(path) as stream:
-            record = json.load(stream, parse_constant=_refuse)
+            record = json.load(stream, parse_constant=_refuse, object_pairs_hook=_once)
         keys = ("users", "num_samples", "user_data")
         if not isinstance(record, dict) or any(k not in record for k in keys):
             found = list(record)[:5] if isinstance(record, dict) else type(record).__name__
@@ -63,6 +82,8 @@ def leaf(
     vocabulary: int | Sequence[str] | Path = 10000,
     length: int = 25,
     clients: int | Sequence[str] | None = None,
+    classes: int | None = None,
+    regression: bool = False,
     dtype: Any = np.float32,
     valid: Number | None = None,
     test: Number | None = None,
@@ -76,6 +97,9 @@ def leaf(
         vocabulary: of Sent140: the words, a file of them, or how many of the most frequent ones.
         length: of Sent140's texts, in words.
         clients: the first so many users, or their names (default: all).
+        classes: number of classes, 62 of FEMNIST (default: the largest label of all users to train
+            with, plus one).
+        regression: y are targets, also if they are whole numbers.
         dtype: of x, if it is numbers.
         valid: share for validation (default: 0.15).
         test: share for the test, if there is no `test` (default: 0.15).
@@ -112,7 +136,7 @@ def leaf(
         files = {p: _jsons(folder / p) for p in ("train", "test") if (folder / p).is_dir()}
     if not files["train"]:
         raise bad(path, "files *.json, or train/*.json and test/*.json", "none")
-    parts, known = {}, 62
+    parts = {}
     users = {part: _leaf(found) for part, found in files.items() if found}
     chosen = {part: _choose(list(mine), clients) for part, mine in users.items()}
     flat = {
@@ -143,36 +167,32 @@ def leaf(
                     raise bad(path, "the text of every tweet as x[4]", "another record")
                 sentences = [text.split_words(v[4]) for v in x]
                 tokens = tokens or tokens_of(path, sentences, vocabulary)
-                x, y = text.padded(sentences, tokens, length), _whole(path, y)
+                x, y = text.padded(sentences, tokens, length), numbers(path, y)
             else:
                 x = np.array(x)
                 if x.dtype.kind not in "if" or x.ndim < 2:
                     raise bad(path, "x that are equally long lists of numbers", x.dtype)
                 x = x.astype(np.float64)
                 x = x.reshape(-1, 28, 28, 1) if x.shape[1:] == (784,) else x
-                floats = any(isinstance(v, float) and v != int(v) for v in y)
-                y = np.array(y, float) if floats else _whole(path, y)
-                known = 62 if x.ndim == 4 else None
-        parts[part] = Part(x, y, ids)
-    classes = tokens.size if kind == "Shakespeare" and tokens else 2 if kind == "Sent140" else known
+                y = numbers(path, y)
+                if part == "train" and classes is None and not regression:
+                    everyone = numbers(path, [v for _, mine in users[part].values() for v in mine])
+                    whole = (everyone == np.floor(everyone)) & (np.abs(everyone) < 2**31)
+                    classes = _head(everyone.astype(np.int64)) if whole.all() else None
+        one = len(files[part]) == 1
+        parts[part] = Part(x, y, ids, files[part][0] if one else files[part][0].parent)
+    classes = tokens.size if kind == "Shakespeare" and tokens else classes
+    classes = 2 if kind == "Sent140" and classes is None else classes
     return assemble(
         path,
         parts,
-        classes=classes,
+        Layout(dtype, classes, regression, ("",)),
         valid=valid,
         test=test,
         by=by,
         seed=seed,
-        dtype=dtype,
         vocabulary=tokens.words if tokens else (),
     )
-
-
-def _whole(path: Any, labels: list) -> np.ndarray:
-    y = np.array([float(v) for v in labels])  # Sent140 has them as text
-    if not (np.abs(y) < 2**31).all() or (y != np.floor(y)).any():
-        raise bad(path, "labels that are whole numbers", str(labels)[:60])
-    return y.astype(np.int32)
 
 
 def _choose(known: list[str], clients: int | Sequence[str] | None) -> list[str]:
@@ -204,14 +224,14 @@ def _h5(path: Path, clients: int | Sequence[str] | None, more: Sequence[str]):
     import h5py
 
     with reading(path, "HDF5"), h5py.File(path, "r") as file:
-        group: Any = file.get("examples")
+        group: Any = member(file, "examples")
         if not isinstance(group, h5py.Group) or not len(group):
             raise bad(path, "a group `examples` with a group per client", list(file)[:5])
         names: list[str] = list(group)
         ids = _choose(names, clients)
         if not ids:
             raise bad(path, "the clients asked for", f"{', '.join(names[:5])}, ...")
-        members: dict[str, Any] = {i: group[i] for i in ids}
+        members: dict[str, Any] = {i: member(group, i) for i in ids}
         fields = set(members[ids[0]])
         kind = next((k for k, need in _FIELDS.items() if fields >= set(need)), None)
         if kind is None:
@@ -223,7 +243,7 @@ def _h5(path: Path, clients: int | Sequence[str] | None, more: Sequence[str]):
         for i in ids:
             length = set()
             for name in names:
-                values = members[i].get(name)
+                values = member(members[i], name)
                 if not isinstance(values, h5py.Dataset) or not values.ndim:
                     raise bad(path, f"an array {name!r} of client {i!r}", sorted(members[i]))
                 if values.nbytes > limit or not values.id.get_storage_size():
@@ -373,18 +393,16 @@ def tff(
                 if tokens is None:
                     tokens = text.Tokens(tokens_of(file, sentences, vocabulary).words, buckets)
                 x, y = text.words(sentences, tokens, length or 20)
-        parts[part] = Part(x, y, ids)
+        parts[part] = Part(x, y, ids, file)
     if tokens is not None:
         classes = None if tagged else tokens.size
     return assemble(
         files["train"],
         parts,
-        classes=classes,
-        regression=tagged,
+        Layout(dtype, classes, tagged, ("",)),
         valid=valid,
         test=test,
         by=by,
         seed=seed,
-        dtype=dtype,
         vocabulary=tokens.words if tokens else (),
     )
