@@ -322,7 +322,9 @@ class Clients:
                 f"partition.start and count must stay within its order [{len(order)}]; let a "
                 "partitioner make them: `iid(len(labels), n)`"
             )
-        whole = all(isinstance(a, int | np.integer) for a in (0 if batch == "all" else batch, block))
+        whole = all(
+            isinstance(a, int | np.integer) for a in (0 if batch == "all" else batch, block)
+        )
         if not whole or (batch != "all" and batch < 1) or block < 0:
             raise ValueError(
                 f'batch must be a whole number >= 1 or "all", block one >= 0, got {batch!r} and '
@@ -693,7 +695,9 @@ def check_once(check: Callable[[], None], what: Any, tree: Any) -> None:
     """
     leaves = jax.tree.leaves(tree)
     fixed = [a for a in leaves if isinstance(a, jax.Array)]
-    if any(isinstance(a, Tracer) or not a.is_fully_addressable for a in fixed):
+    if any(isinstance(a, Tracer | jax.ShapeDtypeStruct) for a in leaves):
+        return
+    if not all(a.is_fully_addressable for a in fixed):
         return
     known = what, *map(id, leaves)
     if known in _PASSED:
@@ -791,8 +795,8 @@ def _check_data(arrays, finite):
     sizes = {jax.tree_util.keystr(path): a.shape[:1] for path, a in leaves}
     if len(set(sizes.values())) > 1 or () in sizes.values():
         raise ValueError(
-            f"all arrays of data must have the same number of rows, got {shown(sizes)}; cut them to the "
-            "same examples: `{name: a[rows] for name, a in data.items()}`"
+            f"all arrays of data must have the same number of rows, got {shown(sizes)}; cut them "
+            "to the same examples: `{name: a[rows] for name, a in data.items()}`"
         )
     for path, a in leaves:
         name = jax.tree_util.keystr(path)

@@ -72,7 +72,7 @@ class Evaluate:
     pad: int = struct.field(pytree_node=False, default=-1)
 
     def check(self) -> None:
-        """Raises ValueError where data do not fit the model; traced data cannot be looked at."""
+        """Raises ValueError where data do not fit the model; traced data cannot be seen."""
         check = lambda: _check(self.model, self.data, self.pad)
         check_once(check, (self.model, self.pad), self.data)
 
@@ -174,7 +174,7 @@ class HeldOut:
     clients: Clients
 
     def check(self) -> None:
-        """Raises ValueError where examples do not fit the model; traced ones cannot be looked at."""
+        """Raises ValueError where examples do not fit the model; traced ones cannot be seen."""
         pad = self._pad()
         check = lambda examples, rows: _check(self.model, examples, pad, rows)
         self.clients.check_owned(check, (self.model, pad))

@@ -15,8 +15,6 @@ from jax.extend.core import Literal
 from jaxfl.memory import opened
 from jaxfl.types import Params
 
-_RENUMBER = "`np.unique(y, return_inverse=True)[1]` numbers them 0, 1, ..."
-
 
 def like(tree: Any) -> Any:
     """Two examples of the arrays of a tree, by shape and dtype only."""
@@ -75,12 +73,13 @@ def check_labels(y: Any, logits: Any, pad: int | None = None, rows: Any = None) 
         return
     at = tuple(np.argwhere(bad)[0])
     row = at[0] if rows is None else rows[at[0]]
-    fix = _RENUMBER
+    fix = "`np.unique(y, return_inverse=True)[1]` numbers them 0, 1, ..."
     if classes == 1:
         fix = "targets of a regression are floats: `y.astype(np.float32)`"
-    elif low < 0 and high < classes:
-        fix = "leave out examples without a label, `rows = y >= 0`"
-        fix += ", or say what padding is: `sequence_cross_entropy(model, pad=...)`"
+    elif low < 0 and logits.ndim > 2:
+        fix = f"say what padding is, `pad={low}`, or renumber: `np.unique(y, return_inverse=True)`"
+    elif low < 0:
+        fix += "; if one means that there is no label, leave those examples out: `rows = y >= 0`"
     s = "" if classes == 1 else "s"
     raise ValueError(
         f"data['y'] holds labels {low} to {high}, and the model has {classes} output{s}, for "

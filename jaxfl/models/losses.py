@@ -193,7 +193,7 @@ class _Labels:
         return _negative_log_likelihood(_wide(logits), examples["y"])
 
     def check(self, logits: Any, examples: Examples, rows: Any = None) -> None:
-        """Raises ValueError for labels that have no logit; what the call says of shapes, it says."""
+        """Raises ValueError for labels that have no logit."""
         if logits.ndim == 2 and examples["y"].ndim == 1:
             labels.check_labels(examples["y"], logits, rows=rows)
 
