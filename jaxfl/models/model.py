@@ -144,7 +144,7 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
     dropouts = []
 
     def noted(call, args, options, context):
-        if _rate(context.module) and context.method_name == "__call__":
+        if _drops(context.module) and context.method_name == "__call__":
             dropouts.append(type(context.module).__name__)
         return call(*args, **options)
 
@@ -155,6 +155,8 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
     try:
         jax.eval_shape(apply, *args)
     except ValueError as error:
+        if not isinstance(error.__cause__, InvalidRngError):
+            raise
         raise ValueError(STILL.format(name=type(module).__name__)) from error
     _check_dropout(type(module), run, dropouts)
     return Model(name or type(module).__name__, init, apply)
@@ -280,8 +282,9 @@ def _check_call(kind: type) -> None:
         signature.bind(None, None, **_flags(kind, False))
     except TypeError as error:
         raise TypeError(
-            f"module: expected `__call__(self, x)` with flags of {[*FLAGS]}, got "
-            f"{kind.__name__}.__call__{signature}. Use one of these names, or give it a default."
+            f"module: expected `__call__(self, x)`, with flags that train sets if it has any, got "
+            f"{kind.__name__}.__call__{signature}. Use a default, or a name that train sets: "
+            f"{', '.join(FLAGS)}."
         ) from error
 
 
@@ -297,11 +300,15 @@ def _check_fields(module: Any, name: str = "module") -> None:
         try:
             hash(value)
         except TypeError as error:
-            fix = {list: "a tuple in place of a list", dict: "a frozen dict in place of a dict"}
-            fix = fix.get(type(value), "a tuple of numbers, jnp.array(...) of it in __call__")
+            kind = "array" if hasattr(value, "dtype") else type(value).__name__
+            fix = {
+                "list": "a tuple in place of a list",
+                "dict": "flax.core.freeze(...) of it",
+                "array": "a tuple of its numbers, and jnp.array of that in __call__",
+            }
             raise TypeError(
-                f"{where}: expected something hashable, so that equal models are equal, got a "
-                f"{type(value).__name__}. Use {fix}."
+                f"{where}: expected something hashable, so that equal models are equal, got "
+                f"{kind}. Use {fix.get(kind, 'a tuple')}."
             ) from error
 
 
@@ -311,10 +318,13 @@ def _draws(f: Callable[..., Any], *args: Any) -> int:
     return sum(eqn.primitive.name in ("random_bits", "random_gamma") for eqn in equations(program))
 
 
-def _rate(module: Any) -> bool:
+def _drops(module: Any) -> bool:
     """Whether a module drops something out, if it is not told otherwise."""
-    rates = [getattr(module, name, 0) for name in ("rate", "dropout_rate")]
-    return any(isinstance(rate, int | float) and 0 < rate < 1 for rate in rates)
+    from flax import nnx
+
+    own = isinstance(module, nn.Dropout | nnx.Dropout)
+    rate = getattr(module, "rate" if own else "dropout_rate", 0)
+    return isinstance(rate, int | float) and 0 < rate < 1
 
 
 def _check_dropout(kind: type, run: Callable[..., int], dropouts: list[str]) -> None:
@@ -322,7 +332,6 @@ def _check_dropout(kind: type, run: Callable[..., int], dropouts: list[str]) -> 
     drawn, called = run(True), sorted({*dropouts})
     known = inspect.signature(kind.__call__).parameters
     others = [n for n, p in [*known.items()][2:] if n not in FLAGS and _is_flag(p.default)]
-    names = f"a name that train sets, such as train: one of {[*FLAGS]}"
     for name in others:
         for value in (True, False):
             try:
@@ -333,13 +342,13 @@ def _check_dropout(kind: type, run: Callable[..., int], dropouts: list[str]) -> 
                 raise ValueError(
                     f"module: expected {kind.__name__} to draw as much in training as with "
                     f"{name}={value}, but {name} is no flag that train sets, so dropout is off. "
-                    f"Use {names}."
+                    f"Use another name: {', '.join(FLAGS)}."
                 )
     if called and not drawn:
         raise ValueError(
             f"module: expected {called} of {kind.__name__} to draw at random in training, but no "
-            f"flag turns it on. Use nn.Dropout(rate)(x, deterministic=not train), with train of "
-            f"`__call__(self, x, train=False)` ({names}), or rate 0."
+            "flag turns it on. Use nn.Dropout(rate)(x, deterministic=not train), with train of "
+            "`__call__(self, x, train=False)`, or rate 0."
         )
 
 
@@ -435,7 +444,7 @@ class _NnxApply:
 
         graph, weights, draws, others, kind = _parts(self.build)
         modules = [node for _, node in nnx.iter_graph(nnx.merge(graph, weights, draws, others))]
-        dropouts = [type(node).__name__ for node in modules if _rate(node)]
+        dropouts = [type(node).__name__ for node in modules if _drops(node)]
         key = jax.random.key(0)
         run = lambda train, **more: _draws(
             lambda params, x, key: self.run(params, x, key, train, more), params, x, key
