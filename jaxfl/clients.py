@@ -327,7 +327,7 @@ class Clients:
         )
         if not whole or (batch != "all" and batch < 1) or block < 0:
             raise ValueError(
-                f'batch must be a whole number >= 1 or "all", block one >= 0, got {batch!r} and '
+                f'batch must be >= 1 or "all", block >= 0, in whole numbers, got {batch!r} and '
                 f"{block!r}; for example `batch=32`"
             )
         if precision not in _PRECISIONS:
@@ -366,12 +366,6 @@ class Clients:
 
         Args:
             params: of the model; by default those that its `init` makes.
-
-        Example:
-            >>> loss = models.cross_entropy(models.logistic(2, 3))
-            >>> labelled = lambda y: {"x": np.ones((4, 2)), "y": np.array(y)}
-            >>> partition = data.iid(4, n=2)
-            >>> jaxfl.Clients.make(labelled([0, 1, 2, 2]), partition, loss).check()
         """
         shapes = [(jnp.shape(a), jnp.result_type(a)) for a in jax.tree.leaves(params)]
         what = self.loss, self.augment, jax.tree.structure(params), *shapes

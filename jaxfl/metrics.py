@@ -371,6 +371,7 @@ def _score(outputs, y, pad):
     that has no output makes the cross-entropy NaN.
     """
     if _labels(y):
+        y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # of 8 bits has no 300
         logp, padding = jax.nn.log_softmax(outputs, axis=-1), (y == pad) & (y.ndim > 1)
         kept = (~padding).astype(outputs.dtype)
         # beyond the outputs is NaN, below 0 would count from the end

@@ -237,6 +237,19 @@ def test_labels_that_nobody_could_look_at_are_nan(classes):
         assert np.isnan(found["loss"]) and np.isnan(found["accuracy"])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint32, np.int64, bool])
+@pytest.mark.parametrize("classes", [2, 300])
+def test_labels_of_any_integers(dtype, classes):
+    model, y = linear(classes), labels(2)
+    loss = models.cross_entropy(model)
+    clients = make(model, y.astype(dtype))
+    values = [loss(model.init(KEY), {"x": X, "y": jnp.asarray(y.astype(d))}) for d in (dtype, int)]
+    np.testing.assert_array_equal(*values)
+    if dtype is not bool:
+        found = metrics.HeldOut(model, clients)(state(model))
+        np.testing.assert_allclose(found["loss"], values[0].mean())
+
+
 # Tokens ------------------------------------------------------------------------------------------
 
 VOCAB = 9

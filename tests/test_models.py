@@ -410,10 +410,9 @@ def draws(model):
     x = jnp.ones((4, 6))
     params = model.init(KEY)
     keys = jax.random.split(KEY, 2)
-    return [
-        bool((jnp.ptp(jax.vmap(lambda k: model.apply(params, x, k, train=t))(keys), 0) > 0).any())
-        for t in (True, False)
-    ]
+    differ = lambda a: bool((jnp.ptp(a, 0) > 0).any())
+    one = lambda train: lambda key: model.apply(params, x, key, train=train)
+    return [differ(jax.vmap(one(train))(keys)) for train in (True, False)]
 
 
 TRAIN, STILL = ["is_train", "train", "training"], ["inference", "eval_mode", "testing"]

@@ -194,7 +194,7 @@ def _follow(program, args, shifted, ends):
     for eqn in jaxpr.eqns:
         given, name, out = [read(v) for v in eqn.invars], eqn.primitive.name, None
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if inner is not None and len(opened(inner).invars) == len(given) and name != "scan":
+        if inner is not None and name != "scan" and _called(eqn, opened(inner)):
             out = _follow(inner, given, shifted, ends)
         elif name == "gather" and given[0] is None and given[1] is not None:
             _look_up(eqn, given[1], ends)
@@ -209,6 +209,10 @@ def _follow(program, args, shifted, ends):
         if out is not None:
             values |= zip(eqn.outvars, out, strict=True)
     return [read(v) for v in jaxpr.outvars]
+
+
+def _called(eqn, inner):
+    return len(inner.invars) == len(eqn.invars) and len(inner.outvars) == len(eqn.outvars)
 
 
 def _evaluated(eqn, given):

@@ -80,7 +80,9 @@ class Loss:
         same = {name for name in ("x", "y") if name in plain and plain[name] == seen.get(name)}
         if "x" in same:
             labels.check_tokens(self.model, examples["x"], params)
-        outputs = labels.outputs(self.model, seen["x"], params) if "y" in same else None
+        outputs = None
+        if "y" in same and "x" in seen:
+            outputs = labels.outputs(self.model, seen["x"], params)
         if outputs is not None and hasattr(self.measure, "check"):
             self.measure.check(outputs, examples, rows)
 
@@ -231,6 +233,7 @@ class _Tokens:
 
 def _negative_log_likelihood(logits: Any, y: Any) -> Any:
     """Of labels y [...] under logits [..., C]; NaN for one that has no logit."""
+    y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # of 8 bits cannot be compared with 300
     known = (y >= 0) & (y < logits.shape[-1])  # a program may meet labels that nobody checked
     if logits.shape[-1] > _MASKED:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
