@@ -36,7 +36,7 @@ def linear(outputs):
     return models.from_functions(lambda key: jnp.ones((INPUTS, outputs)), lambda p, x: x @ p)
 
 
-TOKENS = models.from_functions(lambda key: jnp.ones(5), lambda p, x: x[..., None] * p)
+TOKENS = models.from_functions(lambda key: jnp.ones(5), lambda p, x: x[..., None] * p[None, None])
 
 
 def state(model):
@@ -89,7 +89,7 @@ PLACES = {
     "host": on_the_host,
     "compare": of_a_data_set,
     "label weights": lambda m, y: metrics.label_weights(
-        PART, y, np.zeros(SIZE, int), m.init(KEY).shape[-1]
+        PART, y, np.arange(m.init(KEY).shape[-1]), m.init(KEY).shape[-1]
     ),
     "held labels": lambda m, y: metrics.label_weights(
         PART, np.zeros(SIZE, int), y, m.init(KEY).shape[-1]
