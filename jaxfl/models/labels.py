@@ -131,25 +131,32 @@ def check_tokens(model: Any, x: Any, params: Params = None) -> None:
 
 
 def _traced(model, x, params):
-    like_ = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
-    given = None if params is None else jax.tree.map(like_, params)
-    leaves, tree = jax.tree.flatten((like(x), given))
-    return _trace(model, tree, tuple(leaves))
+    """The program of two examples, its output, whether it looks anything up, the parameters."""
+    try:
+        params = _start(model) if params is None else params
+        shape = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+        leaves, tree = jax.tree.flatten((jax.tree.map(shape, params), like(x)))
+        return _trace(model, tree, tuple(leaves))
+    except Exception:  # whatever the user's model raises: `simulate` says so with its own params
+        return None
+
+
+@lru_cache(64)
+def _start(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 @lru_cache(64)
 def _trace(model, tree, leaves):
-    """The program, its output, whether it looks up anything, the number of parameters."""
-    x, params = jax.tree.unflatten(tree, leaves)
-    try:
-        if params is None:
-            params = jax.eval_shape(model.init, jax.random.key(0))
-        program, out = jax.make_jaxpr(model.apply, return_shape=True)(params, x)
-        out.shape[1:]
-    except Exception:  # whatever the user's model raises: `simulate` says so with its own params
-        return None
+    params, x = jax.tree.unflatten(tree, leaves)
+    program, out = jax.make_jaxpr(model.apply, return_shape=True)(params, x)
     lookups = any(eqn.primitive.name == "gather" for eqn in equations(program))
-    return program, out, lookups, len(jax.tree.leaves(params))
+    return (
+        program,
+        jax.ShapeDtypeStruct(out.shape, out.dtype),
+        lookups,
+        len(jax.tree.leaves(params)),
+    )
 
 
 def equations(program: Any) -> Any:
