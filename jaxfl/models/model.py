@@ -108,7 +108,7 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
 
     Args:
         module: an unbound module, hashable (tuples, not lists, in its fields). A flag of its
-            `__call__`, or else a field, whose name is in `FLAGS` (`train`, `is_training`,
+            `__call__`, or a field, whose name is in `FLAGS` (`train`, `is_training`,
             `deterministic`, `inference`, ...) is set by `train`; every random stream draws from
             `key`.
         example: a batch [B, ...] (or its `jax.ShapeDtypeStruct`), of which only the trailing shape
@@ -144,7 +144,7 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
     dropouts = []
 
     def noted(call, args, options, context):
-        if _drops(context.module) and context.method_name == "__call__":
+        if _drops(context.module, nn.Dropout) and context.method_name == "__call__":
             dropouts.append(type(context.module).__name__)
         return call(*args, **options)
 
@@ -257,10 +257,13 @@ class _LinenApply:
 
 
 def _flagged(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
-    """The module with its own flags set, and those of its call, which come first."""
+    """The module with the flags that are its fields set, and those of its call."""
     flags = _flags(type(module), train)
-    own = {f.name: getattr(module, f.name) for f in fields(module) if f.name in FLAGS}
-    own = {name: None if flags else FLAGS[name] is train for name in own if _is_flag(own[name])}
+    names = [
+        f.name for f in fields(module) if f.name in FLAGS and _is_flag(getattr(module, f.name))
+    ]
+    # of one that may be either, flax wants one
+    own = {name: None if name in flags else FLAGS[name] is train for name in names}
     return (module.clone(**own) if own else module), flags
 
 
@@ -318,12 +321,9 @@ def _draws(f: Callable[..., Any], *args: Any) -> int:
     return sum(eqn.primitive.name in ("random_bits", "random_gamma") for eqn in equations(program))
 
 
-def _drops(module: Any) -> bool:
-    """Whether a module drops something out, if it is not told otherwise."""
-    from flax import nnx
-
-    own = isinstance(module, nn.Dropout | nnx.Dropout)
-    rate = getattr(module, "rate" if own else "dropout_rate", 0)
+def _drops(module: Any, dropout: type) -> bool:
+    """Whether a module, of class `dropout` or with a rate of it, drops anything out."""
+    rate = getattr(module, "rate" if isinstance(module, dropout) else "dropout_rate", 0)
     return isinstance(rate, int | float) and 0 < rate < 1
 
 
@@ -444,7 +444,7 @@ class _NnxApply:
 
         graph, weights, draws, others, kind = _parts(self.build)
         modules = [node for _, node in nnx.iter_graph(nnx.merge(graph, weights, draws, others))]
-        dropouts = [type(node).__name__ for node in modules if _drops(node)]
+        dropouts = [type(node).__name__ for node in modules if _drops(node, nnx.Dropout)]
         key = jax.random.key(0)
         run = lambda train, **more: _draws(
             lambda params, x, key: self.run(params, x, key, train, more), params, x, key
