@@ -73,8 +73,18 @@ class Evaluate:
 
     def check(self) -> None:
         """Raises ValueError where data do not fit the model; traced data cannot be seen."""
-        check = lambda: _check(self.model, self.data, self.pad)
-        check_once(check, (self.model, self.pad), self.data)
+        own = () if self.label_weights is None else jnp.shape(self.label_weights)[-1:]
+
+        def check():
+            _check(self.model, self.data, self.pad)
+            most = np.max(np.asarray(self.data["y"]), initial=0) + 1
+            if own and most > own[0]:
+                raise ValueError(
+                    f"label_weights must have a column per class, got {own[0]} for labels 0 to "
+                    f"{most - 1}; `label_weights(partition, labels, held, classes={most})`"
+                )
+
+        check_once(check, (self.model, self.pad, own), self.data)
 
     def __call__(self, state: Any) -> dict[str, Scalar]:
         """The scores of a state."""

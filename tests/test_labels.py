@@ -132,6 +132,10 @@ KINDS = {
         lambda: metrics.Evaluate(linear(2), {"x": X, "y": labels(9, (SIZE, 2))})(state(linear(2))),
         r"labels \[N, 2\], which outputs \(2,\).*floats: `y\.astype\(np\.float32\)`",
     ),
+    "label weights of fewer classes": (
+        lambda: metrics.Evaluate(linear(3), {"x": X, "y": labels(3)}, jnp.ones((N, 2))).check(),
+        "label_weights must have a column per class, got 2 for labels 0 to 2",
+    ),
     "float label weights": (
         lambda: metrics.label_weights(PART, X[:, 0], labels(3), 3),
         "must be integers",
