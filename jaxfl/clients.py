@@ -322,10 +322,9 @@ class Clients:
                 f"partition.start and count must stay within its order [{len(order)}]; let a "
                 "partitioner make them: `iid(len(labels), n)`"
             )
-        whole = all(
-            isinstance(a, int | np.integer) for a in (0 if batch == "all" else batch, block)
-        )
-        if not whole or (batch != "all" and batch < 1) or block < 0:
+        least = 1 if isinstance(batch, str) and batch == "all" else batch
+        whole = isinstance(least, int | np.integer) and isinstance(block, int | np.integer)
+        if not whole or least < 1 or block < 0:
             raise ValueError(
                 f'batch must be >= 1 or "all", block >= 0, in whole numbers, got {batch!r} and '
                 f"{block!r}; for example `batch=32`"

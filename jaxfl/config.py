@@ -211,7 +211,7 @@ def _rising(lr):
     return bool(good and (np.diff(values) > 0).all())
 
 
-def _typed(name, value, default):
+def _typed(name, value: Any, default):
     """The value as the type of the default, or a ValueError."""
     if name == "batch" and isinstance(value, str) and value == "all":
         return value

@@ -179,7 +179,7 @@ def _follow(program, args, shifted, ends):
     `shifted` has the sums of an array and a number, by which JAX lets indices count from the end.
     """
     jaxpr = opened(program)
-    values = dict(zip(jaxpr.constvars, getattr(program, "consts", ())))
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, getattr(program, "consts", ())))
     values |= zip(jaxpr.invars, args, strict=True)
     read = lambda v: v.val if isinstance(v, Literal) else values.get(v)
     for eqn in jaxpr.eqns:
@@ -195,7 +195,7 @@ def _follow(program, args, shifted, ends):
             out = [given[1]]  # as it was
         else:
             out = _evaluated(eqn, given)
-            if out is not None and name == "add" and np.ndim(given[1]) == 0:
+            if out is not None and name == "add" and eqn.invars[1].aval.ndim == 0:
                 shifted[id(out[0])] = given[0], out[0]  # alive, else another gets its id
         if out is not None:
             values |= zip(eqn.outvars, out, strict=True)

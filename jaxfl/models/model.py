@@ -35,12 +35,10 @@ DRAWS = (
 
 
 # Flags that `train` sets, with what they are in training.
-FLAGS = dict.fromkeys(("train", "training", "is_train", "is_training", "train_mode"), True)
-FLAGS |= dict.fromkeys(
-    ("deterministic", "inference", "eval", "evaluate", "eval_mode", "is_eval")
-    + ("test", "testing", "test_mode", "is_test"),
-    False,
-)
+_TRAIN = ("train", "training", "is_train", "is_training", "train_mode")
+_STILL = ("deterministic", "inference", "eval", "evaluate", "eval_mode", "is_eval")
+_STILL += ("test", "testing", "test_mode", "is_test")
+FLAGS: dict[str, bool] = {name: name in _TRAIN for name in _TRAIN + _STILL}
 
 
 @dataclass(frozen=True)
@@ -256,14 +254,14 @@ class _LinenApply:
             raise ValueError(DRAWS.format(name=type(self.module).__name__)) from error
 
 
-def _flagged(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, bool]]:
+def _flagged(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, Any]]:
     """The module with the flags that are its fields set, and those of its call."""
     flags = _flags(type(module), train)
     names = [
         f.name for f in fields(module) if f.name in FLAGS and _is_flag(getattr(module, f.name))
     ]
     # of one that may be either, flax wants one
-    own = {name: None if name in flags else FLAGS[name] is train for name in names}
+    own: Any = {name: None if name in flags else FLAGS[name] is train for name in names}
     return (module.clone(**own) if own else module), flags
 
 
