@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxfl import comm, devices
-from jaxfl.types import Key, Params, Scalar, Stacked, fork
+from jaxfl.types import Key, Params, Scalar, Stacked, fork, shown
 
 # Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.
 _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
@@ -31,6 +32,10 @@ SHORT = 2
 _NEAR = 1 << 22
 # Bytes from which NumPy asks Linux for large pages, and the alignment with which JAX does not copy.
 _LARGE, _ALIGNED = 1 << 22, 64
+
+
+# Checks that passed, of arrays that live: what they are of, and the identities of the arrays.
+_PASSED: set[Any] = set()
 
 
 class LossShapeError(ValueError):
@@ -65,7 +70,7 @@ class Client:
     count: Scalar
     id: Scalar
     loss: Callable = struct.field(pytree_node=False)
-    batch: int = struct.field(pytree_node=False)
+    batch: int | str = struct.field(pytree_node=False)
     largest: int = struct.field(pytree_node=False)
     augment: Callable = struct.field(pytree_node=False)
     precision: str = struct.field(pytree_node=False)
@@ -75,20 +80,26 @@ class Client:
         return jax.tree.map(lambda a: a[0], self.draws(key, 1))
 
     def draws(self, key: Key, steps: int) -> Sample:
-        """Independent minibatches: leaves `[steps, B]`."""
+        """Independent minibatches: leaves `[steps, B]`; every example, if `batch="all"`."""
+        keys = jax.random.split(fork(key, "loss"), steps)
+        if isinstance(self.batch, str):
+            whole = jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape)), self.all(()))
+            return whole._replace(key=keys)
         # the modulo's bias is below count / 2^32, and costs half of what `randint` does
         size = jnp.maximum(self.count, 1).astype(jnp.uint32)
         index = jax.random.bits(key, (steps, self.batch), jnp.uint32) % size
         weight = jnp.broadcast_to(self.count > 0, index.shape).astype(jnp.result_type(float))
-        return Sample(index.astype(jnp.int32), weight, jax.random.split(fork(key, "loss"), steps))
+        return Sample(index.astype(jnp.int32), weight, keys)
 
     def epochs(self, key: Key, epochs: int) -> Sample:
         """Shuffled local epochs, each example once per epoch: leaves `[epochs * steps, B]`.
 
         `steps = ceil(largest / B)` for every client, so that shapes agree: a client with fewer
         examples gets padding of weight 0, whole steps of it at the end of each epoch. If nobody
-        has `batch` examples, `B = largest`.
+        has `batch` examples, `B = largest`. With `batch="all"`, one step per epoch, in order.
         """
+        if isinstance(self.batch, str):
+            return self.draws(key, epochs)
         batch = min(self.batch, self.largest)
         steps = -(-self.largest // batch)
         place = jnp.arange(steps * batch)
@@ -133,6 +144,8 @@ class Client:
         if not epochs:
             return [self.draws(key, steps)]
         xi = self.epochs(key, epochs)
+        if isinstance(self.batch, str):
+            return [xi]
         steps, rest = len(xi.weight), self.largest % self.batch
         if epochs == 1 and 1 < steps <= SHORT and rest:
             last = Sample(xi.index[-1:, :rest], xi.weight[-1:, :rest], xi.key[-1:])
@@ -209,11 +222,12 @@ class _Counted(Client):
     drawn: list[int] = struct.field(pytree_node=False, kw_only=True)
 
     def draws(self, key: Key, steps: int) -> Sample:
-        self.drawn.append(steps * self.batch)
+        self.drawn.append(steps * (self.largest if isinstance(self.batch, str) else self.batch))
         return super().draws(key, steps)
 
     def epochs(self, key: Key, epochs: int) -> Sample:
-        self.drawn.append(epochs * self.largest)
+        if not isinstance(self.batch, str):  # else by `draws`
+            self.drawn.append(epochs * self.largest)
         return super().epochs(key, epochs)
 
 
@@ -241,7 +255,7 @@ class Clients:
     count: Scalar  # [n] number of examples
     id: Scalar  # [n] identity: keys follow it, not the position
     loss: Callable = struct.field(pytree_node=False)
-    batch: int = struct.field(pytree_node=False, default=32)
+    batch: int | str = struct.field(pytree_node=False, default=32)
     block: int = struct.field(pytree_node=False, default=0)
     largest: int = struct.field(pytree_node=False, default=1)
     augment: Callable = struct.field(pytree_node=False, default=_same)
@@ -257,7 +271,7 @@ class Clients:
         partition: Any,
         loss: Callable,
         *,
-        batch: int = 32,
+        batch: int | str = 32,
         block: int = 0,
         augment: Callable = _same,
         precision: str = "float32",
@@ -268,8 +282,12 @@ class Clients:
         Args:
             data: pytree of arrays with a leading axis of N examples, `{"x": ..., "y": ...}`.
             partition: `jaxfl.data.Partition`, or a tuple of `order [N]`, `start [n]`, `count [n]`.
-            loss: `loss(params, examples, key) -> [B]`, one number per example.
-            batch: examples of a minibatch.
+            loss: `loss(params, examples, key) -> [B]`, one number per example; if it has a
+                `check(examples, params, augment, rows)`, as those of `jaxfl.models`, that is asked
+                whether the examples fit (labels, tokens) before anything is computed.
+            batch: examples of a minibatch; "all" for full gradients: whatever an algorithm draws is
+                then every example of the client once, without a random number, and a local epoch
+                one step. Each counts as one gradient.
             block: clients computed at once; 0 chooses by backend and size.
             augment: `augment(examples, key) -> examples`, inside the program, per sample; static,
                 such as `jaxfl.data.crop_and_flip()`.
@@ -277,12 +295,14 @@ class Clients:
                 mixing and state stay in their own dtype.
             host: leave the examples where they are, in memory or memory-mapped
                 (`np.load(path, mmap_mode="r")`), and let `run` bring those of a chunk of rounds to
-                the device, one chunk ahead. They are checked for NaN and inf when they are read.
+                the device, one chunk ahead. They are checked (NaN, inf, labels) when they are read.
 
         Raises:
-            ValueError: arrays that disagree in length, hold NaN or inf, or are not numbers; empty
-                clients; offsets out of range; batch < 1 or block < 0; an unknown precision.
+            ValueError: arrays that disagree in length, hold NaN or inf, or are not numbers; labels
+                that the model has no output for, tokens that it does not know; empty clients;
+                offsets out of range; batch < 1 or block < 0; an unknown precision.
         """
+        _check_lists(data)
         arrays = jax.tree.map(np.asanyarray if host else np.asarray, data)  # memmaps stay mapped
         size = _check_data(arrays, finite=not host)
         order, start, count = _check_partition(partition)
@@ -303,10 +323,12 @@ class Clients:
                 f"partition.start and count must stay within its order [{len(order)}]; let a "
                 "partitioner make them: `iid(len(labels), n)`"
             )
-        if batch < 1 or block < 0:
+        least = 1 if isinstance(batch, str) and batch == "all" else batch
+        whole = isinstance(least, int | np.integer) and isinstance(block, int | np.integer)
+        if not whole or least < 1 or block < 0:
             raise ValueError(
-                f"batch must be >= 1 and block >= 0, got {batch} and {block}; "
-                "for example `batch=32`"
+                f'batch must be >= 1 or "all", block >= 0, in whole numbers, got {batch!r} and '
+                f"{block!r}; for example `batch=32`"
             )
         if precision not in _PRECISIONS:
             raise ValueError(
@@ -324,16 +346,59 @@ class Clients:
                 jnp.asarray(count, jnp.int32),
                 jnp.arange(len(start), dtype=jnp.int32),
             )
-        return cls(
+        made = cls(
             *leaves,
             loss=loss,
-            batch=int(batch),
+            batch=batch if batch == "all" else int(batch),
             block=int(block),
             largest=int(count.max()),
             augment=augment,
             precision=precision,
             host=host,
         )
+        made.check()
+        return made
+
+    def check(self, params: Params = None) -> None:
+        """Raises ValueError where examples do not fit the model, as far as `loss.check` says.
+
+        Of examples on the host it sees one, and the others when they are read.
+
+        Args:
+            params: of the model; by default those that its `init` makes.
+        """
+        shapes = [(jnp.shape(a), jnp.result_type(a)) for a in jax.tree.leaves(params)]
+        what = self.loss, self.augment, jax.tree.structure(params), *shapes
+        self.check_owned(lambda examples, rows: self._fit(examples, rows, params), what)
+
+    def check_owned(self, check: Callable, what: Any) -> None:
+        """`check(examples, rows)` of the examples that clients own; it raises ValueError.
+
+        Args:
+            check: `rows` is None, or says where the examples are among all.
+            what: hashable; what passed is not checked again for it and the same arrays.
+        """
+        arrays, order = self.data.arrays, self.data.order
+        if self.host:
+            first = int(order[self.start[0]])
+            return check(jax.tree.map(lambda a: a[first : first + 1], arrays), [first])
+
+        def owned():
+            try:
+                return check(arrays, None)
+            except ValueError:
+                own = positions(np.asarray(self.start), np.asarray(self.count))
+                rows = np.unique(np.asarray(order)[own])
+                if len(rows) == len(jax.tree.leaves(arrays)[0]):
+                    raise
+            check(jax.tree.map(lambda a: np.asarray(a)[rows], arrays), rows)
+
+        check_once(owned, what, (arrays, order, self.start, self.count))
+
+    def _fit(self, examples, rows, params=None):
+        check = getattr(self.loss, "check", None)
+        if check is not None:
+            check(examples, params, None if self.augment is _same else self.augment, rows)
 
     @property
     def n(self) -> int:
@@ -622,6 +687,44 @@ def _shapes(one, rows):
     return jax.eval_shape(one, *first)
 
 
+def check_once(check: Callable[[], None], what: Any, tree: Any) -> None:
+    """Calls `check`, which raises ValueError, unless it passed for the same arrays.
+
+    What is traced, or on another host, cannot be looked at.
+
+    Args:
+        check: of the arrays.
+        what: hashable; what else it depends on.
+        tree: of the arrays.
+    """
+    leaves = jax.tree.leaves(tree)
+    fixed = [a for a in leaves if isinstance(a, jax.Array)]
+    if any(isinstance(a, Tracer | jax.ShapeDtypeStruct) for a in leaves):
+        return
+    if not all(a.is_fully_addressable for a in fixed):
+        return
+    known = what, *map(id, leaves)
+    if known in _PASSED:
+        return
+    check()
+    if len(fixed) == len(leaves):  # those of NumPy may change
+        _PASSED.add(known)
+        for a in fixed:
+            weakref.finalize(a, _PASSED.discard, known).atexit = False
+
+
+def _check_lists(data):
+    """To JAX a list of numbers is a tree of as many leaves, not an array."""
+    for path, a in jax.tree.leaves_with_path(data):
+        if isinstance(a, int | float | complex):
+            lists = (i for i, k in enumerate(path) if isinstance(k, jax.tree_util.SequenceKey))
+            name = "data" + jax.tree_util.keystr(path[: next(lists, None)])
+            raise ValueError(
+                f"{name} must be an array with one row per example, got numbers outside of one; "
+                f"make it one: `np.asarray({name})`"
+            )
+
+
 def _check_static(**functions):
     for name, f in functions.items():
         if not callable(f):
@@ -696,8 +799,8 @@ def _check_data(arrays, finite):
     sizes = {jax.tree_util.keystr(path): a.shape[:1] for path, a in leaves}
     if len(set(sizes.values())) > 1 or () in sizes.values():
         raise ValueError(
-            f"all arrays of data must have the same number of rows, got {sizes}; cut them to the "
-            "same examples: `{name: a[rows] for name, a in data.items()}`"
+            f"all arrays of data must have the same number of rows, got {shown(sizes)}; cut them "
+            "to the same examples: `{name: a[rows] for name, a in data.items()}`"
         )
     for path, a in leaves:
         name = jax.tree_util.keystr(path)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Config:
         lr: learning rates tried; validation data choose.
         cohort: clients per round of server methods (buffer size of buffered ones).
         steps: local steps of server methods.
-        batch: examples per gradient.
+        batch: examples per gradient, or "all" of a client.
         precision: of local training, float32, tf32 or bfloat16.
         byzantine: number of Byzantine clients, the first ones; scores are of the others.
         adversary: what they send, signflip, gaussiannoise, alie, ipm or dissensus.
@@ -93,7 +93,7 @@ class Config:
     lr: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     cohort: int = 10
     steps: int = 10
-    batch: int = 16
+    batch: int | Literal["all"] = 16
     precision: str = "float32"
     byzantine: int = 0
     adversary: str = "signflip"
@@ -162,7 +162,8 @@ class Config:
             ("clients", "rounds", "every", "seeds", "cohort", "steps", "batch"), 1
         )
         for name, low in least.items():
-            need(name, getattr(self, name) >= low, f"at least {low}", _DEFAULTS[name])
+            value = getattr(self, name)
+            need(name, value == "all" or value >= low, f"at least {low}", _DEFAULTS[name])
         if not self.partition.startswith("natural"):  # then clients follow from the data
             n = self.clients
             need("cohort", self.cohort <= n, f"at most clients={n}", n)
@@ -210,8 +211,10 @@ def _rising(lr):
     return bool(good and (np.diff(values) > 0).all())
 
 
-def _typed(name, value, default):
+def _typed(name, value: Any, default):
     """The value as the type of the default, or a ValueError."""
+    if name == "batch" and isinstance(value, str) and value == "all":
+        return value
     if isinstance(default, tuple):
         several = value if isinstance(value, list | tuple | np.ndarray) else [value]
         return tuple(_typed(name, item, default[0]) for item in several)
@@ -225,6 +228,7 @@ def _typed(name, value, default):
     if isinstance(default, int) and number and value == int(value):
         return int(value)
     words = {str: "a string", float: "a number", int: "a whole number"}[type(default)]
+    words += ' or "all"' if name == "batch" else ""
     raise ValueError(
         f"{name} must be {words}, got {shown(value)}; for example `{name}={default!r}`"
     )

@@ -193,6 +193,8 @@ def task(config: Config, data: Any, model: Any = None) -> Task:
         part: {k: jnp.asarray(v) for k, v in getattr(data, part).items()}
         for part in ("valid", "test")
     }
+    for part in held.values():
+        metrics.Evaluate(model, part).check()
     return Task(data, model, losses[data.classes is not None](model), held)
 
 

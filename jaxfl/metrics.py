@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from jaxfl import comm
-from jaxfl.clients import Clients
+from jaxfl.clients import Clients, check_once
+from jaxfl.models import labels as checks
 from jaxfl.types import Params, Scalar, Stacked
 
 _NUMBERS = 1 << 22  # input numbers of one block of an evaluation, unless `block` says otherwise
@@ -47,6 +48,10 @@ class Evaluate:
             Byzantine one).
         counts: `[n]`, weights of the clients in `personal`, times `share`; equal by default.
         block: examples at once, static; 0 chooses by their size.
+        pad: of labels `[N, T]`, the one that marks padding, as in `sequence_cross_entropy`; static.
+
+    Raises:
+        ValueError: labels that the model has no output for, targets of another size than outputs.
 
     Source: re-weighting by label histograms: the code of pFedGraph.
 
@@ -64,9 +69,26 @@ class Evaluate:
     share: Any = None
     counts: Any = None
     block: int = struct.field(pytree_node=False, default=0)
+    pad: int = struct.field(pytree_node=False, default=-1)
+
+    def check(self) -> None:
+        """Raises ValueError where data do not fit the model; traced data cannot be seen."""
+        own = () if self.label_weights is None else jnp.shape(self.label_weights)[-1:]
+
+        def check():
+            _check(self.model, self.data, self.pad)
+            most = np.max(np.asarray(self.data["y"]), initial=0) + 1
+            if own and most > own[0]:
+                raise ValueError(
+                    f"label_weights must have a column per class, got {own[0]} for labels 0 to "
+                    f"{most - 1}; `label_weights(partition, labels, held, classes={most})`"
+                )
+
+        check_once(check, (self.model, self.pad, own), self.data)
 
     def __call__(self, state: Any) -> dict[str, Scalar]:
         """The scores of a state."""
+        self.check()
         if not self.data["y"].shape[0]:
             raise ValueError("data holds no examples to evaluate on; `load(name, test=0.2)`")
         params, personal = state.params, getattr(state, "personal", None)
@@ -119,12 +141,13 @@ class Evaluate:
         size, total = max(1, math.prod(x.shape[1:])), len(x)
         block = min(self.block or max(1, _NUMBERS // size), total)
         if block == total:
-            return _score(self.model.apply(params, x), y)
+            return _score(self.model.apply(params, x), y, self.pad)
         pad = -total % block
         parts = jax.tree.map(
             lambda a: jnp.concatenate([a, a[:pad]]).reshape(-1, block, *a.shape[1:]), (x, y)
         )
-        out = jax.lax.map(lambda part: _score(self.model.apply(params, part[0]), part[1]), parts)
+        one = lambda part: _score(self.model.apply(params, part[0]), part[1], self.pad)
+        out = jax.lax.map(one, parts)
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], out)
 
     def _clients(self, by_class):
@@ -138,13 +161,17 @@ class Evaluate:
 class HeldOut:
     """Accuracy (or r2) and loss of every client on its own held-out examples.
 
-    Client i is scored by its own model: personal, decentralised, or the server's. `accuracy` and
+    Client i is scored by its own model: personal, decentralised, or the server's. Padding of labels
+    `[N, T]` is what the clients' loss says, -1 if it says nothing. `accuracy` and
     `loss` are means by number of examples, `clients [n]` and `losses [n]` those of each client,
     `worst` is the mean of the worst tenth.
 
     Args:
         model: `jaxfl.models.Model`, static.
         clients: the held-out examples, as `Clients` (`train, held = clients.split(0.2)`).
+
+    Raises:
+        ValueError: labels that the model has no output for, targets of another size than outputs.
 
     Example:
         >>> problem = problems.least_squares(n=4)
@@ -156,8 +183,19 @@ class HeldOut:
     model: Any = struct.field(pytree_node=False)
     clients: Clients
 
+    def check(self) -> None:
+        """Raises ValueError where examples do not fit the model; traced ones cannot be seen."""
+        pad = self._pad()
+        check = lambda examples, rows: _check(self.model, examples, pad, rows)
+        self.clients.check_owned(check, (self.model, pad))
+
+    def _pad(self):
+        pad = getattr(self.clients.loss, "pad", None)
+        return -1 if pad is None else pad
+
     def __call__(self, state: Any) -> dict[str, Scalar]:
         """The scores of a state."""
+        self.check()
         params = getattr(state, "personal", None)
         params = state.params if params is None else params
         if not is_stacked(params, self.model):
@@ -167,7 +205,7 @@ class HeldOut:
             xi = client.all(key)
             examples = client.get(xi)
             y = examples["y"]
-            hit, loss, kept = _score(self.model.apply(params, examples["x"]), y)
+            hit, loss, kept = _score(self.model.apply(params, examples["x"]), y, self._pad())
             w = xi.weight.astype(loss.dtype)
             mean, total = _dot(w, loss) / _dot(w, kept), _dot(w, hit) / _dot(w, kept)
             if _labels(y):
@@ -322,15 +360,33 @@ def spread(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
     return {"std": values.std(-1), "min": values.min(-1), "max": values.max(-1)}
 
 
-def _score(outputs, y):
+def _check(model, data, pad, rows=None):
+    """One function for all scores; see `jaxfl.models.labels`."""
+    numbers = [a for name in ("x", "y") for a in jax.tree.leaves(data[name])]
+    if not all(hasattr(a, "dtype") for a in numbers):
+        raise ValueError(
+            "data must hold arrays x and y with one row per example, got numbers outside of one; "
+            "make them arrays: `{name: np.asarray(a) for name, a in data.items()}`"
+        )
+    checks.check_tokens(model, data["x"])
+    outputs = checks.outputs(model, data["x"])
+    if outputs is not None:
+        checks.check_scored(data["y"], outputs, pad if data["y"].ndim > 1 else None, rows)
+
+
+def _score(outputs, y, pad):
     """Sums over the labels of every example: hits, cross-entropy, and their number.
 
-    Of float targets: absolute and squared error. Labels below 0 are padding.
+    Of float targets: absolute and squared error. `pad` marks padding among labels `[N, T]`. A label
+    that has no output makes the cross-entropy NaN.
     """
     if _labels(y):
-        kept = (y >= 0).astype(outputs.dtype)
-        logp = jax.nn.log_softmax(outputs, axis=-1)
-        picked = jnp.take_along_axis(logp, jnp.maximum(y, 0)[..., None], axis=-1)[..., 0]
+        y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # of 8 bits has no 300
+        logp, padding = jax.nn.log_softmax(outputs, axis=-1), (y == pad) & (y.ndim > 1)
+        kept = (~padding).astype(outputs.dtype)
+        # beyond the outputs is NaN, below 0 would count from the end
+        at = jnp.where(padding, 0, jnp.where(y < 0, outputs.shape[-1], y))
+        picked = jnp.take_along_axis(logp, at[..., None], axis=-1)[..., 0]
         hit, loss = kept * (outputs.argmax(-1) == y), -kept * picked
     else:
         error = outputs.reshape(y.shape) - y
@@ -338,8 +394,7 @@ def _score(outputs, y):
     return tuple(a.reshape(len(y), -1).sum(1) for a in (hit, loss, kept))
 
 
-def _labels(y):
-    return jnp.issubdtype(y.dtype, jnp.integer)
+_labels = checks.are_labels
 
 
 def _squared(x, y):
@@ -373,7 +428,8 @@ def label_weights(
         classes: their number.
 
     Raises:
-        ValueError: all of a client's labels are missing among the held-out examples.
+        ValueError: labels that are no integers from 0 to `classes` - 1; all of a client's labels
+            are missing among the held-out examples.
 
     Example:
         >>> partition, _ = data.natural([0, 0, 1, 1])
@@ -381,6 +437,8 @@ def label_weights(
         [[1.0, 0.0], [0.5, 0.5]]
     """
     labels, held = np.asarray(labels), np.asarray(held)
+    for y in (labels, held):
+        checks.check_labels(y, np.empty((0, classes)))
     own = np.stack(
         [
             np.bincount(labels[_rows(partition, i)], minlength=classes)

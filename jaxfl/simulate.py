@@ -475,6 +475,9 @@ def _check_every(rounds, every, evaluate):
         )
     if (evaluate is None) != (every == 0):
         raise ValueError("pass `evaluate` and `every` together, such as `every=10`")
+    for part in jax.tree.leaves(evaluate, is_leaf=lambda part: hasattr(part, "check")):
+        if hasattr(part, "check"):  # of `jaxfl.metrics`, alone or in another
+            part.check()
 
 
 def strong(alg: Any, params: Params) -> Any:
@@ -687,6 +690,7 @@ def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: i
         with jax.ensure_compile_time_eval():  # also while the caller is being traced
             needs.check(alg, network)
     _check_model(clients, params)
+    clients.check(params)
 
 
 def _check_forms(alg, network):

@@ -166,6 +166,7 @@ class Feed:
             rows = data.order[positions(start, count)]
             rows, order = np.unique(rows, return_inverse=True)  # ascending, as disks like it
             arrays = jax.tree.map_with_path(partial(_gather, rows, self.rows), data.arrays)
+            self.clients._fit(jax.tree.map(lambda a: a[: len(rows)], arrays), rows)
             data = data._replace(arrays=arrays, order=_extend(order.astype(np.int32), self.rows))
             start = np.cumsum(count) - count
         start, count, ids = map(self._fill, (start.astype(np.int32), count, self.id[members]))

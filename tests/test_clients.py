@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxfl
+from jaxfl import comm
+from jaxfl.algorithms import DSGD, ExactDiffusion, FedAvg, GradientTracking
 from jaxfl.clients import Clients, LossShapeError, Sample
 from jaxfl.data import augment as augmentation
-from jaxfl.networks import ALIE, Cohort, Links, Noisy, SignFlip
+from jaxfl.networks import ALIE, Cohort, Links, Noisy, SignFlip, Uniform, graph
 from jaxfl.networks.adversaries import Send
 
 COUNTS = np.array([3, 1, 7, 5, 9, 2])
@@ -104,6 +107,102 @@ def test_samples_are_minibatches_or_epochs(drawn):
     minibatches, epoch = drawn[1]["samples"]
     assert minibatches.shape == (N, 2, BATCH) and epoch.shape == (N, 3, BATCH)
     assert (np.sort(epoch[4].ravel()) == np.arange(12)).all()
+
+
+def full(loss=squares, **options):
+    return Clients.make(DATA, PARTITION, loss, batch="all", **options)
+
+
+def test_full_batches_are_all_examples_whatever_draws_them():
+    def one(client, key):
+        whole = client.all(key)
+        stacks = [client.draws(key, 3), client.epochs(key, 3), *client.samples(key, 3, 0)]
+        stacks += [*client.samples(key, 7, 3)]
+        draw = client.draw(key)
+        bare = lambda xi: xi._replace(key=jax.random.key_data(xi.key))
+        return bare(whole), [*map(bare, stacks)], bare(draw), client.grad(PARAMS, draw)
+
+    clients = full()
+    whole, stacks, draw, (loss, g) = run(lambda c: c.each(one, key=KEY), clients)
+    assert len(stacks) == 4
+    np.testing.assert_array_equal(draw.index, whole.index)
+    np.testing.assert_array_equal(draw.weight, whole.weight)
+    for xi in stacks:
+        assert (
+            xi.index.shape == (N, 3, COUNTS.max())
+            and len(np.unique(xi.key.reshape(-1, 2), axis=0)) == 3 * N
+        )
+        for k in range(3):
+            np.testing.assert_array_equal(xi.index[:, k], whole.index)
+            np.testing.assert_array_equal(xi.weight[:, k], whole.weight)
+    for i, own in enumerate(OWN):
+        gap = X[own] @ PARAMS["w"] + PARAMS["b"] - Y[own]
+        np.testing.assert_allclose(loss[i], np.square(gap).mean())
+        np.testing.assert_allclose(g["w"][i], 2 * gap @ X[own] / len(own))
+    program = str(jax.make_jaxpr(lambda c, key: c.each(one, key=key))(clients, KEY))
+    assert "random_bits" not in program and "argsort" not in program
+
+
+@pytest.mark.parametrize(
+    "options", [{"block": 4}, {"host": True}, {"precision": "float32"}], ids=lambda o: [*o][0]
+)
+def test_full_batches_in_blocks_and_from_the_host(options):
+    go = lambda clients: simulation(
+        FedAvg(lr=0.1, epochs=2), clients, Uniform(N, 4), {"w": jnp.zeros(3), "b": jnp.zeros(())}
+    )
+    plain, other = go(full()), go(full(**options))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), plain, other)
+
+
+def simulation(alg, clients, network, params, rounds=6):
+    return jaxfl.run(alg, clients, network, params, KEY, rounds=rounds, chunk=3)
+
+
+def mean_squares(i, x):
+    """Loss and gradient of a client, by hand."""
+    a = np.column_stack([X[OWN[i]], np.ones(len(OWN[i]))])
+    gap = a @ x - Y[OWN[i]]
+    return np.square(gap).mean(), 2 * gap @ a / len(gap)
+
+
+def stacked(x):
+    return np.column_stack([x["w"], x["b"]])
+
+
+def test_full_gradients_of_methods_that_draw():
+    """D-SGD, gradient tracking and local steps are their recurrences, without any randomness."""
+    network, lr, rounds = graph("ring", N), 0.05, 6
+    w = np.asarray(comm.to_dense(network.w))
+    start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
+    go = lambda alg, net: simulation(alg, full(), net, start, rounds)
+    g = lambda x: np.stack([mean_squares(i, x[i])[1] for i in range(N)])
+
+    x = np.zeros((N, 4))
+    for _ in range(rounds):
+        losses = [mean_squares(i, x[i])[0] for i in range(N)]
+        x = w @ (x - lr * g(x))
+    ours = go(DSGD(lr=lr), network)
+    np.testing.assert_allclose(stacked(ours.state.params), x, atol=1e-12)
+    np.testing.assert_allclose(ours.history.loss[-1], np.mean(losses), atol=1e-12)
+
+    x = np.zeros(4)
+    for _ in range(rounds):
+        local = np.tile(x, (N, 1))
+        for _ in range(2):
+            local -= lr * g(local)
+        x = local.mean(0)
+    for steps in ({"steps": 2}, {"epochs": 2}):  # an epoch is one step
+        ours = go(FedAvg(lr=lr, **steps), Uniform(N, N))
+        np.testing.assert_allclose(np.append(*ours.state.params.values())[[1, 2, 3, 0]], x)
+        np.testing.assert_allclose(ours.history.grads, 2)
+
+    data = np.concatenate([np.full(c, 1 / c) for c in COUNTS])[:, None]  # clients weigh the same
+    rows = np.concatenate(OWN)
+    a = np.column_stack([X[rows], np.ones(len(rows))])
+    optimum = np.linalg.solve(a.T @ (data * a), a.T @ (data[:, 0] * Y[rows]))
+    for alg in (GradientTracking(lr=lr), ExactDiffusion(lr=lr)):
+        ours = simulation(alg, full(), network, start, 2400)
+        np.testing.assert_allclose(stacked(ours.state.params), np.tile(optimum, (N, 1)), atol=1e-6)
 
 
 def test_relabelled_clients_draw_the_same(drawn):
@@ -502,8 +601,9 @@ def test_bad_input(options, message):
 
 
 def test_bad_batch():
-    with pytest.raises(ValueError, match="batch must be >= 1"):
-        Clients.make(DATA, PARTITION, squares, batch=0)
+    for batch in (0, "none", "ALL"):
+        with pytest.raises(ValueError, match="batch must be >= 1"):
+            Clients.make(DATA, PARTITION, squares, batch=batch)
 
 
 def test_good_data_of_other_kinds():

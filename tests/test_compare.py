@@ -365,6 +365,11 @@ def test_configuration_file(tmp_path):
     quick = Config().quick()
     assert quick.seeds == 2 and len(quick.lr) == 3 and quick.rounds % quick.every == 0
     assert Config.make(quick, rounds=80).rounds == 80
+    path.write_text('batch = "all"\n', encoding="utf-8")
+    whole = Config.from_toml(path)
+    assert whole == Config.make(batch="all") and Config.make(whole, batch=4).batch == 4
+    with pytest.raises(ValueError, match="whole number or \"all\", got 'every'"):
+        Config.make(batch="every")
 
 
 def test_names_with_options():

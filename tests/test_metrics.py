@@ -252,7 +252,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="no examples"):
         metrics.Evaluate(MODEL, {"x": EXAMPLES["x"][:0], "y": EXAMPLES["y"][:0]})(State(ONE))
     with pytest.raises(ValueError, match="shapes of logistic"):
-        metrics.Evaluate(models.logistic(INPUTS, 2), EXAMPLES)(State({"head": {"w": X, "b": Y}}))
+        metrics.Evaluate(MODEL, EXAMPLES)(State({"head": {"w": X, "b": Y}}))
     split = data.Partition(*(np.array(a, np.int32) for a in ([0, 1], [0, 1], [1, 1])))
     with pytest.raises(ValueError, match="no held-out example"):
         metrics.label_weights(split, [0, 1], [1, 1], 2)

@@ -1,6 +1,7 @@
 """Models: sizes, convolution forms, adapters, losses, equality."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -375,6 +376,183 @@ def test_running_statistics_are_refused_with_the_reason():
             models.from_nnx(module)
     with pytest.raises(TypeError, match="Use a tuple"):
         models.from_nnx(Nnx, [6])
+
+
+def flagged(flag, default, off):
+    """Modules whose dropout is off where `off`, an expression of a flag of their call."""
+    text = f"""
+class Flagged(nn.Module):
+    rate: float = 0.5
+    @nn.compact
+    def __call__(self, x, {flag}{default}):
+        return nn.Dropout(self.rate, deterministic={off})(nn.Dense(16)(x))
+class FlaggedNnx(nnx.Module):
+    def __init__(self, rngs, rate=0.5):
+        self.dense, self.drop = nnx.Linear(6, 16, rngs=rngs), nnx.Dropout(rate, rngs=rngs)
+    def __call__(self, x, {flag}{default}):
+        return self.drop(self.dense(x), deterministic={off})
+"""
+    exec(text, scope := {"nn": nn, "nnx": nnx})
+    return scope["Flagged"], scope["FlaggedNnx"]
+
+
+def adapters(flag, default, off):
+    linen, nnx_ = flagged(flag, default, off)
+    return {
+        "linen": lambda **o: models.from_linen(linen(**o), X),
+        "nnx": lambda **o: models.from_nnx(nnx_, **o),
+        "nnx module": lambda **o: models.from_nnx(nnx_(nnx.Rngs(0), **o)),
+    }
+
+
+def draws(model):
+    """Whether two keys give two outputs, in training and in evaluation."""
+    x = jnp.ones((4, 6))
+    params = model.init(KEY)
+    keys = jax.random.split(KEY, 2)
+    differ = lambda a: bool((jnp.ptp(a, 0) > 0).any())
+    one = lambda train: lambda key: model.apply(params, x, key, train=train)
+    return [differ(jax.vmap(one(train))(keys)) for train in (True, False)]
+
+
+TRAIN, STILL = ["is_train", "train", "training"], ["inference", "eval_mode", "testing"]
+NAMES = [
+    *[(name, "=False", f"not {name}") for name in TRAIN],
+    *[(name, "=True", name) for name in [*STILL, "deterministic"]],
+    ("is_training", "", "not is_training"),
+    ("train", "=None", "not train"),
+]
+
+
+@pytest.mark.parametrize("adapter", ["linen", "nnx", "nnx module"])
+@pytest.mark.parametrize("flag", NAMES, ids=lambda f: "".join(f[:2]))
+def test_dropout_is_on_in_training_by_whatever_flag(adapter, flag):
+    assert draws(adapters(*flag)[adapter]()) == [True, False]
+
+
+@pytest.mark.parametrize("adapter", ["linen", "nnx", "nnx module"])
+def test_dropout_that_no_flag_turns_on_is_refused(adapter):
+    refused = {
+        ("noisy", "=False", "not noisy"): "noisy=True, but noisy is no flag that train sets",
+        ("quiet", "=True", "quiet"): "quiet=False, but quiet is no flag that train sets",
+        ("other", "=3", "True"): r"'Dropout'.* to draw at random in training, but no",
+        ("another", "=3", "False"): r"to draw nothing at random in evaluation.*not train\)",
+    }
+    for flag, words in refused.items():
+        with pytest.raises(ValueError, match=words):
+            draws(adapters(*flag)[adapter]())
+    with pytest.raises(TypeError, match=r"__call__\(self, x, mode\)\. Use .*is_train"):
+        adapters("mode", "", "mode")[adapter]()
+    for flag in (*refused, ("features", "=False", "not features")):
+        assert draws(adapters(*flag)[adapter](rate=0.0)) == [False, False]  # none to turn on
+
+
+def test_flags_that_are_attributes():
+    class Field(nn.Module):
+        train: bool = True
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.5, deterministic=not self.train)(nn.Dense(16)(x))
+
+    class Both(nn.Module):
+        deterministic: bool | None = None
+
+        @nn.compact
+        def __call__(self, x, deterministic=None):
+            off = nn.merge_param("deterministic", self.deterministic, deterministic)
+            return nn.Dropout(0.5, deterministic=off)(nn.Dense(16)(x))
+
+    class Attribute(nnx.Module):
+        def __init__(self, rngs):
+            self.is_train, self.rngs = False, rngs
+            self.dense = nnx.Linear(6, 16, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.dense(x)
+            return x + jax.random.normal(self.rngs(), x.shape) if self.is_train else x
+
+    for module in (Field(), Field(False), Both(), Both(True), Both(False)):
+        assert draws(models.from_linen(module, X)) == [True, False]
+    for module in (Attribute, Attribute(nnx.Rngs(0))):
+        assert draws(models.from_nnx(module)) == [True, False]
+
+
+class Constant(nn.Module):
+    of: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Sequential([nn.Dense(3)]), r"module\.layers: .*got list.*a tuple in place of a list"),
+        (nn.Sequential((nn.relu, Constant([1]))), r"module\.layers\.of: .*a tuple"),
+        (Constant({"a": 1}), r"module\.of: .*got dict\. Use flax\.core\.freeze"),
+        (Constant(jnp.ones(3)), r"module\.of: .*got array\. Use a tuple of its numbers"),
+        (Constant(np.ones(3)), r"module\.of: .*got array\. Use a tuple of its numbers"),
+        (Constant((1, [2])), r"module\.of: .*got tuple"),
+    ],
+)
+def test_linen_modules_that_cannot_be_compared_are_refused_at_once(module, words):
+    with pytest.raises(TypeError, match=words):
+        models.from_linen(module, X)
+
+
+def test_an_example_of_another_width_than_jax_has_gives_no_warning():
+    with jax.enable_x64(False):
+        model = models.from_linen(nn.Dense(3), np.ones((1, 6)))
+        assert model.size == 21
+
+
+class Scaled(nnx.Module):
+    def __init__(self, rngs, full=jnp.full):
+        self.mean, self.head = full(6, 2.0), nnx.Linear(6, 3, param_dtype=float, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x - self.mean[None])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda full: models.from_nnx(Scaled, full=full),
+        lambda full: models.from_nnx(Scaled(nnx.Rngs(0), full)),
+    ],
+    ids=["class", "module"],
+)
+@pytest.mark.parametrize("full", [jnp.full, np.full])
+def test_arrays_of_nnx_modules_are_constants(build, full):
+    model, x = build(full), normal(1, 5, 6)
+    params = filled(model.init, KEY)
+    assert set(params) == {"head"}
+    expected = (x - 2) @ params["head"]["kernel"] + params["head"]["bias"][None]
+    close(jax.jit(model.apply)(params, x), expected)
+    assert models.from_nnx(Scaled, full=full) == models.from_nnx(Scaled, full=full)
+
+
+def test_constants_that_are_drawn_or_variables_are_refused():
+    class Drawn(nnx.Module):
+        def __init__(self, rngs):
+            self.features = jax.random.normal(rngs.params(), (6,))
+
+        def __call__(self, x):
+            return x * self.features
+
+    class Held(nnx.Module):
+        def __init__(self, rngs):
+            self.mean = nnx.Variable(jnp.zeros(6))
+
+        def __call__(self, x):
+            return x - self.mean
+
+    with pytest.raises(ValueError, match=r"constants .* got features, which is drawn\. Use nnx"):
+        models.from_nnx(Drawn)
+    with pytest.raises(ValueError, match=r"a constant is a plain array, self\.mean"):
+        models.from_nnx(Held)
 
 
 # --- equality

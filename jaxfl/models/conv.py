@@ -437,11 +437,19 @@ def max_pool(x: Shaped[Array, "b h w c"], window: int = 2) -> Shaped[Array, "b h
     the CPU than that of `max` over an axis, which is far faster than that of `reduce_window`. A tie
     shares the gradient, halved at each comparison.
 
+    Raises:
+        ValueError: if an image is smaller than a window.
+
     Example:
         >>> models.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
         [[5.0, 7.0], [13.0, 15.0]]
     """
     b, h, w, c = x.shape
+    if min(h, w) < window:
+        raise ValueError(
+            f"x: expected images of at least {window} x {window} pixels to pool, got {h} x {w}. "
+            "Use larger images, [B, H, W, C], or a smaller network."
+        )
     h, w = h // window, w // window
     x = x[:, : h * window, : w * window].reshape(b, h, window, w, window, c)
     x = reduce(jnp.maximum, [x[:, :, i] for i in range(window)])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxfl.models import labels
 from jaxfl.models.model import Model
 from jaxfl.types import Key, Params
 
@@ -47,6 +48,44 @@ class Loss:
         outputs = self.model.apply(params, examples["x"], key, train=key is not None)
         return self.measure(outputs, examples)
 
+    @property
+    def pad(self) -> int | None:
+        """The label that marks padding, if any does."""
+        return getattr(self.measure, "pad", None)
+
+    def check(
+        self,
+        examples: Examples,
+        params: Params = None,
+        augment: Callable[..., Any] | None = None,
+        rows: Any = None,
+    ) -> None:
+        """Raises ValueError for labels that the model has no output for, and tokens unknown to it.
+
+        A measure may have a `check(outputs, examples, rows)` of its own.
+
+        Args:
+            examples: all arrays, leaves `[N, ...]`.
+            params: of the model; by default those that its `init` makes.
+            augment: `augment(examples, key)`, if the loss gets that: what has another shape or
+                dtype then is not what is looked up.
+            rows: what the examples are called in messages.
+        """
+        plain = seen = labels.like(examples)
+        if augment is not None:
+            try:
+                seen = jax.eval_shape(augment, plain, jax.random.key(0))
+            except Exception:  # whatever the user's function raises: `simulate` says so
+                return
+        same = {name for name in ("x", "y") if name in plain and plain[name] == seen.get(name)}
+        if "x" in same:
+            labels.check_tokens(self.model, examples["x"], params)
+        outputs = None
+        if "y" in same and "x" in seen:
+            outputs = labels.outputs(self.model, seen["x"], params)
+        if outputs is not None and hasattr(self.measure, "check"):
+            self.measure.check(outputs, examples, rows)
+
 
 @dataclass(frozen=True)
 class Regularised:
@@ -67,6 +106,16 @@ class Regularised:
         squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
         return self.loss(params, examples, key) + self.l2 / 2 * squares
 
+    @property
+    def pad(self) -> int | None:
+        """The label that marks padding, if any does."""
+        return getattr(self.loss, "pad", None)
+
+    @property
+    def check(self) -> Any:
+        """That of the loss, or None."""
+        return getattr(self.loss, "check", None)
+
 
 def cross_entropy(model: Model) -> Loss:
     """Cross-entropy of logits [B, C] and integer labels `y` [B], in nats; [B].
@@ -79,7 +128,7 @@ def cross_entropy(model: Model) -> Loss:
         >>> print(loss(model.init(None), examples, None).round(2))
         [1.39 1.39 1.39]
     """
-    return Loss(model, _cross_entropy)
+    return Loss(model, _Labels())
 
 
 def squared_error(model: Model) -> Loss:
@@ -135,13 +184,20 @@ def regularised(loss: Callable[..., Any], l2: float) -> Regularised:
     return Regularised(loss, float(l2))
 
 
-def _cross_entropy(logits: Any, examples: Examples) -> Any:
-    if logits.ndim != 2 or examples["y"].shape != logits.shape[:1]:
-        raise ValueError(
-            f"examples: expected labels y [B] for logits [B, C], got y {examples['y'].shape} for "
-            f"logits {logits.shape}. Use sequence_cross_entropy(model) for sequences."
-        )
-    return _negative_log_likelihood(_wide(logits), examples["y"])
+@dataclass(frozen=True)
+class _Labels:
+    def __call__(self, logits: Any, examples: Examples) -> Any:
+        if logits.ndim != 2 or examples["y"].shape != logits.shape[:1]:
+            raise ValueError(
+                f"examples: expected labels y [B] for logits [B, C], got y {examples['y'].shape} "
+                f"for logits {logits.shape}. Use sequence_cross_entropy(model) for sequences."
+            )
+        return _negative_log_likelihood(_wide(logits), examples["y"])
+
+    def check(self, logits: Any, examples: Examples, rows: Any = None) -> None:
+        """Raises ValueError for labels that have no logit."""
+        if logits.ndim == 2 and examples["y"].ndim == 1:
+            labels.check_labels(examples["y"], logits, rows=rows)
 
 
 def _squared_error(outputs: Any, examples: Examples) -> Any:
@@ -169,15 +225,22 @@ class _Tokens:
         each = _negative_log_likelihood(_wide(logits), jnp.where(kept, y, 0))
         return jnp.sum(each * kept, 1) / jnp.maximum(jnp.sum(kept, 1), 1)
 
+    def check(self, logits: Any, examples: Examples, rows: Any = None) -> None:
+        """Raises ValueError for tokens that have no logit and are not padding."""
+        if logits.ndim == 3 and examples["y"].ndim == 2:
+            labels.check_labels(examples["y"], logits, self.pad, rows)
+
 
 def _negative_log_likelihood(logits: Any, y: Any) -> Any:
-    """Of labels y [...] under logits [..., C]."""
+    """Of labels y [...] under logits [..., C]; NaN for one that has no logit."""
+    y = y.astype(jnp.promote_types(y.dtype, jnp.int32))  # of 8 bits cannot be compared with 300
+    known = (y >= 0) & (y < logits.shape[-1])  # a program may meet labels that nobody checked
     if logits.shape[-1] > _MASKED:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
-    # By a mask, whose gradient is a mask too; that of an index is a scatter.
-    label = y[..., None] == jnp.arange(logits.shape[-1]).reshape(*(1,) * y.ndim, -1)
-    picked = jnp.where(label, logits, 0).sum(-1)
-    return jax.nn.logsumexp(logits, -1) - picked
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    else:  # By a mask, whose gradient is a mask too; that of an index is a scatter.
+        label = y[..., None] == jnp.arange(logits.shape[-1]).reshape(*(1,) * y.ndim, -1)
+        loss = jax.nn.logsumexp(logits, -1) - jnp.where(label, logits, 0).sum(-1)
+    return jnp.where(known, loss, jnp.nan)
 
 
 def _wide(outputs: Any) -> Any:

@@ -2,29 +2,43 @@
 
 import inspect
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, fields
+from functools import cache, partial
 from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.errors import InvalidRngError
 
+from jaxfl.models.labels import equations
 from jaxfl.types import Key, Params
 
 STATE = (
     "module: expected a module whose only variables are parameters, got {kinds}. A running "
     "statistic is neither a parameter nor a gradient, so no algorithm would average or send it: "
     "BatchNorm trains on batch statistics and keeps no state, or is refused; GroupNorm is the "
-    "default. Use {fix}."
+    "default. Use {fix}; a constant is a plain array, self.mean = jnp.zeros(4)."
+)
+
+STILL = (
+    "module: expected {name} to draw nothing at random in evaluation, but it does. Use "
+    "nn.Dropout(rate)(x, deterministic=not train), with train of `__call__(self, x, train=False)`."
 )
 
 DRAWS = (
     "key: expected a random key, because {name} draws at random in training, got None. "
     "Use model.apply(params, x, key, train=True)."
 )
+
+
+# Flags that `train` sets, with what they are in training.
+_TRAIN = ("train", "training", "is_train", "is_training", "train_mode")
+_STILL = ("deterministic", "inference", "eval", "evaluate", "eval_mode", "is_eval")
+_STILL += ("test", "testing", "test_mode", "is_test")
+FLAGS: dict[str, bool] = {name: name in _TRAIN for name in _TRAIN + _STILL}
 
 
 @dataclass(frozen=True)
@@ -91,14 +105,18 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
     """Make a model of a flax linen module; its parameters are the plain `params` collection.
 
     Args:
-        module: an unbound module. A flag `train`, `training`, `is_training` or `deterministic` of
-            its `__call__` is set by `train`; every random stream draws from `key`.
+        module: an unbound module, hashable (tuples, not lists, in its fields). A flag of its
+            `__call__`, or a field, whose name is in `FLAGS` (`train`, `is_training`,
+            `deterministic`, `inference`, ...) is set by `train`; every random stream draws from
+            `key`.
         example: a batch [B, ...] (or its `jax.ShapeDtypeStruct`), of which only the trailing shape
             and the dtype are kept.
         name: what tables and files call it; by default the module's class.
 
     Raises:
-        ValueError: if the module keeps state, such as BatchNorm's running statistics.
+        ValueError: if the module keeps state, such as BatchNorm's running statistics; if its
+            dropout is off in training or on in evaluation, which is tried here.
+        TypeError: if it cannot be hashed, or its `__call__` needs other arguments.
 
     Example:
         >>> from flax import linen
@@ -106,12 +124,40 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
         >>> model.name, model.apply(model.init(jax.random.key(0)), jnp.ones((2, 4))).shape
         ('Dense', (2, 3))
     """
-    init = _LinenInit(module, tuple(example.shape[1:]), str(example.dtype))
+    if not hasattr(example, "dtype"):
+        raise TypeError(
+            f"example: expected a batch [B, ...], got a {type(example).__name__}. "
+            "Use jnp.ones((1, 4))."
+        )
+    _check_fields(module)
+    _check_call(type(module))
+    dtype = jax.dtypes.canonicalize_dtype(example.dtype)
+    init = _LinenInit(module, tuple(example.shape[1:]), str(dtype))
     kinds = jax.eval_shape(init.variables, jax.random.key(0)).keys() - {"params"}
     if kinds:
         fix = "nn.GroupNorm(num_groups=...) in place of nn.BatchNorm(...)"
         raise ValueError(STATE.format(kinds=f"also {sorted(kinds)}", fix=fix))
-    return Model(name or type(module).__name__, init, _LinenApply(module))
+    apply, key = _LinenApply(module), jax.random.key(0)
+    args = jax.eval_shape(init, key), jax.ShapeDtypeStruct((1, *init.shape), dtype)
+    dropouts = []
+
+    def noted(call, args, options, context):
+        if _drops(context.module, nn.Dropout) and context.method_name == "__call__":
+            dropouts.append(type(context.module).__name__)
+        return call(*args, **options)
+
+    def run(train, **more):
+        with nn.intercept_methods(noted):
+            return _draws(partial(apply.run, train=train, more=more), *args, key)
+
+    try:
+        jax.eval_shape(apply, *args)
+    except ValueError as error:
+        if not isinstance(error.__cause__, InvalidRngError):
+            raise
+        raise ValueError(STILL.format(name=type(module).__name__)) from error
+    _check_dropout(type(module), run, dropouts)
+    return Model(name or type(module).__name__, init, apply)
 
 
 def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -> Model:
@@ -120,13 +166,16 @@ def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -
     Args:
         module: a module's class or function, called `module(*args, rngs=nnx.Rngs(key), **options)`
             by `init(key)`; or a module, whose present parameters are then the start for every key.
+            Its arrays that are no variables are constants. Flags are those of `from_linen`.
         args: passed on; hashable (tuples, not lists), so that equal models are equal.
         name: what tables and files call it; by default the module's class.
         options: passed on by name, hashable too.
 
     Raises:
-        ValueError: if the module keeps state, such as BatchNorm's running statistics.
-        TypeError: if an argument cannot be hashed.
+        ValueError: if the module keeps state, such as BatchNorm's running statistics, or constants
+            that differ with the key; from the model's first call, if its dropout is off in training
+            or on in evaluation, which is tried there.
+        TypeError: if an argument cannot be hashed, or its `__call__` needs others than x.
 
     Example:
         >>> from flax import nnx
@@ -148,8 +197,10 @@ def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -
         label, build = type(module).__name__, _Build(_Same(module), args, given)
     else:
         label, build = getattr(module, "__name__", "nnx"), _Build(module, args, given)
-    *_, others = _parts(build)
-    kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(others)})
+    *_, others, kind = _parts(build)
+    _check_call(kind)
+    leaves = [leaf for _, leaf in nnx.to_flat_state(others)]
+    kinds = sorted({type(leaf).__name__ for leaf in leaves if isinstance(leaf, nnx.Variable)})
     if kinds:
         fix = "nnx.GroupNorm(features, num_groups=..., rngs=rngs) in place of nnx.BatchNorm(...)"
         raise ValueError(STATE.format(kinds=f"also {kinds}", fix=fix))
@@ -179,7 +230,8 @@ class _LinenInit:
 
     def variables(self, key: Key) -> Any:
         example = jax.ShapeDtypeStruct((1, *self.shape), self.dtype)
-        return self.module.lazy_init(key, example, **_flags(self.module, train=False))
+        module, flags = _flagged(self.module, train=False)
+        return module.lazy_init(key, example, **flags)
 
     def __call__(self, key: Key) -> Params:
         return self.variables(key)["params"]
@@ -190,18 +242,112 @@ class _LinenApply:
     module: nn.Module
 
     def __call__(self, params: Params, x: Any, key: Key | None = None, train: bool = False) -> Any:
-        flags = _flags(self.module, train)
+        return self.run(params, x, key, train, {})
+
+    def run(self, params: Params, x: Any, key: Key | None, train: bool, more: Any) -> Any:
+        """With more flags."""
+        module, flags = _flagged(self.module, train)
         try:  # one key serves all streams: flax falls back to it
             x = jax.tree.map(jnp.asarray, x)
-            return self.module.apply({"params": params}, x, rngs=key, **flags)
+            return module.apply({"params": params}, x, rngs=key, **flags, **more)
         except InvalidRngError as error:
             raise ValueError(DRAWS.format(name=type(self.module).__name__)) from error
 
 
-def _flags(module: nn.Module, train: bool) -> dict[str, Any]:
-    named = inspect.signature(type(module).__call__).parameters
-    flags = {"train": train, "training": train, "is_training": train, "deterministic": not train}
-    return {name: value for name, value in flags.items() if name in named}
+def _flagged(module: nn.Module, train: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The module with the flags that are its fields set, and those of its call."""
+    flags = _flags(type(module), train)
+    names = [
+        f.name for f in fields(module) if f.name in FLAGS and _is_flag(getattr(module, f.name))
+    ]
+    # of one that may be either, flax wants one
+    own: Any = {name: None if name in flags else FLAGS[name] is train for name in names}
+    return (module.clone(**own) if own else module), flags
+
+
+def _flags(kind: type, train: bool) -> dict[str, bool]:
+    known = inspect.signature(kind.__call__).parameters
+    names = [
+        n for n, p in known.items() if n in FLAGS and (p.default is p.empty or _is_flag(p.default))
+    ]
+    return {name: FLAGS[name] is train for name in names}
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _check_call(kind: type) -> None:
+    signature = inspect.signature(kind.__call__)
+    try:
+        signature.bind(None, None, **_flags(kind, False))
+    except TypeError as error:
+        raise TypeError(
+            f"module: expected `__call__(self, x)`, with flags that train sets if it has any, got "
+            f"{kind.__name__}.__call__{signature}. Use a default, or a name that train sets: "
+            f"{', '.join(FLAGS)}."
+        ) from error
+
+
+def _check_fields(module: Any, name: str = "module") -> None:
+    """Raises TypeError for a field that cannot be hashed."""
+    for f in fields(module):
+        value, where = getattr(module, f.name, None), f"{name}.{f.name}"
+        if f.name in ("parent", "name"):
+            continue
+        for part in value if isinstance(value, tuple) else [value]:
+            if isinstance(part, nn.Module):
+                _check_fields(part, where)
+        try:
+            hash(value)
+        except TypeError as error:
+            kind = "array" if hasattr(value, "dtype") else type(value).__name__
+            fix = {
+                "list": "a tuple in place of a list",
+                "dict": "flax.core.freeze(...) of it",
+                "array": "a tuple of its numbers, and jnp.array of that in __call__",
+            }
+            raise TypeError(
+                f"{where}: expected something hashable, so that equal models are equal, got "
+                f"{kind}. Use {fix.get(kind, 'a tuple')}."
+            ) from error
+
+
+def _draws(f: Callable[..., Any], *args: Any) -> int:
+    """How many arrays a function draws at random."""
+    program = jax.make_jaxpr(f)(*args)
+    return sum(eqn.primitive.name in ("random_bits", "random_gamma") for eqn in equations(program))
+
+
+def _drops(module: Any, dropout: type) -> bool:
+    """Whether a module, of class `dropout` or with a rate of it, drops anything out."""
+    rate = getattr(module, "rate" if isinstance(module, dropout) else "dropout_rate", 0)
+    return isinstance(rate, int | float) and 0 < rate < 1
+
+
+def _check_dropout(kind: type, run: Callable[..., int], dropouts: list[str]) -> None:
+    """Raises ValueError if `run(train, **flags)`, the number of draws, says dropout is off."""
+    drawn, called = run(True), sorted({*dropouts})
+    known = inspect.signature(kind.__call__).parameters
+    others = [n for n, p in [*known.items()][2:] if n not in FLAGS and _is_flag(p.default)]
+    for name in others:
+        for value in (True, False):
+            try:
+                more = run(True, **{name: value})
+            except Exception:  # whatever the module raises for what it was never called with
+                continue
+            if more > drawn:
+                raise ValueError(
+                    f"module: expected {kind.__name__} to draw as much in training as with "
+                    f"{name}={value}, but {name} is no flag that train sets, so dropout is off. "
+                    f"Use another name: {', '.join(FLAGS)}."
+                )
+    if called and not drawn:
+        raise ValueError(
+            f"module: expected {called} of {kind.__name__} to draw at random in training, but no "
+            "flag turns it on. Use nn.Dropout(rate)(x, deterministic=not train), with train of "
+            "`__call__(self, x, train=False)`, or rate 0."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,14 +374,44 @@ class _Build:
 
 @cache
 def _parts(build: _Build) -> Any:
-    """The structure, and by shape only the parameters, the random streams and the rest."""
+    """The structure, parameters and random streams by shape only, the rest, and the class."""
     from flax import nnx
 
-    if isinstance(build.module, _Same):
-        module = build.module.module
-    else:
-        module = nnx.eval_shape(lambda: build(jax.random.key(0)))
-    return nnx.split(module, nnx.Param, nnx.RngState, ...)
+    same = isinstance(build.module, _Same)
+    module = build.module.module if same else nnx.eval_shape(lambda: build(jax.random.key(0)))
+    parts = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    if not same and _constants(module):  # known by shape only, or left over from the tracing
+        with jax.ensure_compile_time_eval():
+            one, two = (build(jax.random.key(seed)) for seed in (0, 1))
+        differ = lambda a, b: not np.array_equal(a, b)
+        pairs = zip(_constants(one).items(), _constants(two).values(), strict=True)
+        if names := [name for (name, a), b in pairs if differ(a, b)]:
+            raise ValueError(
+                f"module: expected constants that are the same for every key, got {names[0]}, "
+                "which is drawn. Use nnx.Param(...) to train it, or jax.random.key(0) to draw it."
+            )
+        parts = nnx.split(one, nnx.Param, nnx.RngState, ...)
+    graph, weights, draws, others = parts
+    return graph, weights, draws, others, type(module)
+
+
+def _constants(module: Any) -> dict[str, Any]:
+    """The arrays of a module that are no variables, by path."""
+    from flax import nnx
+
+    found = {}
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Module):
+            of = {
+                n: a
+                for n, a in vars(node).items()
+                if isinstance(a, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+            }
+            found |= {".".join(map(str, (*path, name))): a for name, a in of.items()}
+    return found
+
+
+_TRIED: set[Any] = set()  # what was built, and draws in training only
 
 
 @dataclass(frozen=True)
@@ -253,11 +429,33 @@ class _NnxApply:
     build: _Build
 
     def __call__(self, params: Params, x: Any, key: Key | None = None, train: bool = False) -> Any:
-        from flax import nnx
-
-        graph, weights, draws, _ = _parts(self.build)
+        if self.build not in _TRIED:
+            self._try(params, x)
+            _TRIED.add(self.build)
+        draws = _parts(self.build)[2]
         if train and key is None and jax.tree.leaves(draws):
             raise ValueError(DRAWS.format(name="the nnx module"))
+        return self.run(params, x, key, train, {})
+
+    def _try(self, params, x):
+        from flax import nnx
+
+        graph, weights, draws, others, kind = _parts(self.build)
+        modules = [node for _, node in nnx.iter_graph(nnx.merge(graph, weights, draws, others))]
+        dropouts = [type(node).__name__ for node in modules if _drops(node, nnx.Dropout)]
+        key = jax.random.key(0)
+        run = lambda train, **more: _draws(
+            lambda params, x, key: self.run(params, x, key, train, more), params, x, key
+        )
+        if run(False):
+            raise ValueError(STILL.format(name=kind.__name__))
+        _check_dropout(kind, run, dropouts)
+
+    def run(self, params: Params, x: Any, key: Key | None, train: bool, more: Any) -> Any:
+        """With more flags."""
+        from flax import nnx
+
+        graph, weights, draws, others, kind = _parts(self.build)
         stream: Any = jax.random.key(0) if key is None else key
         weights, draws = jax.tree.map(lambda leaf: leaf, (weights, draws))  # copies: set below
         nnx.replace_by_pure_dict(weights, params)
@@ -266,6 +464,10 @@ class _NnxApply:
                 leaf.set_value(jax.random.split(jax.random.fold_in(stream, i), leaf.shape))
             else:
                 leaf.set_value(jnp.zeros(leaf.shape, leaf.dtype))
-        module = nnx.merge(graph, weights, draws)
+        module = nnx.merge(graph, weights, draws, others)
         (module.train if train else module.eval)()
-        return module(x)
+        for _, node in nnx.iter_graph(module):
+            for name in FLAGS:
+                if isinstance(node, nnx.Module) and isinstance(vars(node).get(name), bool):
+                    setattr(node, name, FLAGS[name] is train)
+        return module(x, **_flags(kind, train), **more)

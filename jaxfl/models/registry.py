@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from jaxfl.models.dense import logistic, mlp
 from jaxfl.models.model import Model
 from jaxfl.models.sequence import char_lstm, transformer, word_lstm
@@ -25,6 +27,9 @@ BUILDERS = (
 MODELS: dict[str, Callable[..., Model]] = {builder.__name__: builder for builder in BUILDERS}
 
 
+_MOST = 1_000_000  # outputs of which a model has weights for each
+
+
 def make(name: str, examples: dict[str, Any], classes: int, **options: Any) -> Model:
     """Build a model by name, of the size that the examples ask for.
 
@@ -36,7 +41,8 @@ def make(name: str, examples: dict[str, Any], classes: int, **options: Any) -> M
             configuration file) become tuples.
 
     Raises:
-        ValueError: if there is no such model, or it has no such option.
+        ValueError: if there is no such model, it has no such option, or examples and classes are
+            none that it takes (images with channels first, a million outputs).
 
     Example:
         >>> digits = data.load("digits")
@@ -51,7 +57,22 @@ def make(name: str, examples: dict[str, Any], classes: int, **options: Any) -> M
             + "".join(f" or {other!r}" for other in near[1:])
             + "."
         )
+    if not hasattr(examples["x"], "shape"):
+        raise ValueError(
+            f"examples: expected an array x [N, ...], got a {type(examples['x']).__name__}. "
+            "Use np.asarray(x)."
+        )
     shape = tuple(examples["x"].shape[1:])
+    if not isinstance(classes, int | np.integer) or classes < 1:
+        raise ValueError(
+            f"classes: expected the number of outputs, at least 1, got {classes!r}. Use 1 for a "
+            "regression with one target."
+        )
+    if classes > max(_MOST, len(examples["x"])):
+        raise ValueError(
+            f"classes: expected at most {_MOST:,}, or one per example, got {classes:,}: the number "
+            "of classes is the largest label + 1. Use np.unique(y, return_inverse=True)[1] as y."
+        )
     sizes = {"inputs": prod(shape), "shape": shape, "length": shape[0] if shape else 1}
     sizes |= {"classes": int(classes), "vocab": int(classes)}
     known = inspect.signature(MODELS[name]).parameters

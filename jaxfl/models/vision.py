@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Num
 
@@ -27,7 +28,18 @@ def _images(x: Any) -> Any:
             f"x: expected images [B, H, W] or [B, H, W, C], got {x.shape}. "
             "Use x.reshape(-1, 28, 28, 1)."
         )
+    h, w, c = (*x.shape[1:], 1)[:3]
+    if (h == 3 and min(w, c) > 4) or (h == 1 and w == c > 4):
+        raise ValueError(
+            f"x: expected images [B, H, W, C], channels last, got {x.shape}, which look like "
+            "[B, C, H, W]. Use x.transpose(0, 2, 3, 1)."
+        )
     return x[..., None] if x.ndim == 3 else x
+
+
+def _vision(name: str, module: nn.Module, shape: tuple[int, ...]) -> Model:
+    _images(np.empty((0, *shape)))  # says at once what is wrong with the shape
+    return _linen(name, module, shape)
 
 
 class FedAvgCNN(nn.Module):
@@ -145,7 +157,7 @@ def fedavg_cnn(
         >>> sum(leaf.size for leaf in jax.tree.leaves(params))
         1663370
     """
-    return _linen("fedavg_cnn", FedAvgCNN(classes, hidden, padding, form), shape)
+    return _vision("fedavg_cnn", FedAvgCNN(classes, hidden, padding, form), shape)
 
 
 def cifar_cnn(
@@ -173,7 +185,7 @@ def cifar_cnn(
         >>> sum(leaf.size for leaf in jax.tree.leaves(params))
         1626442
     """
-    return _linen("cifar_cnn", CifarCNN(classes, dropout, form), shape)
+    return _vision("cifar_cnn", CifarCNN(classes, dropout, form), shape)
 
 
 def lenet5(
@@ -196,7 +208,7 @@ def lenet5(
         >>> sum(leaf.size for leaf in jax.tree.leaves(params))
         62006
     """
-    return _linen("lenet5", LeNet5(classes, form), shape)
+    return _vision("lenet5", LeNet5(classes, form), shape)
 
 
 def resnet18(
@@ -229,4 +241,4 @@ def resnet18(
     """
     if groups < 1 or 64 % groups:
         raise ValueError(f"groups: expected a divisor of 64, got {groups}. Use groups=32.")
-    return _linen("resnet18", ResNet18(classes, groups, form), shape)
+    return _vision("resnet18", ResNet18(classes, groups, form), shape)
