@@ -652,7 +652,9 @@ def check_ranges(alg: Any, *, single: bool = False) -> None:
         if "low" not in field.metadata:
             continue
         if single and _traced(field):
-            checks.number(f"{_name(alg)}.{field.name}", value, many=field.metadata.get("many"))
+            checks.number(
+                f"{_name(alg)}.{field.name}", value, many=field.metadata.get("many", False)
+            )
         if not _concrete(value):
             continue
         low, high = field.metadata["low"], field.metadata.get("high", np.inf)
