@@ -639,7 +639,8 @@ def check_ranges(alg: Any, *, single: bool = False) -> None:
     for field in dataclasses.fields(alg):
         value = getattr(alg, field.name)
         if _component(value):
-            check_ranges(value, single=single)
+            drawn = isinstance(value, getattr(alg, "kind", ()))  # nets, stacked over rounds
+            check_ranges(value, single=single and not drawn)
             continue
         if value is None:  # off
             continue
