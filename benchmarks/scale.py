@@ -25,7 +25,7 @@ from jaxfl.algorithms import FedAvg, Scaffold
 from jaxfl.clients import Clients
 from jaxfl.data import iid
 from jaxfl.networks import Uniform
-from jaxfl.simulate import _scan, run, simulate, strong
+from jaxfl.simulate import _chunk, run, simulate, strong
 
 KEY = jax.random.key(0)
 
@@ -83,7 +83,7 @@ def many(sizes=(10**3, 10**6), rounds=200):
         programs[n] = lambda world=world: simulate(alg, *world, params, KEY, rounds=rounds)
         programs[n]()
         rest = KEY, jnp.int32(0), alg.State(params), None, None
-        program = _scan.lower(strong(alg, params), *world, *rest, rounds=rounds, every=rounds)
+        program = _chunk.lower(strong(alg, params), *world, *rest, rounds=rounds, every=rounds)
         results[n] |= {
             "data megabytes": megabytes(clients.data.arrays),
             "index megabytes": megabytes(

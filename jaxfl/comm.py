@@ -23,6 +23,7 @@ _UNROLL = 16  # columns of a neighbour table that are unrolled; beyond, a scan c
 # Bytes of stacked models beyond which one CPU mixes them by blocks of columns, of a block, and of
 # the part of a row in it, below which pages and cache lines cost more than the block saves.
 _CACHED, _BLOCK, _PART = 1 << 24, 1 << 22, 1 << 11
+_COMPARED = 64  # rows whose comparisons are one kernel; of more, they take long to compile
 
 
 @struct.dataclass
@@ -482,6 +483,110 @@ def _held(x):
     squared += left**2 * _squares(centre)[0]
     tainted = ((x.coef != 0) & ~finite[None, None]).any(-1)
     return jnp.where(tainted | tainted[:, :1], jnp.inf, jnp.maximum(squared, 0))
+
+
+def by_rank(w: Any, x: Stacked, ranks: tuple[int, ...] | None = None) -> Params:
+    """Weighted sums of the sorted values of every number of stacked models: medians, trimmed means.
+
+    As `mix`, but `w` weighs ranks instead of clients: w[0] the least value of each number, w[-1]
+    the largest. NaN counts as inf. A weight of 0 ignores what has its rank, also inf. Derivatives
+    reach the values that were chosen, not `w`.
+
+    On a CPU rows are compared as a whole, in the fixed order of a sorting network, which takes a
+    hundredth of the time of `jnp.sort` along the clients. Elsewhere `lax.sort` sorts them.
+
+    Args:
+        w: `[n]` weights by rank, or one for each of `ranks`, traced.
+        x: stacked models, leaves `[n, ...]`.
+        ranks: those that are asked for, static; what others need alone is not computed.
+
+    Returns:
+        One model `[...]`, of x's dtypes.
+
+    Example:
+        >>> x = jnp.array([[5.0, 1.0], [2.0, jnp.nan], [3.0, 4.0]])
+        >>> comm.by_rank(jnp.array([0.5, 0.5]), x, ranks=(0, 1)).tolist()
+        [2.5, 2.5]
+    """
+    if isinstance(x, Held):
+        raise TypeError(
+            "messages that differ by receiver (Held) have no ranks in common; use an adversary "
+            "that sends all the same, such as `SignFlip()`"
+        )
+
+    def one(leaf):
+        rows = leaf.reshape(len(leaf), -1).astype(_wide(leaf))
+        rows = jnp.where(jnp.isnan(rows), jnp.inf, rows)
+        y = _ranked(ranks or tuple(range(len(rows))), rows, jnp.asarray(w, rows.dtype))
+        return y.reshape(leaf.shape[1:]).astype(leaf.dtype)
+
+    return jax.tree.map(one, x)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _ranked(ranks, x, w):
+    chosen = lambda rows: _sum([_product(w[i], rows[k]) for i, k in enumerate(ranks)])
+    if jax.default_backend() != "cpu":
+        return _weighted(w, jax.lax.sort(x, dimension=0)[np.array(ranks)]).sum(0)
+    if len(x) > _COMPARED:
+        return _by_columns(lambda x: _weighted(w, _bitonic(x)[np.array(ranks)]).sum(0), x)
+    rows = _compared(x)
+    return _sum([_product(w[i], rows[k]) for i, k in enumerate(ranks)])
+
+
+@_ranked.defjvp
+def _(ranks, at, by):
+    x, w = at
+    weight = jnp.zeros(len(x), w.dtype).at[np.array(ranks)].add(w)
+    rank = jnp.argsort(jnp.argsort(x, 0), 0)
+    return _ranked(ranks, x, w), _product(weight[rank], by[0]).sum(0)
+
+
+def _compared(x):
+    """The rows sorted, by Batcher's odd-even merges: comparisons that fuse with what reads them.
+
+    Never stack them: each row of a stack would be sorted again.
+    """
+    rows, n, size = [*x], len(x), 1
+    while size < n:
+        step = size
+        while step:
+            for first in range(step % size, n - step, 2 * step):
+                for i in range(first, min(first + step, n - step)):
+                    if i // (2 * size) == (i + step) // (2 * size):
+                        a, b = rows[i], rows[i + step]
+                        rows[i], rows[i + step] = jnp.where(b < a, b, a), jnp.where(b < a, a, b)
+            step //= 2
+        size *= 2
+    return rows
+
+
+def _bitonic(x):
+    """The rows sorted, filled up with inf to a power of two: as many passes for all rows at once."""
+    n, width = 1 << (len(x) - 1).bit_length(), x.shape[1]
+    x = jnp.concatenate([x, jnp.full((n - len(x), width), jnp.inf, x.dtype)])
+    for size in range(1, n.bit_length()):
+        for step in range(size - 1, -1, -1):
+            pairs = x.reshape(-1, 2, 1 << step, width)
+            flip = slice(None, None, -1 if step == size - 1 else 1)  # two runs, up and down
+            a, b = pairs[:, 0], pairs[:, 1, flip]
+            less, more = jnp.where(b < a, b, a), jnp.where(b < a, a, b)[:, flip]
+            x = jnp.concatenate([less, more], 1).reshape(n, width)
+    return x
+
+
+def _by_columns(f, x):
+    """`f(x)`, one number per column, by blocks of columns that stay in the cache."""
+    width = max(1, _BLOCK // 4 // (len(x) * x.dtype.itemsize))
+    if x.shape[1] <= width:
+        return f(x)
+
+    def block(j, y):
+        at = jnp.minimum(j * width, x.shape[1] - width)  # the last one overlaps
+        part = jax.lax.dynamic_slice_in_dim(x, at, width, 1)
+        return jax.lax.dynamic_update_slice_in_dim(y, f(part), at, 0)
+
+    return jax.lax.fori_loop(0, -(-x.shape[1] // width), block, jnp.zeros_like(x[0]))
 
 
 def stack(x: Params, n: int) -> Stacked:

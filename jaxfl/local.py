@@ -14,6 +14,7 @@ import optax
 from flax import struct
 
 from jaxfl.clients import SHORT, Sample
+from jaxfl.simulate import hyper
 from jaxfl.types import Params, Scalar, fork
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
@@ -36,8 +37,8 @@ class SGD:
         [-0.5]
     """
 
-    decay: Scalar = 0.0
-    clip: Scalar | None = None
+    decay: Scalar = hyper(0.0)
+    clip: Scalar | None = hyper(None)
 
     def init(self, x: Params) -> tuple[()]:
         """No memory."""
@@ -65,9 +66,9 @@ class Momentum:
         ([-2.0], [2.0])
     """
 
-    beta: Scalar = 0.9
-    decay: Scalar = 0.0
-    clip: Scalar | None = None
+    beta: Scalar = hyper(0.9, high=1.0)
+    decay: Scalar = hyper(0.0)
+    clip: Scalar | None = hyper(None)
 
     def init(self, x: Params) -> Params:
         """The momentum, zero."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,11 +13,11 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
-from jaxfl import comm, devices, memory
+from jaxfl import checks, comm, devices, memory
 from jaxfl.clients import Clients, LossShapeError
 from jaxfl.networks.topologies import check as check_network
 from jaxfl.networks.topologies import layers, speeds
-from jaxfl.types import Info, Key, Params, Scalar, fork, nearest
+from jaxfl.types import Info, Key, Params, Scalar, fork, nearest, shown
 
 
 @runtime_checkable
@@ -140,7 +141,9 @@ def keys(key: Key, t: Scalar) -> tuple[Key, Key]:
 def init(alg: Any, clients: Clients, params: Params, key: Key) -> Any:
     """The state before the first round, its key apart from those of the rounds."""
     start = lambda clients: alg.init(params, clients, fork(key, "init"))
-    return start(clients) if clients.over is None else devices.stay(start, clients)
+    state = start(clients) if clients.over is None else devices.stay(start, clients)
+    checks.state(alg, state)
+    return jax.tree.map(jnp.copy, state)  # never the caller's arrays, so that it can be donated
 
 
 def simulate(
@@ -193,25 +196,30 @@ def simulate(
         >>> run.state.params.shape, run.history.loss.shape, run.evaluations["distance"].shape
         ((5,), (20,), (2,))
     """
+    _check_given(clients, key, state, evaluate, schedule)
     clients._resident()
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
     memory.refuse(_init, alg, clients, params, key, rounds=rounds)
-    if state is None:
-        state = _init(alg, clients, params, key)
-    return _scan(
-        alg,
-        clients,
-        network,
-        key,
-        jnp.asarray(start, jnp.int32),
-        state,
-        _callable(evaluate),
-        _callable(schedule),
-        rounds=rounds,
-        every=every or rounds,
-    )
+    state = _init(alg, clients, params, key) if state is None else _copied(state)
+    start = jnp.asarray(start, jnp.int32)
+    given = (alg, clients, network, key, start, state, _callable(evaluate), _callable(schedule))
+    plain = all(map(_concrete, jax.tree.leaves(given)))
+    # Under a transformation buffers are not this call's to give away.
+    return (_chunk if plain else _scan)(*given, rounds=rounds, every=every or rounds)
+
+
+def _scheduled(schedule, alg, t, params):
+    """The algorithm of round t."""
+    now = schedule(alg, t)
+    if type(now) is not type(alg):
+        raise ValueError(
+            f"schedule must return the algorithm of the round, got {type(now).__name__}; for "
+            "example `lambda alg, t: alg.replace(lr=alg.lr / (1 + t))`"
+        )
+    check_ranges(now, single=True)
+    return strong(now, params)
 
 
 def _callable(f):
@@ -230,15 +238,16 @@ def _divisor(rounds, every):
 
 
 _init = jax.jit(init)
+_copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
 
 def _rounds(alg, clients, network, key, start, state, evaluate, schedule, *, rounds, every):
     def step(state, t):
-        now = alg if schedule is None else strong(schedule(alg, t), state.params)
+        now = alg if schedule is None else _scheduled(schedule, alg, t, state.params)
         network_key, key_t = keys(key, t)
         net = network(t, network_key)
-        new, info = now.round(state, clients, net, key_t)
-        new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)
+        out = now.round(state, clients, net, key_t)
+        new, info = checks.returned(now, out, state, net)
         return new, _record(alg, clients.n, network, net, info, t)
 
     def block(state, t):
@@ -366,6 +375,7 @@ def run(
         10 (10,)
         20 (10,)
     """
+    _check_given(clients, key, state, evaluate, schedule)
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
@@ -407,8 +417,7 @@ def run(
             own = stack.enter_context(feed).state
         else:
             feed = None
-            own = _init(alg, clients, params, key) if state is None else state
-            own = jax.tree.map(jnp.copy, own)
+            own = _init(alg, clients, params, key) if state is None else _copied(state)
         advance = stack.enter_context(_bar(rounds, progress))
         advance(t - start)
         for t, size in spans[done:]:
@@ -478,6 +487,37 @@ def _check_every(rounds, every, evaluate):
     for part in jax.tree.leaves(evaluate, is_leaf=lambda part: hasattr(part, "check")):
         if hasattr(part, "check"):  # of `jaxfl.metrics`, alone or in another
             part.check()
+
+
+def _check_given(clients, key, state, evaluate, schedule):
+    """Things of the wrong kind, each by name."""
+    if not isinstance(clients, Clients):
+        fix = "problem.clients()" if hasattr(clients, "clients") else "Clients.make(...)"
+        raise ValueError(f"clients must be Clients, got {type(clients).__name__}; use `{fix}`")
+    dtype, shape = getattr(key, "dtype", None), jnp.shape(key)
+    new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if dtype is None or not (new or (dtype == jnp.uint32 and shape)):
+        raise ValueError(
+            f"key must be a random key, got {shown(key)}; for example `jax.random.key(0)`"
+        )
+    if seeds := shape if new else shape[:-1]:
+        raise ValueError(
+            f"key holds {math.prod(seeds)} keys, and a run takes one; map the run over them: "
+            "`jax.vmap(run)(keys)`"
+        )
+    if isinstance(state, Run):
+        raise ValueError("state must be a state, got the whole Run; pass `state=run.state`")
+    for name, f in (("evaluate", evaluate), ("schedule", schedule)):
+        if f is not None and not callable(f):
+            raise ValueError(
+                f"{name} must be a function, got {shown(f)}; for example `{_FUNCTIONS[name]}`"
+            )
+
+
+_FUNCTIONS = {
+    "evaluate": "evaluate=metrics.Evaluate(model, data.test)",
+    "schedule": "schedule=scaled(lr=optax.cosine_decay_schedule(1.0, rounds))",
+}
 
 
 def strong(alg: Any, params: Params) -> Any:
@@ -574,7 +614,18 @@ def scaled(**schedules: Callable[[Scalar], Scalar]) -> Callable[[Any, Scalar], A
         1.0
     """
 
+    for name, f in schedules.items():
+        if not callable(f):
+            raise ValueError(
+                f"{name} must be a function of the round, got {shown(f)}; for example "
+                f"`scaled({name}=optax.cosine_decay_schedule(1.0, rounds))`"
+            )
+
     def schedule(alg, t):
+        traced = [f.name for f in dataclasses.fields(alg) if _traced(f)]
+        for name in schedules:
+            if name not in traced:
+                raise ValueError(_unknown(f"schedule: {_name(alg)}", name, traced))
         return alg.replace(**{name: getattr(alg, name) * f(t) for name, f in schedules.items()})
 
     return schedule
@@ -584,12 +635,7 @@ def _traced(field):
     return field.metadata.get("pytree_node", True)
 
 
-def _component(value):
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _name(alg):
-    return alg.__name__ if isinstance(alg, type) else type(alg).__name__
+_component, _name = checks.component, checks.name
 
 
 def _unknown(what, name, known):
@@ -632,12 +678,20 @@ def choice(*names: str) -> Any:
     return struct.field(pytree_node=False, default=names[0], metadata={"names": names})
 
 
-def check_ranges(alg: Any) -> None:
-    """Raises ValueError for a hyperparameter out of its range, of components too; tracers pass."""
+def check_ranges(alg: Any, *, single: bool = False) -> None:
+    """Raises ValueError for a hyperparameter out of its range, of components too; tracers pass.
+
+    Args:
+        alg: an algorithm, a network, a component.
+        single: of one run, where a hyperparameter is one number, also while it is traced.
+    """
     for field in dataclasses.fields(alg):
         value = getattr(alg, field.name)
         if _component(value):
-            check_ranges(value)
+            drawn = isinstance(value, getattr(alg, "kind", ()))  # nets, stacked over rounds
+            check_ranges(value, single=single and not drawn)
+            continue
+        if value is None:  # off
             continue
         names = field.metadata.get("names")
         if names and value not in names:
@@ -645,7 +699,13 @@ def check_ranges(alg: Any) -> None:
                 f"{_name(alg)}.{field.name} must be one of {names}, got {value!r}; for example "
                 f"`{_name(alg)}({field.name}={names[0]!r})`"
             )
-        if "low" not in field.metadata or not _concrete(value):
+        if "low" not in field.metadata:
+            continue
+        if single and _traced(field):
+            checks.number(
+                f"{_name(alg)}.{field.name}", value, many=field.metadata.get("many", False)
+            )
+        if not _concrete(value):
             continue
         low, high = field.metadata["low"], field.metadata.get("high", np.inf)
         if not _traced(field) and not isinstance(value, int | np.integer):
@@ -670,7 +730,7 @@ def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: i
     `jit` and `vmap` of the network there is nothing to look at.
     """
     _check_forms(alg, network)
-    check_ranges(alg)
+    check_ranges(alg, single=True)
     needs, name = alg.needs, _name(alg)
     if network.kind is not needs.net:
         raise ValueError(
@@ -684,7 +744,7 @@ def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: i
         )
     check_network(network, rounds)
     if dataclasses.is_dataclass(network):
-        check_ranges(network)
+        check_ranges(network, single=True)
     _check_needs(needs, name, network)
     if all(_concrete(a) for a in jax.tree.leaves(network)) and needs.check is not None:
         with jax.ensure_compile_time_eval():  # also while the caller is being traced
@@ -694,11 +754,7 @@ def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: i
 
 
 def _check_forms(alg, network):
-    if isinstance(alg, type) or not hasattr(alg, "needs"):
-        raise ValueError(
-            f"alg must be an algorithm with its hyperparameters, got {alg!r}; for example "
-            "`FedAvg(lr=0.1)`"
-        )
+    checks.form(alg, Needs)
     if not hasattr(network, "kind"):
         raise ValueError(
             f"network must be a network, got {type(network).__name__}; use "
@@ -758,16 +814,32 @@ def matrix(network: Any) -> np.ndarray | None:
         if not hasattr(network, "network"):
             return None
         network = network.network
-    with jax.ensure_compile_time_eval():  # its values, also while something else is traced
-        return np.asarray(comm.to_dense(network.w), float)
+    w = jax.tree.map(
+        np.asarray, network.w
+    )  # on the host: operations of JAX may be traced, and slow
+    if isinstance(w, comm.Dense):
+        return np.asarray(w.w, float)
+    out, own = np.zeros((network.n, network.n)), np.arange(network.n)
+    for k in range(w.w.shape[-1]):
+        shifted = isinstance(w, comm.Shifts)
+        heard = (own + w.shifts[k]) % w.n if shifted else w.idx[:, k]
+        np.add.at(out, (own, heard), w.w[k] if shifted else w.w[:, k])
+    return out
+
+
+@jax.jit
+def _losses(clients, params):
+    """Losses of one client, and gradients for what they say of params; JAX keeps the trace."""
+
+    def one(client, key):
+        xi = client.draw(key)
+        return client.losses(params, xi), client.grad(params, xi)
+
+    return clients.each(one, key=jax.random.key(0))[0]
 
 
 def _check_model(clients, params):
     """The loss must accept the model: shapes and dtypes, without computing anything."""
-
-    def one(client, key):
-        xi = client.draw(key)
-        return *client.grad(params, xi), client.losses(params, xi)
 
     for path, leaf in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -776,18 +848,16 @@ def _check_model(clients, params):
                 f"{jnp.result_type(leaf)}; cast it: `x.astype(jnp.float32)`"
             )
 
-    def shapes(batch):
-        def each(start, count, id, data):
-            few = dataclasses.replace(
-                clients, data=data, start=start, count=count, id=id, batch=batch, host=False
-            )
-            return few.each(one, key=jax.random.key(0))
+    shape = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+    data, params = jax.tree.map(shape, (clients.data, params))
+    one = jax.ShapeDtypeStruct((1,), jnp.int32)
+    few = dict(data=data, start=one, count=one, id=one, host=False, population=0)
 
-        number = jax.ShapeDtypeStruct((1,), jnp.int32)
-        return jax.eval_shape(each, number, number, number, clients.data)
+    def losses(batch):
+        return _losses.eval_shape(dataclasses.replace(clients, **few, batch=batch), params)
 
     try:
-        tasks = {shapes(batch)[2].shape[2:] for batch in (2, 3)}
+        tasks = {losses(batch).shape[2:] for batch in (2, 3)}
         if len(tasks) > 1:
             raise LossShapeError(
                 "loss must return one number per example, shape (B,), not (B, B): somewhere [B, 1] "

@@ -35,7 +35,7 @@ from oracles.problem import LeastSquares
 from jaxfl import comm
 from jaxfl.clients import Clients
 from jaxfl.networks import Events, Graph, Messages, Quorum
-from jaxfl.simulate import _rounds, _scan, init, simulate, strong
+from jaxfl.simulate import _chunk, _rounds, init, simulate, strong
 
 pytestmark = pytest.mark.filterwarnings("error")
 every_case = pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_hyperparameters_are_traced(case):
         lambda *a: jnp.stack([jnp.asarray(v, jnp.float64) for v in a]), *variants
     )
     mapped = jax.vmap(lambda alg: play(alg, tape).state.params)(stacked)
-    before = _scan._cache_size()
+    before = _chunk._cache_size()
     for i, variant in enumerate(variants):
         close(jax.tree.map(lambda a, i=i: a[i], mapped), play(variant, tape).state.params, 1e-10)
-    assert _scan._cache_size() == before
+    assert _chunk._cache_size() == before
 
 
 @every_case

@@ -13,7 +13,7 @@ from jaxfl.clients import Clients
 from jaxfl.compress import TopK
 from jaxfl.local import Momentum, Optax
 from jaxfl.networks import Uniform, from_matrix, graph
-from jaxfl.simulate import Algorithm, _scan, grid, run, scaled, simulate
+from jaxfl.simulate import Algorithm, _chunk, grid, run, scaled, simulate
 
 COHORT = Uniform(N, 3)
 same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -97,11 +97,11 @@ def test_numbers_of_every_kind_are_one_program():
     other = 0.8 * ring + 0.2 * np.eye(N)
     alg = lambda lr: DSGD(lr=lr)
     simulate(alg(1), CLIENTS, from_matrix(ring), X0, KEY, rounds=2)
-    before = _scan._cache_size()
+    before = _chunk._cache_size()
     for lr in (1.0, np.float32(1), jnp.array(1.0), jnp.array(1)):
         simulate(alg(lr), CLIENTS, from_matrix(ring), X0, KEY, rounds=2)
     simulate(alg(0.5), CLIENTS, from_matrix(other), X0, KEY, rounds=2)
-    assert _scan._cache_size() == before
+    assert _chunk._cache_size() == before
 
 
 def test_local_solvers():

@@ -16,9 +16,18 @@ from jaxfl import comm
 from jaxfl.types import Key, Scalar, Stacked
 
 
-def ranged(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = math.inf) -> Any:
-    """A traced field of a network with its range, read by `jaxfl.simulate.check_ranges`."""
-    return struct.field(default=default, metadata={"low": low, "high": high})
+def ranged(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    many: bool = False,
+) -> Any:
+    """A traced field of a network with its range, read by `jaxfl.simulate.check_ranges`.
+
+    With `many` it may be an array, such as one number per client; else it is one number.
+    """
+    return struct.field(default=default, metadata={"low": low, "high": high, "many": many})
 
 
 @struct.dataclass
@@ -109,7 +118,7 @@ class ALIE:
         (4, ALIE(z=1.0))
     """
 
-    z: Scalar = 1.5
+    z: Scalar = ranged(1.5, low=-math.inf)
     local: ClassVar[bool] = False
 
     def __call__(self, message: Stacked, send: "Send", key: Key) -> Stacked:

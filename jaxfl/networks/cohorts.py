@@ -143,7 +143,7 @@ class Bernoulli:
     """
 
     n: int = struct.field(pytree_node=False)
-    rate: Scalar = ranged(0.5, high=1.0)
+    rate: Scalar = ranged(0.5, high=1.0, many=True)
     slots: int = struct.field(pytree_node=False, default=0)
     unbiased: Scalar = ranged(0.0, high=1.0)
     links: Links = Links()
@@ -187,7 +187,7 @@ class Weighted:
         [0, 1, 3]
     """
 
-    rate: Scalar = ranged()
+    rate: Scalar = ranged(many=True)
     size: int = struct.field(pytree_node=False, default=1)
     links: Links = Links()
     kind: ClassVar[type] = Cohort
@@ -302,7 +302,7 @@ class Drop:
     """
 
     network: Any
-    rate: Scalar = ranged(0.0, high=1.0)
+    rate: Scalar = ranged(0.0, high=1.0, many=True)
     kind: ClassVar[type] = Cohort
     lossless: ClassVar[bool] = False
 

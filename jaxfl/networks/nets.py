@@ -42,10 +42,10 @@ class Links:
         1000000.0
     """
 
-    compute: Scalar = ranged(0.01)
-    latency: Scalar = ranged(0.05)
-    up: Scalar = ranged(10e6, low=1.0)
-    down: Scalar = ranged(50e6, low=1.0)
+    compute: Scalar = ranged(0.01, many=True)
+    latency: Scalar = ranged(0.05, many=True)
+    up: Scalar = ranged(10e6, low=1.0, many=True)
+    down: Scalar = ranged(50e6, low=1.0, many=True)
 
     def at(self, idx: Any) -> "Links":
         """The speeds of a cohort."""

@@ -491,7 +491,7 @@ class Churn:
     """
 
     network: Any
-    present: Scalar = ranged(1.0, high=1.0)
+    present: Scalar = ranged(1.0, high=1.0, many=True)
     keep: str = struct.field(pytree_node=False, default="")
     kind: ClassVar[type] = Graph
     static: ClassVar[bool] = False
