@@ -1,17 +1,13 @@
 """Sweeps: every combination of settings, grouped into programs, run in chunks, kept in a folder."""
 
 import contextlib
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from jaxfl import experiment, folder
-from jaxfl.checkpoint import fingerprint
 from jaxfl.config import Config
 from jaxfl.sweeps.execution import Stop, execute
 from jaxfl.sweeps.plan import Plan, plan
@@ -91,11 +87,10 @@ def sweep(
         folder.possible(out)
     devices = devices or jax.local_device_count()
     options = {"stop_at": stop.at, "patience": stop.patience}
-    objects = {"data": _fingerprint(data), "model": _description(model)}
     with contextlib.ExitStack() as stack:
         store = None
         if out is not None:
-            store = stack.enter_context(Store.open(Path(out), space, options, objects))
+            store = stack.enter_context(Store.open(Path(out), space, options))
         made = _plan(space, width, devices, data, model, store.widths if store else ())
         mesh = None
         if devices > 1:
@@ -117,20 +112,3 @@ def _stop(at, patience):
             f"{patience}; for example stop_at=0.9, patience=5"
         )
     return Stop(float(at), int(patience))
-
-
-def _description(model):
-    """What tells one model from another, in every process: functions by their names."""
-    return "" if model is None else json.dumps(fingerprint(model), sort_keys=True)
-
-
-def _fingerprint(data):
-    """What tells one data set from another; nothing of a named one."""
-    if data is None:
-        return ""
-    digest = hashlib.sha256()
-    for part in ("train", "valid", "test"):
-        for name, a in sorted(getattr(data, part).items()):
-            a = np.ascontiguousarray(a)
-            digest.update(f"{part} {name} {a.dtype} {a.shape}".encode() + a.tobytes())
-    return digest.hexdigest()
