@@ -238,12 +238,8 @@ class Checkpoints:
                     f"which does not say enough of its run to go on with it, this is {FORMAT}; "
                     "choose another folder, or finish it with the jaxfl that began it"
                 )
-            agree(
-                self.folder,
-                "a checkpoint of another run",
-                meta["about"],
-                json.loads(json.dumps(about)),
-            )
+            now = json.loads(json.dumps(about))
+            agree(self.folder, "a checkpoint of another run", meta["about"], now)
         self._last = (now, time.monotonic())
         if callable(like) and jax.tree_util.all_leaves([like]):
             like = like(now)

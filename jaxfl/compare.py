@@ -212,7 +212,7 @@ def compare(
             comparison = _compare(config, problem, jobs, report)
         comparison.results.attrs["identity"] = json.dumps(what)
         if out is not None:
-            comparison._write(Path(out))
+            comparison._write(Path(out), what)
     return comparison
 
 
@@ -261,12 +261,19 @@ def _claimed(out: str | Path, what: dict[str, Any]) -> Iterator[None]:
             for name, before in about["files"].items():
                 if (path / name).exists() and checksum(path / name) != before:
                     raise ValueError(
-                        f"{str(path / name)!r} was changed since jaxfl wrote it; move it elsewhere, "
-                        "or choose another folder: `out='results-2'`"
+                        f"{str(path / name)!r} was changed since jaxfl wrote it; move it away, or "
+                        "choose another folder: `out='results-2'`"
                     )
-        about = {"format": folder.FORMAT, "kind": "comparison", "identity": what, "files": {}}
-        folder.text(path / folder.ABOUT, folder.sealed(about))
+        else:
+            _note(path, what)  # first: what is here from now on is ours
         yield
+
+
+def _note(path, what, names=()):
+    """Writes of what comparison a folder is, and the checksums of its files."""
+    about = {"format": folder.FORMAT, "kind": "comparison", "identity": what}
+    about["files"] = {name: checksum(path / name) for name in names}
+    folder.text(path / folder.ABOUT, folder.sealed(about))
 
 
 def _compare(config, problem, jobs, report):
@@ -652,10 +659,12 @@ class Comparison:
         attrs = self.results.attrs
         known = json.loads(attrs["identity"]) if "identity" in attrs else None
         arrays = {str(name): a.values for name, a in self.results.items()}
-        with _claimed(out, known or identity(settings=self.config, results=arrays)):
-            self._write(Path(out))
+        what = known or identity(settings=self.config, results=arrays)
+        with _claimed(out, what):
+            self._write(Path(out), what)
 
-    def _write(self, path):
+    def _write(self, path, what):
+        _note(path, what)  # until they are whole, its files may be written again
         folder.netcdf(path / "results.nc", self.results)
         texts = {"table.txt": self.text(), "table.csv": self.csv(), "table.md": self.markdown()}
         texts["config.toml"] = self.config.to_toml()
@@ -668,9 +677,7 @@ class Comparison:
         from matplotlib import pyplot
 
         pyplot.close(figure)
-        about = folder.about(path, "comparison")
-        about["files"] = {k: checksum(path / k) for k in ("results.nc", *texts, *pictures)}
-        folder.text(path / folder.ABOUT, folder.sealed(about))
+        _note(path, what, ("results.nc", *texts, *pictures))
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":

@@ -124,9 +124,11 @@ def agree(where: Any, what: str, saved: Any, now: Any) -> None:
             f"folder {str(where)!r} holds {what}: {'; '.join(found[:4])}{more}; choose "
             "another folder, delete this one, or go back to what it was"
         )
-    old, new = (x.get("versions", {}) for x in (saved, now))
+    if not all(isinstance(x, dict) and "versions" in x for x in (saved, now)):
+        return
+    old, new = saved["versions"], now["versions"]
     other = [f"{n} {old[n]}, now {new[n]}" for n in old if n in new and old[n] != new[n]]
-    pythons = [x.get("surroundings", {}).get("python") for x in (saved, now)]
+    pythons = [x["surroundings"]["python"] for x in (saved, now)]
     if pythons[0] != pythons[1]:
         other += [f"Python {pythons[0]}, now {pythons[1]} (functions were compared by name only)"]
     if other:
@@ -508,15 +510,11 @@ def _array(a, exact, key):
     if a.ndim == 0 and dtype.kind in "biufc" and not impl:
         return str(a.astype(dtype))
     shape = " " + str([*a.shape]) if a.ndim > 1 or a.size > _SHOWN else ""
-    if a.size <= _SHOWN and dtype.kind in "biufcUS":
-        return " ".join(
-            [name + shape, *map(str if dtype.kind in "biufc" else repr, _list(a, dtype))]
-        )
+    if a.size <= _SHOWN and dtype.kind in "biufc":
+        return " ".join([name + shape, *map(str, a.astype(dtype).ravel())])
+    if a.size <= _SHOWN and dtype.kind in "US":
+        return " ".join([name + shape, *map(repr, a.ravel().tolist())])
     return f"{name}{shape} {_hash(_bytes(a, dtype))}"
-
-
-def _list(a, dtype):
-    return a.astype(dtype).ravel() if dtype.kind in "biufc" else a.ravel().tolist()
 
 
 def _bytes(a, dtype):
