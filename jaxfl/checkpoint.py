@@ -181,7 +181,7 @@ class Checkpoints:
         Args:
             t: number of the next round.
             tree: a pytree of JAX arrays (wherever they are), random keys, NumPy arrays, numbers.
-            about: JSON that says of what; `restore` can compare it.
+            about: JSON that says of what (`jaxfl.identity`); `restore` can compare it.
 
         Raises:
             ValueError: a leaf is not an array of numbers.
@@ -238,8 +238,8 @@ class Checkpoints:
                     f"which does not say enough of its run to go on with it, this is {FORMAT}; "
                     "choose another folder, or finish it with the jaxfl that began it"
                 )
-            now = json.loads(json.dumps(about))
-            agree(self.folder, "a checkpoint of another run", meta["about"], now)
+            wanted = json.loads(json.dumps(about))
+            agree(self.folder, "a checkpoint of another run", meta["about"], wanted)
         self._last = (now, time.monotonic())
         if callable(like) and jax.tree_util.all_leaves([like]):
             like = like(now)

@@ -231,18 +231,11 @@ class _Reader:
             return {"": "Near", **{k: self.of(getattr(a, k), exact) for k in ("idx", "w", "back")}}
         if isinstance(a, Summed):
             return f"{type(a.of).__name__} {digest(self.of(a.of, exact))}"
-        if isinstance(a, Mapping):
-            named = {k if isinstance(k, str) else f"[{self._key(k)}]": k for k in a}
-            return _short("table", {n: self.of(a[k], exact) for n, k in named.items()})
-        if isinstance(a, tuple) and (fields := getattr(a, "_fields", None)) is not None:
-            label = self._label(type(a))
-            return {"": label, **{k: self.of(getattr(a, k), exact) for k in fields}}
-        if isinstance(a, list | tuple):
-            if len(a) > _LISTED and {type(v) for v in a} <= {bool, int, float, str}:
-                return f"list of {len(a)} {_hash([_utf8(repr([*a]))])}"
-            return _short("list", [self.of(v, exact) for v in a])
-        if isinstance(a, set | frozenset):
-            return {"": "set", **dict(enumerate(sorted(map(self._key, a))))}
+        if isinstance(a, Mapping | list | tuple | set | frozenset):
+            found = self._held_in(a, exact)
+            if self._library(type(a).__module__) or hasattr(a, "_fields"):
+                return found
+            return {"": self._label(type(a)), "items": found, "attributes": self.of(_held(a), True)}
         if isinstance(a, enum.Enum):
             return f"{type(a).__name__}.{a.name}"
         if isinstance(a, types.ModuleType):
@@ -271,6 +264,19 @@ class _Reader:
             found = {"": type(a).__name__, "func": self.of(a.__wrapped__)}
             return found | {k: self.of(v, exact=True) for k, v in held.items()}
         return self._object(a, exact)
+
+    def _held_in(self, a, exact):
+        """What a container holds."""
+        if isinstance(a, Mapping):
+            named = {k if isinstance(k, str) else f"[{self._key(k)}]": k for k in a}
+            return _short("table", {n: self.of(a[k], exact) for n, k in named.items()})
+        if isinstance(a, set | frozenset):
+            return {"": "set", **dict(enumerate(sorted(map(self._key, a))))}
+        if (fields := getattr(a, "_fields", None)) is not None:
+            return {"": self._label(type(a))} | {k: self.of(getattr(a, k), exact) for k in fields}
+        if len(a) > _LISTED and {type(v) for v in a} <= {bool, int, float, str}:
+            return f"list of {len(a)} {_hash([_utf8(repr([*a]))])}"
+        return _short("list", [self.of(v, exact) for v in a])
 
     def _key(self, a):
         """Any thing as one text."""

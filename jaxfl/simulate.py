@@ -266,9 +266,18 @@ def run(
     caller's own arrays stay alive.
 
     With `checkpoint`, the same call goes on where the last one ended, however that ended, and
-    returns all rounds, bit for bit those of a run that was never interrupted (on the same kind and
-    number of devices; on others, to rounding). It may ask for more rounds than the last one. Ctrl-C
-    and SIGTERM then finish the chunk and save it first; twice, they stop at once.
+    returns all rounds, bit for bit those of a run that was never interrupted (on as many devices;
+    on others, to rounding). It may ask for more rounds than the last one. Ctrl-C and SIGTERM then
+    finish the chunk and save it first; twice, they stop at once.
+
+    The same call is one with the same algorithm, clients, network, params, key, start, state,
+    every, evaluate and schedule: fields by value, arrays by every byte, functions by their code
+    (not its lines, comments and names of variables), constants, defaults, captured values, the
+    globals that they name, and the functions and classes of one's own that they use; of libraries,
+    and with another version of Python, by name. And x64, the backend, the default precision of
+    matrix products and the kind of random numbers are the same. What differs is refused by its
+    name, with both values; other versions of libraries are a warning. Where clients are (blocks,
+    devices, the host), `chunk`, callbacks and writers do not count.
 
     Clients may be more than the device holds, for methods with cohorts or arrivals: who takes part
     is known in advance, so the device gets the clients of one chunk of rounds at a time. Examples

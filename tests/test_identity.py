@@ -239,7 +239,7 @@ PLACES |= {
     "schedule": lambda value: scaled(lr=optax.cosine_decay_schedule(1.0, value)),
     "loss": lambda value: models.Regularised(models.cross_entropy(models.logistic(4, 3)), value),
     "model": lambda value: models.mlp(4, 3, hidden=(value,)),
-    "functions": lambda value: models.from_functions(with_closure(value), with_closure(0)),
+    "functions": lambda value: models.from_functions(with_closure(value), lambda p, x: p),
     "initialiser": lambda value: linen.Dense(3, kernel_init=jax.nn.initializers.normal(value)),
     "network": lambda value: networks.Uniform(9, value),
     "set": lambda value: {3, "a", value, (1, 2)},

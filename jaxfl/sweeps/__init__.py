@@ -53,7 +53,12 @@ def sweep(
             options of any of these ("compress.fraction", "adversary.z", "graph.p").
         config: what is not swept; by default `Config()` with FedAvg alone. Several `algorithms` or
             learning rates in it are swept too.
-        out: a folder to keep results in, chunk by chunk; the same call goes on where it was.
+        out: a folder to keep results in, new or empty, chunk by chunk; the same call goes on where
+            it was. The same call has the same `over`, settings, `stop_at` and `patience`, and what
+            its names stand for is the same: data by content (also of a file), models, algorithms,
+            partitions and networks by value and code, as in `jaxfl.run`; so are x64, the backend,
+            the default precision and the kind of random numbers. `width` and `devices` do not
+            count.
         stop_at: validation score at which a run has reached its target.
         patience: evaluations without a better validation score after which a run stops; 0 is never.
         width: runs at once; by default what fits the memory, and at most 64 on a CPU.
@@ -70,7 +75,8 @@ def sweep(
         `jaxfl.results` for what to ask of them.
 
     Raises:
-        ValueError: bad input of any kind, before anything is computed; a folder of another sweep.
+        ValueError: bad input of any kind, before anything is computed; a folder of another sweep
+            (what differs is named, with both values), with other files, or damaged.
         OSError: a folder that cannot be written, or that another process is writing to.
         Interrupted: Ctrl-C or SIGTERM; what there was is in the folder.
 
