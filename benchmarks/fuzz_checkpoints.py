@@ -59,8 +59,8 @@ def prepare(folder: Path) -> None:
 
 
 def change(folder: Path, kind: str, which: int, where: int, what: bytes) -> None:
-    """One change of the newest checkpoint."""
-    files = sorted(p for p in (folder / "20").rglob("*") if p.is_file())
+    """One change of a file in a folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     if not files:
         return
     path = files[which % len(files)]
@@ -119,7 +119,7 @@ def fuzz(mutants: int, number: int, folder: Path) -> dict[str, Any]:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(folder / "whole", work)
         for each in changes:
-            change(work, *each)
+            change(work / "20", *each)
         start = time.perf_counter()
         found = outcome(work, fallback)
         slowest = max(slowest, time.perf_counter() - start)

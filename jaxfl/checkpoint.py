@@ -28,13 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl import comm
-from jaxfl.clients import Clients
-from jaxfl.folder import locked, text
+from jaxfl.folder import locked, sealed, text, unsealed
+from jaxfl.identity import agree, identity
 
-FORMAT = 1
+FORMAT = 2  # in 1, what a run is left functions out
 _ABOUT, _TEMPORARY, _DELETED = "jaxfl.json", ".orbax-checkpoint-tmp", ".deleted"
-_SAMPLED = 1 << 26  # bytes of an array that a fingerprint reads
 
 
 class Damaged(ValueError):
@@ -183,7 +181,7 @@ class Checkpoints:
         Args:
             t: number of the next round.
             tree: a pytree of JAX arrays (wherever they are), random keys, NumPy arrays, numbers.
-            about: JSON that says of what; `restore` can compare it.
+            about: JSON that says of what (`jaxfl.identity`); `restore` can compare it.
 
         Raises:
             ValueError: a leaf is not an array of numbers.
@@ -234,7 +232,14 @@ class Checkpoints:
                     ) from error
                 warnings.warn(f"{error}; using the one of round {older}", stacklevel=2)
         if about is not None:
-            _compare(self.folder, meta["about"], json.loads(json.dumps(about)))
+            if meta["format"] != FORMAT:
+                raise ValueError(
+                    f"folder {str(self.folder)!r} holds a checkpoint of format {meta['format']}, "
+                    f"which does not say enough of its run to go on with it, this is {FORMAT}; "
+                    "choose another folder, or finish it with the jaxfl that began it"
+                )
+            wanted = json.loads(json.dumps(about))
+            agree(self.folder, "a checkpoint of another run", meta["about"], wanted)
         self._last = (now, time.monotonic())
         if callable(like) and jax.tree_util.all_leaves([like]):
             like = like(now)
@@ -313,7 +318,7 @@ class Saver:
         self.last, self.host, self.given = last, host, given
         names = ("algorithm", "clients", "network", "params", "key", "start", "state", "every")
         names = (*names, "evaluate", "schedule")
-        self.about = {name: fingerprint(a) for name, a in zip(names, given)}
+        self.about = identity(**dict(zip(names, given, strict=True)))
         self.most, self.due = self.checkpoints.rounds, self.checkpoints.due
 
     def __enter__(self):
@@ -402,65 +407,6 @@ def graceful() -> Iterator[Callable[[], bool]]:
             signal.signal(s, signal.SIG_DFL if old is None else old)
 
 
-def fingerprint(a: Any) -> Any:
-    """What a run consists of, as JSON: names, sizes, values, CRC-32 of arrays.
-
-    Where clients are (blocks, devices, the host) does not count, since it changes results by
-    rounding only. Of an array beyond 64 MB, every k-th row is read; of a function, its name.
-    """
-    if a is None or isinstance(a, bool | int | str):
-        return a
-    if isinstance(a, float | complex | np.ndarray | np.generic | jax.Array):
-        return _print(a)
-    name = type(a).__name__
-    if isinstance(a, comm.Near | comm.Shifts):  # `spread` makes the one of the other
-        a = comm.to_near(a)
-        return {"": "Near", "idx": _print(a.idx), "w": _print(a.w), "back": _print(a.back)}
-    if isinstance(a, dict):
-        return {str(k): fingerprint(v) for k, v in a.items()}
-    if isinstance(a, tuple) and (fields := getattr(a, "_fields", None)) is not None:
-        return {"": name, **{k: fingerprint(getattr(a, k)) for k in fields}}
-    if isinstance(a, list | tuple):
-        return [fingerprint(v) for v in a]
-    if isinstance(a, functools.partial):  # jax.tree_util.Partial too
-        parts = fingerprint((a.func, a.args, a.keywords))
-        return {"": "partial", **dict(zip(("func", "args", "keywords"), parts))}
-    if dataclasses.is_dataclass(a) and not isinstance(a, type):
-        skip = {"block", "over", "host", "population"} if isinstance(a, Clients) else set()
-        names = [f.name for f in dataclasses.fields(a) if f.name not in skip]
-        return {"": name, **{k: fingerprint(getattr(a, k, None)) for k in names}}
-    return getattr(a, "__name__", name)
-
-
-def _print(a):
-    """An array; integers of any width, and floats as JAX will hold them, are the same."""
-    shape = [*np.shape(a)]
-    a, key = _host(a, sample=True)
-    kind = a.dtype.name
-    if a.dtype.kind in "iu" and not key:
-        a, kind = a.astype(np.int64), "int"
-    if a.size <= 8:
-        kind = [key or kind] if a.ndim else []
-        return " ".join([*kind, *[str(shape)] * (len(shape) > 1), *map(str, a.ravel())])
-    return {"dtype": key or kind, "shape": shape, "crc32": zlib.crc32(a.tobytes())}
-
-
-def _compare(folder, saved, now):
-    """Raises ValueError where two fingerprints differ, and says where."""
-    saved, now = ({_name(p): v for p, v in jax.tree.leaves_with_path(a)} for a in (saved, now))
-    missing = "nothing"
-    names = [n for n in {**saved, **now} if saved.get(n, missing) != now.get(n, missing)]
-    if names:
-        said = "; ".join(
-            f"{n} was {saved.get(n, missing)}, is {now.get(n, missing)}" for n in names[:4]
-        )
-        more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
-        raise ValueError(
-            f"folder {folder} holds a checkpoint of another run: {said}{more}; choose another "
-            "folder, delete this one, or go back to what it was"
-        )
-
-
 _DAMAGED = "checkpoint {} cannot be read: {}"
 
 
@@ -514,14 +460,7 @@ def _seal(path, meta):
     """Writes what is in a folder, and the checksums of its files."""
     files = sorted(p for p in (path / "arrays").rglob("*") if p.is_file())
     sums = {p.relative_to(path).as_posix(): _crc(p) for p in files}
-    meta = json.loads(json.dumps({"format": FORMAT, **meta, "files": sums}))
-    text(path / _ABOUT, json.dumps({**meta, "crc32": _own(meta)}))
-
-
-def _own(meta):
-    """The checksum of a description."""
-    rest = {k: v for k, v in meta.items() if k != "crc32"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+    text(path / _ABOUT, sealed({"format": FORMAT, **meta, "files": sums}))
 
 
 def _crc(path):
@@ -571,17 +510,13 @@ def _remove(path):
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _host(a, sample=False):
+def _host(a):
     """A NumPy copy (the original may be donated or overwritten), and the kind of a random key."""
     key = ""
     if isinstance(a, jax.Array):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, key = jax.random.key_data(a), str(jax.random.key_impl(a))
-    if sample and np.ndim(a) and a.nbytes > _SAMPLED:
-        a = a[:: -(-a.nbytes // _SAMPLED)]
     a = np.array(a, order="C")
-    if sample:
-        a = np.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype))
     return np.asarray(a, a.dtype.newbyteorder("=")), key
 
 
@@ -618,18 +553,10 @@ def _read(path):
     """Description and arrays of a checkpoint, after a look at the checksums of its files."""
     damaged = lambda why: Damaged(_DAMAGED.format(path, why))
     try:
-        meta = json.loads((path / _ABOUT).read_bytes())
-        form = meta.get("format")
-        if meta["crc32"] != _own(meta):
-            raise damaged(f"{_ABOUT} was changed")
-    except Damaged:
-        raise
-    except Exception as error:  # whatever its bytes now say
-        raise damaged(
-            f"{_ABOUT}, which jaxfl writes, is missing or not JSON ({type(error).__name__}); "
-            "delete the folder, or name another one"
-        ) from error
-    if form != FORMAT:
+        meta = unsealed(path / _ABOUT)
+    except ValueError as error:
+        raise damaged(f"{error}; delete the folder, or name another one") from error
+    if (form := meta.get("format")) not in (1, FORMAT):
         raise damaged(
             f"it has format {form}, this jaxfl reads {FORMAT}; use the jaxfl that wrote it"
         )

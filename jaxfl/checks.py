@@ -140,7 +140,7 @@ def returned(alg: Any, out: Any, before: Any, net: Any) -> tuple[Any, Info]:
         kinds = [type(a).__name__ for a in out] if type(out) is tuple else type(out).__name__
         raise ValueError(
             f"{who} must return the new state and an Info, got {kinds}; end it with "
-            "`return self.State(...), Info(loss, up, down, grads)`"
+            "`return self.State(...), net.info(loss, grads, up=..., down=...)`"
         )
     new, info = out
     _info(who, info, net)
@@ -180,12 +180,11 @@ def _kind(a):
 
 def _info(who, info, net):
     """A loss that is one number, costs that are one or one per slot."""
-    slots = getattr(net, "weight", getattr(net, "active", None))
-    slots = (net.n,) if slots is None else slots.shape
     for field, value in zip(Info._fields[:4], info[:4]):
-        allowed = ((),) if field == "loss" else ((), slots)
+        allowed = ((),) if field == "loss" else ((), net.here.shape)
         if (shape := jnp.shape(value)) not in allowed:
             raise ValueError(
-                f"{who} must report one {field} for all clients, got shape {shape}; average it "
-                f"over those that took part: `comm.mix(w, {field})`"
+                f"{who} must report {field} as one number{' or one per slot' * (field != 'loss')}, "
+                f"{' or '.join(map(str, allowed))}, got shape {shape}; use `net.info(loss, grads, "
+                "up=comm.bits(x), down=comm.bits(x))`"
             )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from jaxfl import folder
 from jaxfl.types import nearest
 
 HELP = """\
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as stop:  # the parser's, after its own message
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
-        print("jaxfl: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a sweep says what it kept
+        print(f"jaxfl: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
@@ -445,14 +446,14 @@ def _picture(path: str, draw: Callable[[], Any]) -> str:
     """Draws and writes a picture, after making sure that it can be written."""
     from matplotlib import pyplot
 
-    folder = Path(path).resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    place = Path(path).resolve().parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
         raise OSError(
             f"cannot write the picture {path!r}; choose a folder that exists: --out x.png"
         )
     figure = draw().figure
     try:
-        figure.savefig(path, dpi=200)
+        folder.picture(path, figure, dpi=200)
     finally:
         pyplot.close(figure)
     return path

@@ -27,6 +27,7 @@ from jaxfl import devices, experiment, folder, metrics
 from jaxfl.clients import Clients
 from jaxfl.config import Config
 from jaxfl.experiment import compiled, dataset, partitions
+from jaxfl.identity import Summed, agree, checksum, identity
 from jaxfl.networks import Messages
 from jaxfl.simulate import check, grid, simulate
 
@@ -162,7 +163,9 @@ def compare(
 
     Args:
         config: what to compare, `Config()` by default.
-        out: folder to save results, figure, table and configuration in; nothing by default.
+        out: folder to save results, figure, table and configuration in; nothing by default. It
+            is new, or that of this very comparison, whose files are then written again: the same
+            settings, data, models and algorithms by content and code, x64, backend, precision.
         progress: show progress on the terminal.
         data: a `jaxfl.data.Dataset`, in place of `config.data`.
         model: a `jaxfl.models.Model`, in place of `config.model`.
@@ -171,8 +174,9 @@ def compare(
         changes: fields of `Config` to change; `data` and `model` may also be names.
 
     Raises:
-        ValueError: bad input of any kind, before anything is computed.
-        OSError: a folder that cannot be written, likewise.
+        ValueError: bad input of any kind, before anything is computed; a folder of another
+            comparison, or with other files.
+        OSError: a folder that cannot be written, or that another process is writing to, likewise.
 
     Example:
         >>> found = jaxfl.compare(
@@ -200,12 +204,15 @@ def compare(
     problem = _spread(problem, mesh)
     for job in jobs:
         check(job.alg, problem.first[0], job.networks[0], problem.first[1], rounds=config.rounds)
-    if out is not None:
-        folder.writable(out)  # makes it: last, so that bad input leaves no folder behind
-    with _progress(labels, progress) as report:
-        comparison = _compare(config, problem, jobs, report)
-    if out is not None:
-        comparison.save(out)
+    with contextlib.ExitStack() as stack:
+        what = _identity(config, data, task.model, split, jobs)
+        if out is not None:
+            stack.enter_context(_claimed(out, what))  # makes it: last, bad input leaves none behind
+        with _progress(labels, progress) as report:
+            comparison = _compare(config, problem, jobs, report)
+        comparison.results.attrs["identity"] = json.dumps(what)
+        if out is not None:
+            comparison._write(Path(out), what)
     return comparison
 
 
@@ -226,6 +233,47 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
         (('fedavg',), ['FedAvg'])
     """
     return compare(config, algorithms=(name,), **options)
+
+
+def _identity(config, data, model, split, jobs):
+    """What a comparison is."""
+    return identity(
+        settings=dataclasses.asdict(config),
+        data=data,
+        model=model,
+        algorithm={job.label: job.alg for job in jobs},
+        partition=[Summed(part) for part in split],
+        network={job.label: [Summed(network) for network in job.networks] for job in jobs},
+    )
+
+
+@contextlib.contextmanager
+def _claimed(out: str | Path, what: dict[str, Any]) -> Iterator[None]:
+    """A folder of this comparison and no other, new or to write again, held by this process."""
+    path = Path(out)
+    folder.own(path)
+    folder.writable(path)
+    with folder.locked(path):
+        if folder.own(path):
+            about = folder.about(path, "comparison")
+            same = what | {"versions": about["identity"]["versions"]}  # all is computed again
+            agree(path, "another comparison", about["identity"], same)
+            for name, before in about["files"].items():
+                if (path / name).exists() and checksum(path / name) != before:
+                    raise ValueError(
+                        f"{str(path / name)!r} was changed since jaxfl wrote it; move it away, or "
+                        "choose another folder: `out='results-2'`"
+                    )
+        else:
+            _note(path, what)  # first: what is here from now on is ours
+        yield
+
+
+def _note(path, what, names=()):
+    """Writes of what comparison a folder is, and the checksums of its files."""
+    about = {"format": folder.FORMAT, "kind": "comparison", "identity": what}
+    about["files"] = {name: checksum(path / name) for name in names}
+    folder.text(path / folder.ABOUT, folder.sealed(about))
 
 
 def _compare(config, problem, jobs, report):
@@ -594,27 +642,42 @@ class Comparison:
 
         axes: Any = plots.learning_curves(self, **options)
         if path is not None:
-            folder.atomic(path, lambda p: axes[0].figure.savefig(p, dpi=300))
+            folder.picture(path, axes[0].figure)
         return axes
 
     def save(self, out: str | Path) -> None:
         """Writes results.nc, comparison.png and .pdf, table.txt, .csv and .md, and config.toml.
 
-        Each file is written whole or not at all. `compare(Config.from_toml("config.toml"))` gives
-        the same numbers again, unless data or model were passed as objects.
+        Each file is written whole or not at all; provenance.json says of what they are. `compare(
+        Config.from_toml("config.toml"))` gives the same numbers again, unless data or model were
+        passed as objects.
+
+        Raises:
+            ValueError: a folder of another comparison, or with other files.
+            OSError: a folder that cannot be written, or that another process is writing to.
         """
-        out = Path(out)
-        folder.writable(out)
-        folder.netcdf(out / "results.nc", self.results)
+        attrs = self.results.attrs
+        known = json.loads(attrs["identity"]) if "identity" in attrs else None
+        arrays = {str(name): a.values for name, a in self.results.items()}
+        what = known or identity(settings=self.config, results=arrays)
+        with _claimed(out, what):
+            self._write(Path(out), what)
+
+    def _write(self, path, what):
+        _note(path, what)  # until they are whole, its files may be written again
+        folder.netcdf(path / "results.nc", self.results)
         texts = {"table.txt": self.text(), "table.csv": self.csv(), "table.md": self.markdown()}
-        for name, text in (texts | {"config.toml": self.config.to_toml()}).items():
-            folder.text(out / name, text)
+        texts["config.toml"] = self.config.to_toml()
+        for name, text in texts.items():
+            folder.text(path / name, text)
         figure = self.plot()[0].figure
-        for kind in ("png", "pdf"):
-            folder.atomic(out / f"comparison.{kind}", lambda p: figure.savefig(p, dpi=300))
+        pictures = "comparison.png", "comparison.pdf"
+        for name in pictures:
+            folder.picture(path / name, figure)
         from matplotlib import pyplot
 
         pyplot.close(figure)
+        _note(path, what, ("results.nc", *texts, *pictures))
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":

@@ -1,11 +1,13 @@
 """Folders of results: files that are whole or not there, one writer at a time, provenance."""
 
 import contextlib
+import io
 import json
 import os
 import platform
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,8 @@ from typing import Any
 
 from jaxfl import hdf5
 
+FORMAT = 2  # of provenance.json; 1 left functions, files and x64 out
+ABOUT = "provenance.json"
 _NOWHERE = "cannot write to the output folder {folder!r}: {reason}; choose another: `out='results'`"
 
 
@@ -73,11 +77,26 @@ def text(path: str | Path, words: str) -> None:
     atomic(path, lambda name: Path(name).write_text(words, encoding="utf-8"))
 
 
+def picture(path: str | Path, figure: Any, dpi: int = 300) -> None:
+    """Writes a figure of matplotlib whole or not at all; the kind is that of the name, or PNG."""
+    kind = Path(path).suffix[1:] or "png"
+    atomic(path, lambda name: figure.savefig(name, dpi=dpi, format=kind))
+
+
 def netcdf(path: str | Path, ds: Any) -> None:
-    """Writes an `xarray.Dataset` whole or not at all, its numbers with checksums."""
+    """Writes an `xarray.Dataset` whole or not at all, its numbers with checksums.
+
+    HDF5 ends the process where it cannot close a file, as on a full disk: it writes to memory.
+    """
+    import h5netcdf
+    import xarray as xr
+
     numbers = [k for k, v in ds.variables.items() if v.ndim and v.size and v.dtype.kind in "fiu"]
     encoding = {k: {"fletcher32": True} for k in numbers}
-    atomic(path, lambda name: ds.to_netcdf(name, engine="h5netcdf", encoding=encoding))
+    memory = io.BytesIO()
+    with h5netcdf.File(memory, "w") as file:
+        ds.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding)
+    atomic(path, lambda name: Path(name).write_bytes(memory.getbuffer()))
 
 
 def read_netcdf(path: str | Path) -> Any:
@@ -190,13 +209,69 @@ def commit(folder: str | Path) -> str:
     return said.stdout.strip()
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """The content of a JSON file.
+def own(folder: str | Path) -> bool:
+    """Whether a folder is one of jaxfl's, to go on with; else it must be empty or new.
 
     Raises:
-        ValueError: a file that cannot be read, or holds something else.
+        ValueError: it holds other files.
     """
+    path = Path(folder)
+    there = {p.name for p in path.iterdir()} - {".lock"} if path.is_dir() else set()
+    if there and ABOUT not in there:
+        raise ValueError(
+            f"{str(folder)!r} holds other files, such as {min(there)!r}; choose an empty or new "
+            "folder: `out='results-1'`"
+        )
+    return bool(there)
+
+
+def about(folder: str | Path, kind: str) -> dict[str, Any]:
+    """What a folder says of itself.
+
+    Args:
+        folder: one of jaxfl's.
+        kind: what it should hold, "sweep" or "comparison".
+
+    Raises:
+        ValueError: damaged, of another format, of another kind.
+    """
+    other = "choose another folder, or delete this one"
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {what} from {str(path)!r}: {error}") from error
+        found = unsealed(Path(folder) / ABOUT)
+    except ValueError as error:
+        raise ValueError(f"cannot read a {kind}: {error}; {other}") from error
+    if (form := found.get("format")) != FORMAT:
+        raise ValueError(f"{str(folder)!r} has format {form!r}, this is {FORMAT}; {other}")
+    if found["kind"] != kind:
+        raise ValueError(f"{str(folder)!r} holds a {found['kind']}, not a {kind}; {other}")
+    return found
+
+
+def sealed(about: dict[str, Any]) -> str:
+    """The text of a JSON file that says of itself whether it was changed."""
+    about = json.loads(json.dumps(about))
+    return json.dumps({**about, "crc32": _crc(about)}, indent=1) + "\n"
+
+
+def unsealed(path: str | Path) -> dict[str, Any]:
+    """What `sealed` wrote.
+
+    Raises:
+        ValueError: a file that is missing, damaged, or was changed.
+    """
+    path = Path(path)
+    try:
+        about = json.loads(path.read_bytes())
+        whole = about.get("crc32", _crc(about) if about.get("format") == 1 else "") == _crc(about)
+    except Exception as error:  # whatever its bytes now say
+        raise ValueError(
+            f"{str(path)!r}, which jaxfl writes, is missing or not JSON ({type(error).__name__})"
+        ) from error
+    if not whole:
+        raise ValueError(f"{str(path)!r} was changed")
+    return about
+
+
+def _crc(about):
+    rest = {k: v for k, v in about.items() if k != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())

@@ -139,7 +139,7 @@ def _of_sweep(folder, ds):
     title = "Sweep of " + (", ".join(names) or "seeds")
     about = json.loads(ds.attrs["provenance"])
     if (folder / "provenance.json").is_file():  # it knows the end
-        about = files.read_json(folder / "provenance.json", "provenance")
+        about = files.unsealed(folder / "provenance.json")
     if "point" in dims:
         ds = ds.assign_coords(point=style.names(ds, "point"))
     summary = results.Summary(ds)

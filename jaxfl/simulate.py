@@ -266,11 +266,9 @@ def _record(alg, n, network, net, info, t):
     All n clients take part in the gradients of `init`, which are costs of round 0.
     """
     here, count, seconds = net.here, net.participants(), net.seconds(info)
-    sums = [_total(k, getattr(info, k), here) for k in ("up", "down", "grads")]
-    if jnp.shape(info.loss):
-        raise ValueError(
-            f"info.loss must be one number, got shape {jnp.shape(info.loss)}; {_INFO_FIX}"
-        )
+    # one number per slot of the net, or one for each of those who took part
+    wide = lambda a: jnp.asarray(a, jnp.result_type(float))
+    sums = [jnp.where(here, wide(a), 0).sum() for a in (info.up, info.down, info.grads)]
     loss = jnp.where(count > 0, jnp.asarray(info.loss, jnp.result_type(float)), jnp.nan)
     if first := getattr(alg, "init_grads", 0.0):
         compute = jnp.asarray(speeds(network).compute)
@@ -279,20 +277,6 @@ def _record(alg, n, network, net, info, t):
         count = jnp.where(t == 0, n, count)
     up, down, grads = (a / jnp.maximum(count, 1) for a in sums)
     return History(loss, up, down, grads, info.aux, count, seconds)
-
-
-_INFO_FIX = "use `net.info(loss, grads, up=comm.bits(x), down=comm.bits(x))`"
-
-
-def _total(name, a, here):
-    """The sum over who took part, of one number per slot or of one for each of them."""
-    a = jnp.asarray(a, jnp.result_type(float))
-    if a.shape not in ((), here.shape):
-        raise ValueError(
-            f"info.{name} must be one number or have shape {here.shape}, one per slot of the net, "
-            f"got shape {a.shape}; {_INFO_FIX}"
-        )
-    return jnp.where(here, a, 0).sum()
 
 
 _scan = jax.jit(_rounds, static_argnames=("rounds", "every"))
@@ -325,9 +309,18 @@ def run(
     caller's own arrays stay alive.
 
     With `checkpoint`, the same call goes on where the last one ended, however that ended, and
-    returns all rounds, bit for bit those of a run that was never interrupted (on the same kind and
-    number of devices; on others, to rounding). It may ask for more rounds than the last one. Ctrl-C
-    and SIGTERM then finish the chunk and save it first; twice, they stop at once.
+    returns all rounds, bit for bit those of a run that was never interrupted (on as many devices;
+    on others, to rounding). It may ask for more rounds than the last one. Ctrl-C and SIGTERM then
+    finish the chunk and save it first; twice, they stop at once.
+
+    The same call is one with the same algorithm, clients, network, params, key, start, state,
+    every, evaluate and schedule: fields by value, arrays by every byte, functions by their code
+    (not its lines, comments and names of variables), constants, defaults, captured values, the
+    globals that they name, and the functions and classes of one's own that they use; of libraries,
+    and with another version of Python, by name. And x64, the backend, the default precision of
+    matrix products and the kind of random numbers are the same. What differs is refused by its
+    name, with both values; other versions of libraries are a warning. Where clients are (blocks,
+    devices, the host), `chunk`, callbacks and writers do not count.
 
     Clients may be more than the device holds, for methods with cohorts or arrivals: who takes part
     is known in advance, so the device gets the clients of one chunk of rounds at a time. Examples

@@ -9,6 +9,7 @@ import pytest
 from test_compare import small
 
 from jaxfl import cli
+from jaxfl.checkpoint import Interrupted
 from jaxfl.compare import Comparison
 
 
@@ -159,6 +160,16 @@ def test_bad_input_is_one_message_and_status_2(words, message, capsys, tmp_path,
     assert status == 2
     assert message in err and "Traceback" not in err + out
     assert [p.name for p in tmp_path.iterdir()] == ["file"]  # nothing half done
+
+
+@pytest.mark.parametrize("said", ["stopped with 3 of 8 runs finished, in 'out'", ""])
+def test_an_interrupted_command_says_what_it_kept(said, capsys, monkeypatch):
+    def interrupted(words):
+        raise Interrupted(said) if said else KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "sweep", interrupted)
+    status, out, err = run(capsys, "sweep", "a.toml")
+    assert (status, out, err) == (130, "", f"jaxfl: {said or 'interrupted'}\n")
 
 
 def test_debug_shows_where_errors_come_from(capsys):

@@ -233,7 +233,8 @@ def first(reached):
 def test_files():
     found, folder = small()
     names = {"results.nc", "config.toml", *(f"table.{k}" for k in ("txt", "csv", "md"))}
-    assert {p.name for p in folder.iterdir()} == names | {"comparison.png", "comparison.pdf"}
+    names |= {"comparison.png", "comparison.pdf", "provenance.json", ".lock"}
+    assert {p.name for p in folder.iterdir()} == names
     assert Config.from_toml(folder / "config.toml") == found.config
     again = Comparison.load(folder)
     assert again.config == found.config

@@ -80,7 +80,7 @@ def test_of_a_sweep(tmp_path, capsys):
     ds = sweep().assign_coords(algorithm=["fedavg", "dsgd @ ring"])
     about = {"sessions": [folder.provenance() | {"end": "later"}] * 2}
     save(ds, tmp_path, provenance=json.dumps({"start": "old"}))
-    (tmp_path / "provenance.json").write_text(json.dumps(about))
+    (tmp_path / "provenance.json").write_text(folder.sealed(about))
     (tmp_path / "sweep.toml").write_text("alpha = '<script>alert(1)</script>'\n")
     assert cli.main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"

@@ -1,17 +1,13 @@
 """Sweeps: every combination of settings, grouped into programs, run in chunks, kept in a folder."""
 
 import contextlib
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from jaxfl import experiment, folder
-from jaxfl.checkpoint import fingerprint
 from jaxfl.config import Config
 from jaxfl.sweeps.execution import Stop, execute
 from jaxfl.sweeps.plan import Plan, plan
@@ -57,7 +53,12 @@ def sweep(
             options of any of these ("compress.fraction", "adversary.z", "graph.p").
         config: what is not swept; by default `Config()` with FedAvg alone. Several `algorithms` or
             learning rates in it are swept too.
-        out: a folder to keep results in, chunk by chunk; the same call goes on where it was.
+        out: a folder to keep results in, new or empty, chunk by chunk; the same call goes on where
+            it was. The same call has the same `over`, settings, `stop_at` and `patience`, and what
+            its names stand for is the same: data by content (also of a file), models, algorithms,
+            partitions and networks by value and code, as in `jaxfl.run`; so are x64, the backend,
+            the default precision and the kind of random numbers. `width` and `devices` do not
+            count.
         stop_at: validation score at which a run has reached its target.
         patience: evaluations without a better validation score after which a run stops; 0 is never.
         width: runs at once; by default what fits the memory, and at most 64 on a CPU.
@@ -74,7 +75,8 @@ def sweep(
         `jaxfl.results` for what to ask of them.
 
     Raises:
-        ValueError: bad input of any kind, before anything is computed; a folder of another sweep.
+        ValueError: bad input of any kind, before anything is computed; a folder of another sweep
+            (what differs is named, with both values), with other files, or damaged.
         OSError: a folder that cannot be written, or that another process is writing to.
         Interrupted: Ctrl-C or SIGTERM; what there was is in the folder.
 
@@ -91,11 +93,10 @@ def sweep(
         folder.possible(out)
     devices = devices or jax.local_device_count()
     options = {"stop_at": stop.at, "patience": stop.patience}
-    objects = {"data": _fingerprint(data), "model": _description(model)}
     with contextlib.ExitStack() as stack:
         store = None
         if out is not None:
-            store = stack.enter_context(Store.open(Path(out), space, options, objects))
+            store = stack.enter_context(Store.open(Path(out), space, options))
         made = _plan(space, width, devices, data, model, store.widths if store else ())
         mesh = None
         if devices > 1:
@@ -117,20 +118,3 @@ def _stop(at, patience):
             f"{patience}; for example stop_at=0.9, patience=5"
         )
     return Stop(float(at), int(patience))
-
-
-def _description(model):
-    """What tells one model from another, in every process: functions by their names."""
-    return "" if model is None else json.dumps(fingerprint(model), sort_keys=True)
-
-
-def _fingerprint(data):
-    """What tells one data set from another; nothing of a named one."""
-    if data is None:
-        return ""
-    digest = hashlib.sha256()
-    for part in ("train", "valid", "test"):
-        for name, a in sorted(getattr(data, part).items()):
-            a = np.ascontiguousarray(a)
-            digest.update(f"{part} {name} {a.dtype} {a.shape}".encode() + a.tobytes())
-    return digest.hexdigest()

@@ -3,7 +3,6 @@
 import dataclasses
 import operator
 import threading
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from jaxfl import experiment, memory
 from jaxfl.config import Config
 from jaxfl.experiment import compiled
+from jaxfl.identity import Summed, identity
 from jaxfl.networks import alike
 from jaxfl.simulate import _rounds, check, check_ranges, init, strong
 from jaxfl.sweeps.space import Space
@@ -111,6 +111,21 @@ class Pieces:
         whole = lambda: check(alg, clients, network, start["params"], rounds=c.rounds)
         self.get(("checked", first, type(alg), attacked), whole)
         return alg, clients, network, start, scores
+
+    def identity(self) -> dict[str, Any]:
+        """What names and files stood for when the pieces were made."""
+        kind = lambda word: {k[1:]: v for k, v in self.made.items() if k[0] == word}
+        data = {name: data for (name,), data in kind("data").items()}
+        models: dict[str, Any] = {}
+        for (name, model), task in kind("task").items():
+            models.setdefault(name, {})[model] = task.model
+        return identity(
+            data=data if self.data is None else self.data,
+            model=models if self.model is None else self.model,
+            algorithm={job.name: job.alg for job in kind("job").values()},
+            partition=[Summed(split) for split in kind("split").values()],
+            network=[Summed(network) for network in kind("attacked").values()],
+        )
 
 
 _LINKS = ("compute", "latency", "up", "down")
@@ -251,6 +266,7 @@ class Plan:
     bytes: int | None  # of the largest chunk, where it was estimated
     task: experiment.Task
     clients: int  # at most
+    pieces: Pieces  # that the runs share
     done: int = 0  # chunks that a folder holds
     left: float = 0.0  # seconds for the others, at the pace of those
 
@@ -328,8 +344,8 @@ def _times(out: str | Path) -> list[float]:
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 times.append(float(file["elapsed"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue  # said when it is needed
+        except Exception:  # damaged: said when it is needed
+            continue
     return times
 
 
@@ -374,7 +390,8 @@ def make(
             chunks.append(Chunk(g, np.arange(at, min(at + group.width, total))))
     task = pieces.task(runs[0])
     n = max(pieces.split(c)[0].n for c in runs)
-    return Plan(space, where, groups, chunks, _separate(space, where, groups), most, task, n)
+    separate = _separate(space, where, groups)
+    return Plan(space, where, groups, chunks, separate, most, task, n, pieces)
 
 
 def _groups(runs, pieces):

@@ -1,11 +1,8 @@
 """The folder of a sweep: whole files, one writer at a time, nothing lost."""
 
 import contextlib
-import json
 import time
 import tomllib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl import folder
+from jaxfl.identity import agree, differences, digest, identity
 from jaxfl.sweeps.plan import Plan
 from jaxfl.sweeps.space import Space
 
 if TYPE_CHECKING:
     import xarray
 
-FORMAT = 1  # of the folder
+_SETTINGS, _OTHER = "sweep.toml", "another sweep"
 _MINUTES = 5.0  # between the states of a chunk that is kept while it runs
 
 
@@ -34,28 +32,31 @@ class Store:
 
     @classmethod
     @contextlib.contextmanager
-    def open(
-        cls, path: Path, space: Space, options: dict[str, Any], objects: dict[str, str]
-    ) -> Iterator["Store"]:
-        """The folder of this very sweep, new or to go on with."""
+    def open(cls, path: Path, space: Space, options: dict[str, Any]) -> Iterator["Store"]:
+        """The folder of this very sweep, new or to go on with.
+
+        Raises:
+            ValueError: the folder of something else, or damaged.
+            OSError: one that cannot be written, or that another process is writing to.
+        """
         import tomli_w
 
         text = tomli_w.dumps(options) + space.toml()
-        there = [p.name for p in path.iterdir()] if path.is_dir() else []
-        if there and not {"sweep.toml", ".lock"} & set(there):
-            raise ValueError(
-                f"{str(path)!r} holds other files, such as {min(there)!r}; choose an empty or new "
-                "folder: `out='sweep-1'`"
-            )
+        known = folder.own(path)
         folder.writable(path)
         with folder.locked(path):
-            about = path / "provenance.json"
-            if about.exists():
-                provenance = _resumed(path, text, objects)
+            if known:
+                provenance = folder.about(path, "sweep")
+                agree(path, _OTHER, _settings(provenance["identity"]), _settings(text))
             else:
-                provenance = {"format": FORMAT, "objects": objects, "widths": [], "sessions": []}
-                (path / "chunks").mkdir(exist_ok=True)
-                folder.text(path / "sweep.toml", text)
+                about = {"format": folder.FORMAT, "kind": "sweep", "identity": _settings(text)}
+                provenance = about | {"widths": [], "sessions": []}
+                folder.text(path / folder.ABOUT, folder.sealed(provenance))  # first: all is ours
+            if (path / _SETTINGS).exists():
+                _unchanged(path / _SETTINGS, text)
+            else:
+                folder.text(path / _SETTINGS, text)
+            (path / "chunks").mkdir(exist_ok=True)
             yield cls(path, provenance)
 
     @property
@@ -64,23 +65,35 @@ class Store:
         return self.provenance["widths"]
 
     def start(self, made: Plan, devices: int) -> None:
-        """Notes what runs here, and that it began."""
+        """Notes what runs here, and that it began.
+
+        Raises:
+            ValueError: something else began here, under the same names.
+        """
         self.made = made
+        before, now = self.provenance["identity"], made.pieces.identity()
+        now |= _settings(before)
+        if len(before) > 1:
+            agree(self.path, _OTHER, before, now)
+        else:
+            self.provenance["identity"] = now
         self.provenance["widths"] = [group.width for group in made.groups]
         session = folder.provenance() | {"devices": devices, "end": ""}
         self.provenance["sessions"].append(session)
         self._note()
 
     def _note(self):
-        folder.text(self.path / "provenance.json", json.dumps(self.provenance, indent=2) + "\n")
+        folder.text(self.path / folder.ABOUT, folder.sealed(self.provenance))
 
     def _file(self, i):
         return self.path / "chunks" / f"{i:06d}.npz"
 
-    def _runs(self, i):
+    def _label(self, i):
+        """What a file of a chunk must hold: which runs, of which sweep."""
         assert self.made is not None
         chunk = self.made.chunks[i]
-        return self.made.groups[chunk.group].runs[chunk.places]
+        runs = self.made.groups[chunk.group].runs[chunk.places]
+        return {"runs": runs, "settings": np.array(digest(self.provenance["identity"]))}
 
     def read(self, i: int) -> dict[str, np.ndarray] | None:
         """A finished chunk, None if it is not there."""
@@ -88,7 +101,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            return _read(path, self._runs(i))
+            return _read(path, self._label(i))
         except ValueError as error:
             raise ValueError(
                 f"{str(path)!r} is damaged: {error}; delete it, and the same call makes it again"
@@ -96,13 +109,13 @@ class Store:
 
     def partial(self, i: int) -> "Partial":
         """Where an unfinished chunk is kept now and then."""
-        return Partial(self.path / "chunks" / f"{i:06d}.partial.npz", self._runs(i))
+        return Partial(self.path / "chunks" / f"{i:06d}.partial.npz", self._label(i))
 
     def write(self, i: int, found: dict[str, np.ndarray]) -> None:
         """Keeps a finished chunk: one file, whole or not there."""
         path = self._file(i)
         try:
-            arrays: Any = {"runs": self._runs(i), **found}
+            arrays: Any = self._label(i) | found
             folder.atomic(path, lambda name: np.savez(name, **arrays))
         except OSError as error:
             raise _full(path, error) from error
@@ -127,11 +140,11 @@ class Partial:
 
     Args:
         path: of the file.
-        runs: of the chunk.
+        label: which runs it must hold, of which sweep.
     """
 
-    def __init__(self, path: Path, runs: np.ndarray):
-        self.path, self.runs, self._last = path, runs, time.monotonic()
+    def __init__(self, path: Path, label: dict[str, np.ndarray]):
+        self.path, self.label, self._last = path, label, time.monotonic()
 
     def due(self) -> bool:
         """Whether it is time to keep what there is."""
@@ -140,7 +153,7 @@ class Partial:
     def read(self) -> dict[str, np.ndarray] | None:
         """What was kept; None if that is nothing, or damaged: then the chunk is run again."""
         try:
-            return _read(self.path, self.runs) if self.path.exists() else None
+            return _read(self.path, self.label) if self.path.exists() else None
         except ValueError:
             return None
 
@@ -150,7 +163,7 @@ class Partial:
         Raises:
             OSError: it cannot be written.
         """
-        whole: Any = {"runs": self.runs, **arrays}
+        whole: Any = self.label | arrays
         try:
             folder.atomic(self.path, lambda name: np.savez(name, **whole))
         except OSError as error:
@@ -158,15 +171,16 @@ class Partial:
         self._last = time.monotonic()
 
 
-def _read(path, runs):
-    """The arrays of a file of these runs; ValueError if it is damaged."""
+def _read(path, label):
+    """The arrays of a file with this label; ValueError if it is damaged."""
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(str(error)) from error
-    if not np.array_equal(found.pop("runs", None), runs):
-        raise ValueError("it holds other runs")
+    except Exception as error:  # there is no list of what zip files and headers of arrays raise
+        raise ValueError(str(error) or type(error).__name__) from error
+    for name, wanted in label.items():
+        if not np.array_equal(found.pop(name, None), wanted):
+            raise ValueError(f"it is of other {name}")
     return found
 
 
@@ -177,25 +191,21 @@ def _full(path, error):
     )
 
 
-def _resumed(path, text, objects):
-    """The provenance of a folder, if it is that of this sweep."""
-    about = folder.read_json(path / "provenance.json", "a sweep")
-    other = "choose another folder, or delete this one"
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else about
-        raise ValueError(f"{str(path)!r} has format {found!r}, this is {FORMAT}; {other}")
+def _settings(of):
+    """The settings of an identity, or of a text, as a part of an identity."""
+    if isinstance(of, str):
+        of = identity(settings=tomllib.loads(of))
+    return {"settings": of["settings"]}
+
+
+def _unchanged(path, text):
+    """Raises ValueError where a file of settings does not say what it said."""
     try:
-        old = tomllib.loads((path / "sweep.toml").read_text(encoding="utf-8"))
+        found = differences(_settings(text), _settings(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the sweep in {str(path)!r}: {error}; {other}") from error
-    new = tomllib.loads(text)
-    for name in {**old, **new}:
-        if old.get(name) != new.get(name):
-            raise ValueError(
-                f"{str(path)!r} holds another sweep: {name} is {old.get(name)!r} there and "
-                f"{new.get(name)!r} here; {other}"
-            )
-    for name in objects:
-        if about["objects"].get(name) != objects[name]:
-            raise ValueError(f"{str(path)!r} holds a sweep of another {name}; {other}")
-    return about
+        found = [str(error)]
+    if found:
+        raise ValueError(
+            f"{str(path)!r} was changed: {'; '.join(found[:4])}; delete it, "
+            "and the same call writes it again"
+        )
