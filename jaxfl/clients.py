@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxfl import comm, devices
-from jaxfl.types import Key, Params, Scalar, Stacked, fork
+from jaxfl.types import Count, Key, Params, Scalar, Stacked, fork, whole
 
 # Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.
 _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
@@ -257,8 +257,8 @@ class Clients:
         partition: Any,
         loss: Callable,
         *,
-        batch: int = 32,
-        block: int = 0,
+        batch: Count = 32,
+        block: Count = 0,
         augment: Callable = _same,
         precision: str = "float32",
         host: bool = False,
@@ -302,7 +302,7 @@ class Clients:
                 f"partition.start and count must stay within its order [{len(order)}]; let a "
                 "partitioner make them: `iid(len(labels), n)`"
             )
-        if batch < 1 or block < 0:
+        if whole("batch", batch) < 1 or whole("block", block) < 0:
             raise ValueError(
                 f"batch must be >= 1 and block >= 0, got {batch} and {block}; "
                 "for example `batch=32`"

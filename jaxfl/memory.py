@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 
 from jaxfl import devices
 from jaxfl.clients import Clients
-from jaxfl.types import Key, Params
+from jaxfl.types import Count, Key, Params, whole
 
 _MARGIN = 1.08  # of activations: XLA packs buffers that overlap in time with gaps
 
@@ -57,11 +57,11 @@ def estimate(
     network: Any,
     params: Params,
     *,
-    rounds: int,
-    every: int = 0,
+    rounds: Count,
+    every: Count = 0,
     evaluate: Callable | None = None,
     schedule: Callable | None = None,
-    runs: int = 1,
+    runs: Count = 1,
     exact: bool = True,
 ) -> Estimate:
     """What `simulate` will need, before it runs: nothing is computed, nothing allocated.
@@ -90,6 +90,9 @@ def estimate(
     """
     from jaxfl.simulate import _callable, _rounds, init, strong
 
+    rounds, every, runs = (
+        whole(k, v) for k, v in (("rounds", rounds), ("every", every), ("runs", runs))
+    )
     alg, key = strong(alg, params), jax.random.key(0)
     start = lambda clients: init(alg, clients, params, key)
     state, share = jax.eval_shape(start, clients), 1

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 from jax.core import Tracer
 
@@ -16,7 +17,7 @@ from jaxfl import comm, devices, memory
 from jaxfl.clients import Clients, LossShapeError
 from jaxfl.networks.topologies import check as check_network
 from jaxfl.networks.topologies import layers
-from jaxfl.types import Info, Key, Params, Scalar, fork, nearest
+from jaxfl.types import Count, Info, Key, Params, Scalar, fork, nearest, shown, whole
 
 
 @runtime_checkable
@@ -132,10 +133,10 @@ def simulate(
     params: Params,
     key: Key,
     *,
-    rounds: int,
-    start: int = 0,
+    rounds: Count,
+    start: Count = 0,
     state: Any = None,
-    every: int = 0,
+    every: Count = 0,
     evaluate: Callable | None = None,
     schedule: Callable | None = None,
 ) -> Run:
@@ -176,6 +177,7 @@ def simulate(
         ((5,), (20,), (2,))
     """
     clients._resident()
+    rounds, every, start = _counts(rounds=rounds, every=every, start=start)
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
@@ -247,13 +249,13 @@ def run(
     params: Params,
     key: Key,
     *,
-    rounds: int,
-    start: int = 0,
+    rounds: Count,
+    start: Count = 0,
     state: Any = None,
-    every: int = 0,
+    every: Count = 0,
     evaluate: Callable | None = None,
     schedule: Callable | None = None,
-    chunk: int = 0,
+    chunk: Count = 0,
     callbacks: Sequence[Callable[[int, Run], bool | None]] = (),
     progress: bool = False,
     offload: bool = False,
@@ -316,6 +318,8 @@ def run(
         10 (10,)
         20 (10,)
     """
+    counts = {"rounds": rounds, "every": every, "start": start, "chunk": chunk}
+    rounds, every, start, chunk = _counts(**counts)
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
@@ -415,6 +419,11 @@ def _bar(rounds, show):
     with Progress() as bar:
         task = bar.add_task("rounds", total=rounds)
         yield lambda size: bar.advance(task, size)
+
+
+def _counts(**values):
+    """As ints; a start may be traced."""
+    return [whole(k, v) if _concrete(v) else v for k, v in values.items()]
 
 
 def _check_every(rounds, every, evaluate):
@@ -525,7 +534,23 @@ def scaled(**schedules: Callable[[Scalar], Scalar]) -> Callable[[Any, Scalar], A
         1.0
     """
 
+    for name, f in schedules.items():
+        if not callable(f):
+            raise ValueError(
+                f"{name} must be a function of the round, got {shown(f)}; for example "
+                f"`scaled({name}=lambda t: 0.99**t)`"
+            )
+
     def schedule(alg, t):
+        fields = {field.name: field for field in dataclasses.fields(alg)}
+        for name in schedules:
+            if name not in fields:
+                raise ValueError(_unknown(_name(alg), name, list(fields)))
+            if not _traced(fields[name]) or _component(getattr(alg, name)):
+                raise ValueError(
+                    f"{_name(alg)}.{name} is no traced number, and stays as it is in all rounds; "
+                    "scale one that is, such as `scaled(lr=lambda t: 0.99**t)`"
+                )
         return alg.replace(**{name: getattr(alg, name) * f(t) for name, f in schedules.items()})
 
     return schedule
@@ -590,6 +615,8 @@ def check_ranges(alg: Any) -> None:
         if _component(value):
             check_ranges(value)
             continue
+        if _traced(field):
+            _check_number(_name(alg), field.name, value)
         names = field.metadata.get("names")
         if names and value not in names:
             raise ValueError(
@@ -611,6 +638,26 @@ def check_ranges(alg: Any) -> None:
             raise ValueError(
                 f"{_name(alg)}.{field.name} must be in [{low}, {high}], got {bad:g}; for example "
                 f"`{_name(alg)}({field.name}={fit})`"
+            )
+
+
+def _check_number(owner, name, value):
+    """What is neither a number nor an array has its place elsewhere."""
+    if isinstance(value, optax.GradientTransformation):
+        raise ValueError(
+            f"{owner}.{name} got an optax optimiser; as the local solver it takes steps of size 1, "
+            "which lr scales: `solver=local.Optax(optax.adam(1.0))`"
+        )
+    for leaf in jax.tree.leaves(value):
+        if callable(leaf):
+            raise ValueError(
+                f"{owner}.{name} must be a number, got a function; what changes with the round is "
+                f"a factor: `simulate({owner}({name}=1.0), ..., schedule=scaled({name}=f))`"
+            )
+        if isinstance(leaf, str | bytes):
+            raise ValueError(
+                f"{owner}.{name} must be a number, got {shown(leaf)}; for example "
+                f"`{owner}({name}=0.1)`"
             )
 
 

@@ -20,7 +20,7 @@ from jaxfl.networks.adversaries import Send
 from jaxfl.networks.graphs import NxGraph, lookup
 from jaxfl.networks.nets import Arrivals, Events, Messages
 from jaxfl.networks.weights import _heard, _square, _undirected
-from jaxfl.types import Key, Scalar
+from jaxfl.types import Count, Key, Scalar, whole
 
 Seed = int | np.random.Generator
 
@@ -40,7 +40,7 @@ class Timeline:
     """
 
     nets: Any
-    n: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
     static: ClassVar[bool] = False
     lossless: ClassVar[bool] = True
 
@@ -102,12 +102,12 @@ DURATIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 
 def arrivals(
-    n: int,
-    buffer: int,
-    rounds: int,
+    n: Count,
+    buffer: Count,
+    rounds: Count,
     *,
     durations: str = "half_normal",
-    concurrency: int | None = None,
+    concurrency: Count | None = None,
     scale: float | ArrayLike = 1.0,
     seed: Seed = 0,
 ) -> Timeline:
@@ -148,6 +148,7 @@ def arrivals(
         >>> net.age.tolist(), float(net.participants())
         ([0, 0, 0], 3.0)
     """
+    n = whole("n", n)
     concurrency = n if concurrency is None else concurrency
     _between("buffer", buffer, 1, n)
     _between("concurrency", concurrency, 1, n)
@@ -216,14 +217,14 @@ def _serve(buffer, rounds, concurrency, seconds, length, coin):
 
 def poisson(
     graph: NxGraph | ArrayLike,
-    rounds: int,
+    rounds: Count,
     *,
     gradient_rate: float | ArrayLike = 1.0,
     edge_rates: float | ArrayLike = 1.0,
     unit: float = 1.0,
     seed: Seed = 0,
-    cap: tuple[int, int] | None = None,
-    waves: int = 0,
+    cap: tuple[Count, Count] | None = None,
+    waves: Count = 0,
 ) -> Timeline:
     """Independent Poisson clocks: every node computes gradients, every edge exchanges.
 
@@ -342,12 +343,12 @@ def from_events(
     times: Float[np.ndarray, " e"],
     i: Int[np.ndarray, " e"],
     j: Int[np.ndarray, " e"],
-    n: int,
+    n: Count,
     *,
-    rounds: int,
+    rounds: Count,
     unit: float = 1.0,
-    cap: tuple[int, int] | None = None,
-    waves: int = 0,
+    cap: tuple[Count, Count] | None = None,
+    waves: Count = 0,
 ) -> Timeline:
     """Your own events, cut into rounds and packed into waves.
 
@@ -378,11 +379,12 @@ def from_events(
         (2, 1)
     """
     times, i, j = np.asarray(times, float), np.asarray(i, np.int64), np.asarray(j, np.int64)
+    n = whole("n", n)
     _check_events(times, i, j, n, rounds, unit)
     when = np.minimum((times / unit).astype(np.int64), rounds - 1)
     past, after, gap, rest = _chains(times, when, i, j, n, rounds, unit)
     pair = j < n
-    c, e = cap = cap or _half(past, pair, when)
+    c, e = cap = tuple(whole("cap", k) for k in cap or _half(past, pair, when))
     if min(cap) < 1:
         raise ValueError(f"cap must be two numbers >= 1, got {cap}; for example `cap=(4, 8)`")
     wave, slot = _pack(past, after, pair, when, cap)
@@ -637,17 +639,17 @@ def _table(which, place, slot, shape):
 
 def gossip(
     graph: NxGraph | ArrayLike,
-    rounds: int,
+    rounds: Count,
     *,
-    period: int = 100,
+    period: Count = 100,
     clock: str = "sync",
-    delay: tuple[int, int] = (0, 0),
+    delay: tuple[Count, Count] = (0, 0),
     drop: float = 0.0,
     online: float = 1.0,
     unit: float = 1.0,
     seed: Seed = 0,
-    cap: int = 0,
-    waves: int = 0,
+    cap: Count = 0,
+    waves: Count = 0,
 ) -> Timeline:
     """Nodes push their models to random neighbours: asynchronous, late, lost, to nodes offline.
 
@@ -688,10 +690,10 @@ def gossip(
     """
     rng = np.random.default_rng(seed)
     first, peers = _successors(graph)
-    n, steps = len(first) - 1, rounds * period
     _between("rounds", rounds, 1)
     _between("period", period, 1)
-    low, high = delay
+    n, steps = len(first) - 1, rounds * period
+    low, high = (whole("delay", steps) for steps in delay)
     if not 0 <= low <= high:
         raise ValueError(f"delay must be 0 <= low <= high time steps, got {delay}; use `(0, 10)`")
     for name, value in (("drop", drop), ("online", online)):
@@ -750,12 +752,12 @@ def from_messages(
     received: Float[np.ndarray, " e"],
     i: Int[np.ndarray, " e"],
     j: Int[np.ndarray, " e"],
-    n: int,
+    n: Count,
     *,
-    rounds: int,
+    rounds: Count,
     unit: float = 1.0,
-    cap: int = 0,
-    waves: int = 0,
+    cap: Count = 0,
+    waves: Count = 0,
 ) -> Timeline:
     """Your own messages, cut into rounds and packed into waves.
 
@@ -788,7 +790,7 @@ def from_messages(
         1
     """
     sent, received = np.asarray(sent, float), np.asarray(received, float)
-    i, j = np.asarray(i, np.int64), np.asarray(j, np.int64)
+    i, j, n = np.asarray(i, np.int64), np.asarray(j, np.int64), whole("n", n)
     if not sent.shape == received.shape == i.shape == j.shape or sent.ndim != 1:
         shapes = sent.shape, received.shape, i.shape, j.shape
         raise ValueError(
@@ -907,6 +909,7 @@ def _slots(start, end):
 
 
 def _between(name, value, low, high=None):
+    value = whole(name, value)
     if value < low or (high is not None and value > high):
         expected = f"at least {low}" if high is None else f"between {low} and n = {high}"
         raise ValueError(f"{name} must be {expected}, got {value}; for example `{name}={low}`")

@@ -14,7 +14,7 @@ from jaxfl.networks import graphs as _graphs
 from jaxfl.networks import weights as _weights
 from jaxfl.networks.adversaries import Honest, Send, ranged
 from jaxfl.networks.nets import Cohort, Graph, Links
-from jaxfl.types import Key, Scalar
+from jaxfl.types import Count, Key, Scalar, whole, wholes
 
 
 def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
@@ -67,7 +67,7 @@ class Static:
     """
 
     w: comm.Weights
-    n: int = struct.field(pytree_node=False, default=0)
+    n: Count = struct.field(pytree_node=False, default=0)
     links: Links = Links()
     sums: str = struct.field(pytree_node=False, default="row")
     kind: ClassVar[type] = Graph
@@ -86,7 +86,7 @@ class Static:
 
 def graph(
     name: str,
-    n: int,
+    n: Count,
     *,
     weights: str = "",
     seed: int | np.random.Generator = 0,
@@ -183,7 +183,7 @@ class Periodic:
     """
 
     w: comm.Near | comm.Dense
-    n: int = struct.field(pytree_node=False, default=0)
+    n: Count = struct.field(pytree_node=False, default=0)
     links: Links = Links()
     sums: str = struct.field(pytree_node=False, default="row")
     kind: ClassVar[type] = Graph
@@ -271,7 +271,7 @@ class RandomMatching:
         True
     """
 
-    n: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
     links: Links = Links()
     sums: ClassVar[str] = "symmetric"
     column: ClassVar[int] = 0
@@ -280,6 +280,7 @@ class RandomMatching:
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n")
         _graphs._size(self.n)
 
     def __call__(self, t: Scalar, key: Key) -> Graph:
@@ -309,8 +310,8 @@ class RandomOut:
         True
     """
 
-    n: int = struct.field(pytree_node=False)
-    k: int = struct.field(pytree_node=False, default=1)
+    n: Count = struct.field(pytree_node=False)
+    k: Count = struct.field(pytree_node=False, default=1)
     links: Links = Links()
     sums: ClassVar[str] = "column"
     column: ClassVar[int] = 1
@@ -319,6 +320,7 @@ class RandomOut:
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n", "k")
         if not 1 <= self.k < self.n:
             raise ValueError(
                 f"k must be from 1 to n - 1 = {self.n - 1}, got {self.k}; "
@@ -353,8 +355,8 @@ class Quorum:
         ALIE(z=1.5)
     """
 
-    n: int = struct.field(pytree_node=False)
-    f: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
+    f: Count = struct.field(pytree_node=False)
     byzantine: Scalar = None
     links: Links = Links()
     sums: ClassVar[str] = "row"
@@ -364,6 +366,7 @@ class Quorum:
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n", "f")
         if not 0 <= self.f < self.n:
             raise ValueError(
                 f"f must be from 0 to n - 1 = {self.n - 1}, got {self.f}; use `Quorum({self.n}, 1)`"
@@ -587,14 +590,14 @@ class Attacked:
         )
 
 
-def first(f: int, n: int) -> np.ndarray:
+def first(f: Count, n: Count) -> np.ndarray:
     """`[n]` bool: the first f of n clients.
 
     Example:
         >>> networks.first(2, 5).tolist()
         [True, True, False, False, False]
     """
-    return np.arange(n) < f
+    return np.arange(whole("n", n)) < whole("f", f)
 
 
 def layers(network: Any) -> Iterator[Any]:
