@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfl.types import nearest, shown
+from jaxfl.types import nearest, plain, shown
 
 DEFAULT = (
     "fedavg",
@@ -120,7 +120,7 @@ class Config:
         """The text of a configuration file."""
         import tomli_w
 
-        return tomli_w.dumps(dataclasses.asdict(self))
+        return tomli_w.dumps({name: plain(value) for name, value in vars(self).items()})
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Config":
@@ -145,8 +145,8 @@ class Config:
         for name in changes:
             if name not in _DEFAULTS:
                 raise ValueError(f"no setting {shown(name)}{nearest(name, list(_DEFAULTS))}")
-        typed = {name: _typed(name, value, _DEFAULTS[name]) for name, value in changes.items()}
-        made = dataclasses.replace(config or cls(), **typed)
+        given = (vars(config) if config else {}) | changes
+        made = cls(**{name: _typed(name, plain(v), _DEFAULTS[name]) for name, v in given.items()})
         made._check()
         return made
 
@@ -173,6 +173,8 @@ class Config:
             need("every", False, f"a divisor of rounds={self.rounds}", whole)
         need("algorithms", self.algorithms, "one name or more", ("fedavg",))
         need("lr", _rising(self.lr), "positive and rising", (0.1, 0.3, 1.0))
+        most = max(1, MOST // (len(self.algorithms) * len(self.lr)))
+        need("seeds", self.seeds <= most, f"at most {most:,} ({MOST:,} runs in all)", 5)
         for name in ("failures", "churn"):
             need(name, 0 <= getattr(self, name) < 1, "in [0, 1)", 0.1)
         for name in ("compute", "latency"):
@@ -182,6 +184,7 @@ class Config:
         need("target", np.isfinite(self.target), "finite", 0.9)
 
 
+MOST = 1_000_000  # runs of one sweep or comparison
 _LARGEST = 2**53  # whole numbers up to here are floats too
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 
@@ -213,9 +216,9 @@ def _rising(lr):
 def _typed(name, value, default):
     """The value as the type of the default, or a ValueError."""
     if isinstance(default, tuple):
-        several = value if isinstance(value, list | tuple | np.ndarray) else [value]
+        several = value if isinstance(value, list) else [value]
         return tuple(_typed(name, item, default[0]) for item in several)
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, str) and isinstance(value, str | os.PathLike):
         return os.fspath(value)
     if isinstance(value, int) or isinstance(default, int):
@@ -338,7 +341,8 @@ def _value(node) -> Any:
 
 
 def _text(value):
-    if isinstance(value, list | tuple) and not isinstance(value, Call):
+    value = plain(value)
+    if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
     return str(value) if isinstance(value, Call) else repr(value)
 

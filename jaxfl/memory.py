@@ -108,17 +108,17 @@ def estimate(
         chunk = {"rounds": rounds, "every": every or rounds}
         return _rounds(alg, clients, network, key, t, state, *last, **chunk)
 
-    whole = program if runs == 1 else jax.vmap(program, in_axes=(0, *(None,) * 7))
+    every_run = program if runs == 1 else jax.vmap(program, in_axes=(0, *(None,) * 7))
     evaluate, schedule = _callable(evaluate), _callable(schedule)
     values = (network, params, key, state, evaluate, schedule)
     _BLOCKS.clear()
     watched = _Watched(**{f.name: getattr(clients, f.name) for f in dataclasses.fields(clients)})
-    jaxpr, out = jax.make_jaxpr(whole, return_shape=True)(alg, watched, *values)
+    jaxpr, out = jax.make_jaxpr(every_run, return_shape=True)(alg, watched, *values)
     block = min(_BLOCKS, default=clients.n)
     data, history = _bytes((clients, network, params, evaluate)), _bytes(out[1:])
     before, after = (_bytes(a) // share for a in (state, out.state))
     if exact:
-        report: Any = jax.jit(whole).lower(alg, clients, *values).compile().memory_analysis()
+        report: Any = jax.jit(every_run).lower(alg, clients, *values).compile().memory_analysis()
         made = report.temp_size_in_bytes + report.output_size_in_bytes - history
         rest = before + made - after
     else:
