@@ -30,6 +30,7 @@ T = TypeVar("T")
 Seed = int | np.random.Generator
 
 TRIES = 20  # draws of a random graph before it is repaired instead
+_MANY = 2500  # nodes beyond which no array [n, n] is made
 
 
 def ring(n: Count) -> NxGraph:
@@ -229,6 +230,9 @@ def random_out(n: Count, k: Count = 2, seed: Seed = 0) -> NxGraph:
     rng = np.random.default_rng(seed)
 
     def draw(first: np.ndarray | None = None) -> NxGraph:
+        if n > _MANY and k * k <= n:
+            out = _others(n, k, rng, first)
+            return _graph(n, ((i, j) for i in range(n) for j in out[i]), True)
         score = rng.random((n, n))
         np.fill_diagonal(score, 2)
         if first is not None:
@@ -433,6 +437,21 @@ def _span(graph: NxGraph) -> NxGraph:
     tree = minimum_spanning_tree(squareform(pdist(points))).tocoo()
     graph.add_edges_from(zip(tree.row.tolist(), tree.col.tolist(), strict=True))
     return graph
+
+
+def _others(n: int, k: int, rng: np.random.Generator, first: np.ndarray | None) -> list[list[int]]:
+    """k other nodes for each of n, without repeats; the first of them where it is given."""
+    own = np.arange(n)[:, None]
+    fixed = np.empty((n, 0), int) if first is None else first[:, None]
+    out = np.empty((n, k), int)
+    again = np.arange(n)
+    while len(again):
+        drawn = rng.integers(0, n - 1, (len(again), k - fixed.shape[1]))
+        drawn += drawn >= own[again]
+        out[again] = np.concatenate([fixed[again], drawn], 1)
+        ordered = np.sort(out[again], 1)
+        again = again[(ordered[:, 1:] == ordered[:, :-1]).any(1)]
+    return out.tolist()
 
 
 def _pairings(n: Count, degree: Count, rng: np.random.Generator) -> Iterable[tuple[int, int]]:

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 
 from jaxfl.networks import spectra
 from jaxfl.networks.adversaries import Send
-from jaxfl.networks.graphs import NxGraph, lookup
+from jaxfl.networks.graphs import lookup
 from jaxfl.networks.nets import Arrivals, Events, Messages
-from jaxfl.networks.weights import _heard, _square, _undirected
+from jaxfl.networks.weights import AnyGraph, Edges, _undirected
 from jaxfl.types import Count, Key, Scalar, whole
 
 Seed = int | np.random.Generator
@@ -216,7 +216,7 @@ def _serve(buffer, rounds, concurrency, seconds, length, coin):
 
 
 def poisson(
-    graph: NxGraph | ArrayLike,
+    graph: AnyGraph,
     rounds: Count,
     *,
     gradient_rate: float | ArrayLike = 1.0,
@@ -229,8 +229,9 @@ def poisson(
     """Independent Poisson clocks: every node computes gradients, every edge exchanges.
 
     Args:
-        graph: an undirected graph with nodes 0 to n-1, or a symmetric matrix `[n, n]` of rates of
-            the edges, which `edge_rates` multiplies; its diagonal is ignored.
+        graph: an undirected graph with nodes 0 to n-1, or a symmetric matrix `[n, n]` (of NumPy or
+            scipy.sparse) of rates of the edges, which `edge_rates` multiplies; its diagonal is
+            ignored.
         rounds: for how many rounds of `unit` seconds the events are drawn.
         gradient_rate: events per second of a node, a number or `[n]`, >= 0.
         edge_rates: events per second of an edge, a number or a symmetric matrix `[n, n]`, >= 0;
@@ -286,27 +287,28 @@ def _intervals(upto, u):
 
 def _clocks(graph, edge_rates):
     """n, the two ends of the edges and their rates, [m]."""
-    matrix = isinstance(graph, np.ndarray | list | tuple | jax.Array)
-    given = _square(graph) if matrix else _undirected(graph, "poisson")
-    every = np.broadcast_to(np.asarray(edge_rates, float), given.shape)
-    if not matrix and np.ndim(edge_rates) and (every * ~given).any():
-        raise ValueError(
-            "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
-        )
-    i, j = _nonzero(given)
-    rates, back = given[i, j] * every[i, j], given[j, i] * every[j, i]
+    edges = _undirected(graph, "poisson")
+    i, j, degree = edges.ends()
+    n, back = len(degree), edges.sends.T.tocsr()
+    back.sort_indices()
+    rates, back = edges.sends.data, back.data
+    if np.ndim(edge_rates):
+        every = np.asarray(edge_rates, float)
+        if every.shape != (n, n) or np.count_nonzero(every) > np.count_nonzero(every[i, j]):
+            raise ValueError(
+                f"edge_rates must be a number or [n, n] with n = {n}, and 0 off the edges: use "
+                "`rates * (adjacency != 0)`"
+            )
+        rates, back = rates * every[i, j], back * every[j, i]
+    else:
+        rates, back = rates * float(edge_rates), back * float(edge_rates)
     if not np.allclose(rates, back, rtol=1e-9, atol=0):
         raise ValueError("edge rates must be symmetric: use `(rates + rates.T) / 2`")
     kept = (i < j) & (rates != 0)
-    return len(given), (i[kept], j[kept]), rates[kept]
+    return n, (i[kept], j[kept]), rates[kept]
 
 
-def _nonzero(a):
-    # of a flat array NumPy skips zeros quickly, and most of n^2 are
-    return np.divmod(np.flatnonzero(a), a.shape[1])
-
-
-def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
+def dadao_rates(graph: AnyGraph, factor: float = 1.0) -> dict[str, float]:
     """Equal rates for all edges with which DADAO converges, at a speed that no graph changes.
 
     The total is factor * sqrt(2 chi1 chi2), with the chi1 and chi2 of the graph at total rate 1.
@@ -330,7 +332,7 @@ def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
         >>> {name: round(value, 3) for name, value in found.items()}
         {'rate': 1.222, 'chi1': 1.397, 'chi2': 0.358}
     """
-    count = graph.number_of_edges()
+    count = _undirected(graph, "dadao_rates").sends.nnz // 2
     one = spectra.laplacian(graph, 1 / count)
     chi1, chi2 = spectra.chi1(one), spectra.chi2(one)
     if not np.isfinite(chi1):
@@ -638,7 +640,7 @@ def _table(which, place, slot, shape):
 
 
 def gossip(
-    graph: NxGraph | ArrayLike,
+    graph: AnyGraph,
     rounds: Count,
     *,
     period: Count = 100,
@@ -658,7 +660,8 @@ def gossip(
 
     Args:
         graph: nodes 0 to n-1, directed or not (a node sends to its successors), or an adjacency
-            matrix `[n, n]` of senders x receivers, whose diagonal is ignored.
+            matrix `[n, n]` (of NumPy or scipy.sparse) of senders x receivers, whose diagonal is
+            ignored.
         rounds: for how many rounds of `period` time steps the messages are drawn.
         period: time steps of a round, >= 1.
         clock: "sync": a node sends once a round, at a random step of its own; "async": every so
@@ -737,14 +740,8 @@ CLOCKS: dict[str, Callable[[np.random.Generator, int, int], tuple[np.ndarray, np
 
 def _successors(graph):
     """Whom node i may send to: peers[first[i] : first[i + 1]]."""
-    if isinstance(graph, np.ndarray | list | tuple | jax.Array):
-        heard = _square(graph).T != 0
-    else:
-        heard = _heard(graph)
-    j, i = _nonzero(heard)
-    i, j = i[i != j], j[i != j]
-    by = _argsort(i)
-    return np.searchsorted(i[by], np.arange(len(heard) + 1)), j[by]
+    sends = Edges.of(graph).sends
+    return sends.indptr.astype(np.int64), sends.indices.astype(np.int64)
 
 
 def from_messages(
