@@ -258,12 +258,14 @@ class Call(NamedTuple):
             ValueError: an unknown name or option, with the nearest; options that do not fit.
         """
         if self.name not in registry:
-            raise ValueError(f"no {what} {self.name!r}{nearest(self.name, list(registry))}")
+            raise ValueError(f"no {what} {shown(self.name)}{nearest(self.name, list(registry))}")
         maker = registry[self.name]
         known = inspect.signature(maker).parameters
         for option in self.options:
             if option not in known:
-                raise ValueError(f"{self.name} has no {option!r}{nearest(option, list(known))}")
+                raise ValueError(
+                    f"{self.name} has no {shown(option)}{nearest(option, list(known))}"
+                )
         args, more = (*args, *map(build, self.args)), more | self.built()
         try:
             inspect.signature(maker).bind(*args, **more)

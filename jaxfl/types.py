@@ -59,7 +59,7 @@ def nearest(name: str, known: list[str]) -> str:
     """The end of an error message about an unknown name: the nearest known ones, or all."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; known: {', '.join(sorted(known))}"

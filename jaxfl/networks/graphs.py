@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from jaxfl.types import Count, whole
+from jaxfl.types import Count, shown, whole
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -30,6 +30,7 @@ T = TypeVar("T")
 Seed = int | np.random.Generator
 
 TRIES = 20  # draws of a random graph before it is repaired instead
+_MOST = 2e7  # edges of a graph
 _MANY = 2500  # nodes beyond which no array [n, n] is made
 
 
@@ -71,6 +72,7 @@ def grid(
 def complete(n: Count) -> NxGraph:
     """Everybody hears everybody."""
     n = _size(n)
+    _room(n, n * (n - 1) / 2)
     return _graph(n, itertools.combinations(range(n), 2))
 
 
@@ -109,6 +111,7 @@ def erdos_renyi(n: Count, p: float | None = None, seed: Seed = 0) -> NxGraph:
     n = _size(n)
     p = min(1.0, 2 * math.log(n) / n) if p is None else p
     _range("p", p, 0 < p <= 1, "a probability in (0, 1]", 0.5)
+    _room(n, p * n * (n - 1) / 2)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.fast_gnp_random_graph(n, p, seed=rng), lambda g: _chain(g, rng))
 
@@ -130,6 +133,7 @@ def geometric(n: Count, radius: float | None = None, seed: Seed = 0) -> NxGraph:
     n = _size(n)
     radius = math.sqrt(2 * math.log(n) / (math.pi * n)) if radius is None else radius
     _range("radius", radius, radius > 0, "a distance above 0", 0.5)
+    _room(n, min(1, math.pi * radius**2) * n * (n - 1) / 2)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.random_geometric_graph(n, radius, seed=rng), _span)
 
@@ -151,6 +155,7 @@ def regular(n: Count, degree: Count = 4, seed: Seed = 0) -> NxGraph:
     n, degree = _size(n), whole("degree", degree)
     least = min(2, n - 1)
     _range("degree", degree, least <= degree < n, f"from {least} to n-1 = {n - 1}", least)
+    _room(n, n * degree / 2)
     if n * degree % 2:
         raise ValueError(
             f"regular needs n * degree even, got n={n}, degree={degree}: "
@@ -199,6 +204,7 @@ def barabasi_albert(n: Count, m: Count = 2, seed: Seed = 0) -> NxGraph:
 
     n, m = _size(n), whole("m", m)
     _range("m", m, 1 <= m < n, f"from 1 to n-1 = {n - 1}", 1)
+    _room(n, n * m)
     return nx.barabasi_albert_graph(n, m, seed=np.random.default_rng(seed))
 
 
@@ -227,6 +233,7 @@ def random_out(n: Count, k: Count = 2, seed: Seed = 0) -> NxGraph:
     """
     n, k = _size(n), whole("k", k)
     _range("k", k, 1 <= k < n, f"from 1 to n-1 = {n - 1}", 1)
+    _room(n, n * k)
     rng = np.random.default_rng(seed)
 
     def draw(first: np.ndarray | None = None) -> NxGraph:
@@ -329,9 +336,9 @@ def make(name: str, n: Count, seed: Seed = 0, **options: Any) -> Any:
 def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
     """The entry of that name, or a ValueError with the nearest name and all of them."""
     if name not in registry:
-        near = difflib.get_close_matches(str(name), registry, n=1, cutoff=0)[0]
+        near = difflib.get_close_matches(str(name)[:100], registry, n=1, cutoff=0)[0]
         known = ", ".join(sorted(registry))
-        raise ValueError(f"unknown {what} {name!r}: did you mean {near!r}? Known: {known}.")
+        raise ValueError(f"unknown {what} {shown(name)}: did you mean {near!r}? Known: {known}.")
     return registry[name]
 
 
@@ -340,7 +347,7 @@ def accepts(function: Callable, name: str, options: Mapping[str, Any]) -> None:
     known = inspect.signature(function).parameters
     for option in options:
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it takes {', '.join(known)}.")
+            raise ValueError(f"{name} has no option {shown(option)}; it takes {', '.join(known)}.")
 
 
 # Helpers.
@@ -357,7 +364,18 @@ def _graph(n: Count, edges: Iterable[tuple[int, int]], directed: bool = False) -
 def _size(n: Count) -> int:
     n = whole("n", n)
     _range("n", n, n >= 2, "at least 2", 2)
+    _room(n, n)
     return n
+
+
+def _room(n: int, edges: float) -> None:
+    """Asked before they are made: networkx takes about 300 bytes for an edge."""
+    if edges > _MOST:
+        few = max(2, int(n * min(1.0, (_MOST / edges) ** 0.5)) // 2)
+        raise ValueError(
+            f"n={n} nodes have about {edges:.2g} edges, where {_MOST:.0g} are the most that a "
+            f"graph may have; use fewer: `n={few}`."
+        )
 
 
 def _range(name: str, value: Any, valid: bool, expected: str, example: float) -> None:

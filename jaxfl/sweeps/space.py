@@ -112,7 +112,7 @@ class Space:
             try:
                 config, here = _configured(self.config, setting, fields)
             except ValueError as error:
-                raise ValueError(f"{error} (of the run {setting})") from error
+                raise ValueError(f"in the run {shown(setting)}: {error}") from error
             used |= here
             yield config
         if strangers := self.names - used - {"algorithm", "seed"}:
@@ -137,7 +137,7 @@ class Space:
                 values = tomllib.load(file)
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"cannot read the sweep {str(path)!r}: {error}; write lines like {example}"
+                f"cannot read the sweep {str(path)!r}: {shown(error)}; write lines like {example}"
             ) from error
         if "sweep" not in values:
             raise ValueError(f"{str(path)!r} has no table [sweep]; write lines like {example}")
