@@ -55,14 +55,12 @@ def form(alg: Any, needs: type) -> None:
                 f"{who}.needs must be an attribute of the class, not a field; write `needs: "
                 "ClassVar[Needs] = Needs(Cohort)`"
             )
-        if field.metadata.get("pytree_node", True):
-            _given(f"{who}.{field.name}", value)
-        else:
+        if not field.metadata.get("pytree_node", True):
             _static(f"{who}.{field.name}", value)
 
 
-def _given(where, value):
-    """A traced field holds numbers, arrays of them, or a component of such fields."""
+def given(where: str, value: Any) -> None:
+    """Raises ValueError where a traced field holds anything but numbers, arrays, a component."""
     bad = [a for a in jax.tree.leaves(value) if not hasattr(a, "dtype")]
     bad = [a for a in bad if not isinstance(a, bool | int | float | complex)]
     if not bad:

@@ -1,17 +1,20 @@
 """The command line: it parses and prints; everything else is `jaxfl.compare` and `jaxfl.plots`."""
 
 import argparse
+import codecs
 import dataclasses
 import inspect
 import os
 import re
+import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from jaxfl import folder
-from jaxfl.types import nearest
+from jaxfl.types import nearest, shown
 
 HELP = """\
 usage: jaxfl COMMAND [options]
@@ -42,34 +45,102 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, or 2 for bad input.
+    """Runs a command and returns its exit status: 0, 2 for an error, 130 if it was interrupted.
 
     Args:
         argv: the words after `jaxfl`; those of the process by default.
     """
+    _streams()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
     try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(HELP, end="", flush=True)
+            return 0
         if words[0] == "--version":
             words[0] = "info"
         if words[0] not in COMMANDS:
-            raise ValueError(f"no command {words[0]!r}{nearest(words[0], list(COMMANDS))}")
+            raise ValueError(f"no command {shown(words[0])}{nearest(words[0], list(COMMANDS))}")
         COMMANDS[words[0]](words[1:])
-    except (ValueError, OSError, MemoryError) as error:
-        if debug:
-            raise
-        print(f"jaxfl: error: {error}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough: `jaxfl list | head -1`
+        _closed()
     except SystemExit as stop:  # the parser's, after its own message
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:  # a sweep says what it kept
-        print(f"jaxfl: {str(stop) or 'interrupted'}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        why = _spelled(str(stop)) or "interrupted"
+        print(f"jaxfl: {why}", file=sys.stderr, flush=True)
+        if argv is None and threading.active_count() > 1:  # a program that runs cannot be stopped
+            os._exit(130)
         return 130
+    except Exception as error:  # also what a library says of a size or a file
+        if debug:
+            raise
+        print(f"jaxfl: error: {_spelled(_said(error))}", file=sys.stderr)
+        if isinstance(error, OSError):  # that of stdout itself would come again at the exit
+            _closed()
+        return 2
     return 0
+
+
+def _said(error):
+    """An error in words, cut if it is very long."""
+    text = str(error)
+    if not isinstance(error, ValueError | OSError | ImportError | MemoryError):
+        text = f"{type(error).__name__}: {text.strip()}; --debug shows where it comes from"
+    text = text or ("not enough memory" if isinstance(error, MemoryError) else type(error).__name__)
+    return text if len(text) <= 4000 else f"{text[:2500]}...{text[-1000:]}"
+
+
+def _spelled(text):
+    """Python's `clients=20` as --clients 20; options of names, "fedprox(mu=0.1)", stay."""
+    from jaxfl.config import Config
+
+    names = "|".join([*(f.name for f in dataclasses.fields(Config)), "out"])
+    value = r"'[^']*'|\"[^\"]*\"|\[[^]]*\]|\([^)]*\)|[^\s,;:`()]*[^\s,;:.`()]"
+    call = r"\w\([^()]*(?:\([^()]*\)[^()]*)*\)"
+
+    def option(match):
+        if not match[1]:
+            return match[0]
+        words = re.sub(r"[\[\](),]", " ", match[2]) if match[2][0] in "[(" else match[2]
+        return " ".join([f"--{match[1]}", *words.split()])
+
+    text = re.sub(rf"{call}|(?<![\w.-])({names})=({value})", option, text)
+    return text.replace("the same call", "the same command")
+
+
+def _streams():
+    """A closed stdout or stderr takes everything, one that is not UTF-8 what it can write."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="jaxfl")
+
+
+def _plain(error):
+    """Signs that an encoding does not have: those of tables in ASCII."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    return "".join(_ASCII.get(sign, "?") for sign in wrong), error.end
+
+
+_ASCII = {"±": "+-", "†": "+", "–": "-", "−": "-", "²": "2", "…": "...", "λ": "lambda", "·": "*"}
+codecs.register_error("jaxfl", _plain)
+
+
+def _closed():
+    """What is still in a buffer goes nowhere, so that Python does not complain at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 # Commands --------------------------------------------------------------------------------------
@@ -140,7 +211,9 @@ def _report(config: Any, out: str, figure: bool, mesh: Any = None) -> None:
     _console().print(comparison)
     if figure:
         print(f"\nin {out}: comparison.png, .pdf, table.txt, .csv, .md, results.nc, config.toml")
-        print(f"to repeat it: jaxfl compare --config {Path(out, 'config.toml')}")
+        again = shlex.quote(f"{out}-again")
+        config_file = shlex.quote(str(Path(out, "config.toml")))
+        print(f"to repeat it: jaxfl compare --config {config_file} --out {again}")
 
 
 def _sweep(words: list[str]) -> None:
@@ -170,20 +243,31 @@ def _sweep(words: list[str]) -> None:
         print(sweeps.plan(space, out=out, width=options.get("width", 0)))
         return
     cache()
-    ds = sweeps.sweep(space, out=out, progress=True, **options)
+    try:
+        ds = sweeps.sweep(space, out=out, progress=True, **options)
+    except KeyboardInterrupt as stop:
+        done = f"; chunks that are done are in {str(out)!r}: the same command goes on"
+        raise KeyboardInterrupt(str(stop) or f"interrupted{done if out.exists() else ''}") from stop
     from jaxfl import results
 
     _console().print(results.Summary(ds))
     print(f"\nin {out}: results.nc, sweep.toml, provenance.json, chunks")
-    print(f"to look at it: jaxfl report {out}")
+    print(f"to look at it: jaxfl report {shlex.quote(str(out))}")
 
 
 def _page(words: list[str]) -> None:
     """Write a page of a sweep or comparison: tables, figures, provenance, citations."""
-    given = _parse("report", words, {"folder": (Positional, None, "with results.nc")})
+    given = _parse(
+        "report",
+        words,
+        {
+            "folder": (Positional, None, "with results.nc"),
+            "out": (str, "", "the page; report.html in the folder by default"),
+        },
+    )
     from jaxfl.report import report
 
-    print(report(given["folder"]))
+    print(report(given["folder"], given["out"] or None))
 
 
 def _list(words: list[str]) -> None:
@@ -191,7 +275,7 @@ def _list(words: list[str]) -> None:
     given = _parse("list", words, {"kind": (Positional, "", "algorithms, data, models, ...")})
     kinds = registries()
     if given["kind"] and given["kind"] not in kinds:
-        raise ValueError(f"no kind {given['kind']!r}{nearest(given['kind'], list(kinds))}")
+        raise ValueError(f"no kind {shown(given['kind'])}{nearest(given['kind'], list(kinds))}")
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -211,10 +295,10 @@ def _show(words: list[str]) -> None:
     known = {name: thing for registry in registries().values() for name, thing in registry.items()}
     name = given["name"].lower()
     if name not in known:
-        raise ValueError(f"nothing is called {given['name']!r}{nearest(name, list(known))}")
+        raise ValueError(f"nothing is called {shown(given['name'])}{nearest(name, list(known))}")
     console, thing = _console(), known[name]
     console.print(f"[bold]{_escape(thing.__name__)}[/bold]{_escape(_signature(thing))}\n")
-    for line in inspect.cleandoc(thing.__doc__ or "").splitlines():
+    for line in _text(thing).splitlines():
         label = re.match(r"([A-Z]\w+):(.*)", line)
         argument = re.match(r"    (\w+):(.*)", line)
         if label:
@@ -253,7 +337,8 @@ def _graph(words: list[str]) -> None:
     if given["weights"]:
         if call.name in graphs.SCHEDULES:
             raise ValueError(f"{call.name} has weights of its own; leave --weights out")
-        w = weights.make(given["weights"], g)
+        many = {"sparse": True} if len(g) > 2500 and given["weights"] != "fastest" else {}
+        w = weights.make(given["weights"], g, **many)
     _, _, facts = plots.describe(g, w)
     draw = lambda: plots.graph_and_spectrum(g, w, title=call.name, width=6)[0]
     path = _picture(given["out"] or f"{call.name}.png", draw)
@@ -306,7 +391,7 @@ def _info(words: list[str]) -> None:
     print(f"versions     {', '.join(f'{n} {version(n)}' for n in names)}")
     print(f"devices      {devices}; {os.cpu_count()} CPU cores")
     print(f"precision    float32 (mixing exact), float64 {wide}, local matmuls {matmul}")
-    print(f"cache        {cache_dir()}")
+    print(f"cache        {cache_dir() or 'none, for there is no home folder'}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -344,6 +429,9 @@ def registries() -> dict[str, dict[str, Any]]:
 # Parsing ---------------------------------------------------------------------------------------
 
 
+_LONG = 10_000
+
+
 class Positional(str):
     """A word without a dash."""
 
@@ -352,6 +440,11 @@ def _parse(command: str, words: list[str], fields: dict[str, tuple[Any, Any, str
     """Options `{name: (type, default, help)}`; a default of None is required."""
     import tyro
 
+    if long := [w for w in words if len(w) > _LONG]:
+        raise ValueError(
+            f"no word may be longer than {_LONG:,} signs, got one of {len(long[0]):,}: "
+            f"{shown(long[0])}; `jaxfl {command} --help` lists what there is"
+        )
     positional = [name for name, (kind, *_) in fields.items() if kind is Positional]
     columns: list[Any] = []
     for name, (kind, default, words_of_help) in fields.items():
@@ -367,7 +460,7 @@ def _parse(command: str, words: list[str], fields: dict[str, tuple[Any, Any, str
     given = tyro.cli(
         options,
         prog=f"jaxfl {command}",
-        description=inspect.getdoc(COMMANDS[command]),
+        description=_text(COMMANDS[command]),
         args=words,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -396,7 +489,7 @@ def _configure(
     first, _ = early.parse_known_args(words)
     base = Config.from_toml(first.config) if first.config else Config()
     base = base.quick() if first.quick else base
-    about = dict(re.findall(r"^    (\w+): ((?:.|\n        )*)", inspect.getdoc(Config) or "", re.M))
+    about = dict(re.findall(r"^    (\w+): ((?:.|\n        )*)", _text(Config), re.M))
     fields = dict(extras)
     if check:
         fields["config"] = (str, "", "TOML file of settings; options here win over it")
@@ -428,8 +521,14 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
+def _text(thing: Any) -> str:
+    from jaxfl.docs import text
+
+    return text(thing)
+
+
 def _first(thing: Any) -> str:
-    return inspect.cleandoc(thing.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    return _text(thing).split("\n\n")[0].replace("\n", " ")
 
 
 def _signature(thing: Any) -> str:
@@ -459,21 +558,16 @@ def _picture(path: str, draw: Callable[[], Any]) -> str:
     return path
 
 
-def cache_dir() -> Path:
-    """Where compiled programs are kept between runs of the command line."""
+def cache_dir() -> Path | None:
+    """Where compiled programs are kept between runs of the command line; None without a home."""
     import jax
+    import platformdirs
 
     settings: Any = jax.config
     if given := settings.jax_compilation_cache_dir:
         return Path(given)
-    home = Path.home()
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        root = home / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return root / "jaxfl" / "xla"
+    root = platformdirs.user_cache_path("jaxfl", appauthor=False)
+    return root / "xla" if root.is_absolute() else None  # "~" of nobody stays as it is
 
 
 def cache() -> None:
@@ -482,6 +576,8 @@ def cache() -> None:
 
     path = cache_dir()
     try:
+        if path is None:
+            return
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
         return

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxfl import comm, devices
-from jaxfl.types import Key, Params, Scalar, Stacked, fork, shown
+from jaxfl.types import Count, Key, Params, Scalar, Stacked, fork, shown, whole
 
 # Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.
 _PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
@@ -271,8 +271,8 @@ class Clients:
         partition: Any,
         loss: Callable,
         *,
-        batch: int | str = 32,
-        block: int = 0,
+        batch: Count | str = 32,
+        block: Count = 0,
         augment: Callable = _same,
         precision: str = "float32",
         host: bool = False,
@@ -323,12 +323,11 @@ class Clients:
                 f"partition.start and count must stay within its order [{len(order)}]; let a "
                 "partitioner make them: `iid(len(labels), n)`"
             )
-        least = 1 if isinstance(batch, str) and batch == "all" else batch
-        whole = isinstance(least, int | np.integer) and isinstance(block, int | np.integer)
-        if not whole or least < 1 or block < 0:
+        least = 1 if isinstance(batch, str) and batch == "all" else whole("batch", batch)
+        if least < 1 or whole("block", block) < 0:
             raise ValueError(
-                f'batch must be >= 1 or "all", block >= 0, in whole numbers, got {batch!r} and '
-                f"{block!r}; for example `batch=32`"
+                f'batch must be >= 1 or "all", and block >= 0, got {batch!r} and {block!r}; for '
+                "example `batch=32`"
             )
         if precision not in _PRECISIONS:
             raise ValueError(

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfl import devices, experiment, folder, metrics
+from jaxfl.checkpoint import Interrupted
 from jaxfl.clients import Clients
 from jaxfl.config import Config
 from jaxfl.experiment import compiled, dataset, partitions
@@ -177,6 +178,7 @@ def compare(
         ValueError: bad input of any kind, before anything is computed; a folder of another
             comparison, or with other files.
         OSError: a folder that cannot be written, or that another process is writing to, likewise.
+        Interrupted: Ctrl-C; what was done is not kept.
 
     Example:
         >>> found = jaxfl.compare(
@@ -187,6 +189,7 @@ def compare(
         ['FedAvg']
     """
     data, model, named = experiment.objects(data, model)
+    objects = {"data": data is not None, "model": model is not None}
     config = Config.make(config, **named, **changes)
     if out is not None:
         folder.possible(out)
@@ -209,7 +212,7 @@ def compare(
         if out is not None:
             stack.enter_context(_claimed(out, what))  # makes it: last, bad input leaves none behind
         with _progress(labels, progress) as report:
-            comparison = _compare(config, problem, jobs, report)
+            comparison = _compare(config, problem, jobs, report, objects)
         comparison.results.attrs["identity"] = json.dumps(what)
         if out is not None:
             comparison._write(Path(out), what)
@@ -276,13 +279,13 @@ def _note(path, what, names=()):
     folder.text(path / folder.ABOUT, folder.sealed(about))
 
 
-def _compare(config, problem, jobs, report):
+def _compare(config, problem, jobs, report, objects):
     """Runs the jobs in order, while the next ones compile in threads.
 
     On the CPU two run at a time: programs of small models keep little more than one core busy. Over
     several devices one does: all hosts must start them in the same order.
     """
-    about = folder.provenance()
+    about = folder.provenance() | {"objects": objects}
     options = {"rounds": config.rounds, "every": config.every}
     threads = max(1, min(2, len(jobs), os.cpu_count() or 1))
     compilers = ThreadPoolExecutor(threads)
@@ -291,6 +294,7 @@ def _compare(config, problem, jobs, report):
 
     def work(job, compiling):
         program, values = compiling.result()
+        report(job.label, "running", None)
         start = time.perf_counter()
         state, history, evaluations = jax.block_until_ready(program(*values))
         result = _result(job, history, evaluations)
@@ -298,20 +302,26 @@ def _compare(config, problem, jobs, report):
         result["elapsed"] = time.perf_counter() - start
         return result, jax.tree.map(lambda a: np.asarray(a[:, int(result["chosen"])]), state)
 
-    results, states = [], {}
+    results, states, wait = [], {}, True
     try:
         compiling = [compilers.submit(_program, problem, job, **options) for job in jobs]
         running = [runners.submit(work, *pair) for pair in zip(jobs, compiling)]
         del compiling
         for job in jobs:
-            report(job.label, "running", None)
+            report(job.label, "", None)
             result, states[job.label] = running.pop(0).result()
             results.append(result)
             report(job.label, "done", result)
+    except KeyboardInterrupt:  # a program cannot be stopped, but nobody waits for it
+        wait = False
+        raise Interrupted(
+            f"interrupted with {len(results)} of {len(jobs)} algorithms done, and nothing is kept; "
+            "a sweep over algorithm, lr and seed with `out=` keeps what is done, and goes on"
+        ) from None
     finally:
         compilers.shutdown(wait=False, cancel_futures=True)  # first, so that no run waits for one
-        runners.shutdown(wait=True, cancel_futures=True)
-        compilers.shutdown(wait=True)
+        runners.shutdown(wait=wait, cancel_futures=True)
+        compilers.shutdown(wait=wait)
     return Comparison(config, _dataset(config, problem, jobs, results, about), states)
 
 
@@ -711,17 +721,17 @@ def _progress(labels: Sequence[str], show: bool) -> Iterator[Callable[..., None]
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         SpinnerColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    wide = max(map(len, labels))
+    from jaxfl.sweeps.progress import two_lines
+
+    wide, stages, now = max(map(len, labels)), {}, {"label": ""}
     columns = (
         SpinnerColumn(),
-        TextColumn(f"{{task.description:{wide + 10}}}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("elapsed"),
@@ -729,12 +739,17 @@ def _progress(labels: Sequence[str], show: bool) -> Iterator[Callable[..., None]
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(labels))
+    compiling = "compiling, which takes longest the first time"
+    with two_lines(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(labels), words="")
 
         def report(label, stage, result):
+            if stage == "running":  # said by the thread that runs it
+                stages[label] = stage
+            elif result is None:
+                now["label"] = label
             if result is None:
-                bar.update(task, description=f"{label} {stage}")
+                bar.update(task, words=f"{now['label']} {stages.get(now['label'], compiling)}")
                 return
             chosen = result["chosen"]
             score = float(result["score"][chosen, :, -1].mean())

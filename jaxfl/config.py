@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxfl.types import nearest, shown
+from jaxfl.types import nearest, plain, shown
 
 DEFAULT = (
     "fedavg",
@@ -120,7 +120,7 @@ class Config:
         """The text of a configuration file."""
         import tomli_w
 
-        return tomli_w.dumps(dataclasses.asdict(self))
+        return tomli_w.dumps({name: plain(value) for name, value in vars(self).items()})
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Config":
@@ -145,8 +145,8 @@ class Config:
         for name in changes:
             if name not in _DEFAULTS:
                 raise ValueError(f"no setting {shown(name)}{nearest(name, list(_DEFAULTS))}")
-        typed = {name: _typed(name, value, _DEFAULTS[name]) for name, value in changes.items()}
-        made = dataclasses.replace(config or cls(), **typed)
+        given = (vars(config) if config else {}) | changes
+        made = cls(**{name: _typed(name, plain(v), _DEFAULTS[name]) for name, v in given.items()})
         made._check()
         return made
 
@@ -174,6 +174,8 @@ class Config:
             need("every", False, f"a divisor of rounds={self.rounds}", whole)
         need("algorithms", self.algorithms, "one name or more", ("fedavg",))
         need("lr", _rising(self.lr), "positive and rising", (0.1, 0.3, 1.0))
+        most = max(1, MOST // (len(self.algorithms) * len(self.lr)))
+        need("seeds", self.seeds <= most, f"at most {most:,} ({MOST:,} runs in all)", 5)
         for name in ("failures", "churn"):
             need(name, 0 <= getattr(self, name) < 1, "in [0, 1)", 0.1)
         for name in ("compute", "latency"):
@@ -183,6 +185,7 @@ class Config:
         need("target", np.isfinite(self.target), "finite", 0.9)
 
 
+MOST = 1_000_000  # runs of one sweep or comparison
 _LARGEST = 2**53  # whole numbers up to here are floats too
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 
@@ -216,9 +219,9 @@ def _typed(name, value: Any, default):
     if name == "batch" and isinstance(value, str) and value == "all":
         return value
     if isinstance(default, tuple):
-        several = value if isinstance(value, list | tuple | np.ndarray) else [value]
+        several = value if isinstance(value, list) else [value]
         return tuple(_typed(name, item, default[0]) for item in several)
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, str) and isinstance(value, str | os.PathLike):
         return os.fspath(value)
     if isinstance(value, int) or isinstance(default, int):
@@ -259,12 +262,14 @@ class Call(NamedTuple):
             ValueError: an unknown name or option, with the nearest; options that do not fit.
         """
         if self.name not in registry:
-            raise ValueError(f"no {what} {self.name!r}{nearest(self.name, list(registry))}")
+            raise ValueError(f"no {what} {shown(self.name)}{nearest(self.name, list(registry))}")
         maker = registry[self.name]
         known = inspect.signature(maker).parameters
         for option in self.options:
             if option not in known:
-                raise ValueError(f"{self.name} has no {option!r}{nearest(option, list(known))}")
+                raise ValueError(
+                    f"{self.name} has no {shown(option)}{nearest(option, list(known))}"
+                )
         args, more = (*args, *map(build, self.args)), more | self.built()
         try:
             inspect.signature(maker).bind(*args, **more)
@@ -342,7 +347,8 @@ def _value(node) -> Any:
 
 
 def _text(value):
-    if isinstance(value, list | tuple) and not isinstance(value, Call):
+    value = plain(value)
+    if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
     return str(value) if isinstance(value, Call) else repr(value)
 

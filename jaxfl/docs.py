@@ -3,12 +3,14 @@
 `python -m jaxfl.docs` writes the table into the README.
 """
 
+import ast
 import dataclasses
 import inspect
 import json
 import os
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -309,7 +311,19 @@ def _class(alg):
 
 
 def _docstring(alg):
-    return inspect.getdoc(_class(alg)) or ""
+    return text(_class(alg))
+
+
+def text(thing: Any) -> str:
+    """A docstring; from the source where `python -OO` has taken it out."""
+    if sys.flags.optimize < 2:
+        return inspect.getdoc(thing) or ""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    except (OSError, TypeError, SyntaxError):  # of something without a source
+        return ""
+    defined = ast.AsyncFunctionDef | ast.FunctionDef | ast.ClassDef | ast.Module
+    return next((ast.get_docstring(n) or "" for n in tree.body if isinstance(n, defined)), "")
 
 
 def _line(text):

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from flax import struct
 from jaxfl import metrics
 from jaxfl.clients import Clients
 from jaxfl.config import Call, Config, adversaries, parse, partitioners
-from jaxfl.types import nearest
+from jaxfl.types import nearest, shown
 
 # Data ------------------------------------------------------------------------------------------
 
@@ -61,11 +62,14 @@ def dataset(name: str) -> Any:
         return call.build(known, "data set", **_missing(data.DATASETS, call))
     except (data.FileError, OSError) as error:
         fix = f"table({name!r}, target='label')" if "target=" in str(error) else "digits"
-        raise ValueError(f'cannot read data {name!r}: {error}; use `data="{fix}"`') from error
+        raise ValueError(f'cannot read data {shown(name)}: {error}; use `data="{fix}"`') from error
     except ValueError as error:
-        if "/" not in name and "." not in name:
+        if not re.fullmatch(r"[^()]*[/.][^()]*", name):  # it does not look like a path
             raise
-        raise ValueError(f"cannot read data {name!r}: no such file; {error}") from error
+        raise ValueError(
+            f"cannot read data {shown(name)}: there is no such file in {os.getcwd()!r}; name one "
+            "that is there, or a set: `data='digits'`"
+        ) from error
 
 
 def _missing(registry, call):
@@ -240,7 +244,7 @@ def job(text: str, config: Config) -> Job:
 
     call = parse(text)
     if call.name not in ALGORITHMS:
-        raise ValueError(f"no algorithm {call.name!r}{nearest(call.name, list(ALGORITHMS))}")
+        raise ValueError(f"no algorithm {shown(call.name)}{nearest(call.name, list(ALGORITHMS))}")
     if call.args:
         raise ValueError(f"options of {text!r} need names, as in '{call.name}(steps=5)'")
     maker: Any = ALGORITHMS[call.name]

@@ -15,7 +15,7 @@ from flax import struct
 
 from jaxfl.clients import SHORT, Sample
 from jaxfl.simulate import hyper
-from jaxfl.types import Params, Scalar, fork
+from jaxfl.types import Params, Scalar, fork, shown
 
 Oracle = Callable[[Params, Sample], tuple[Scalar, Params]]
 Samples = Sample | list[Sample]
@@ -89,6 +89,9 @@ class Optax:
         optimizer: an `optax.GradientTransformation` built with learning rate 1, static:
             `Optax(optax.adam(1.0))`. The algorithm's `lr` multiplies its updates and stays traced.
 
+    Raises:
+        ValueError: no optimiser, or one that asks for more than gradients and parameters.
+
     Example:
         >>> import optax
         >>> alg = algorithms.FedAvg(lr=0.01, solver=local.Optax(optax.adam(1.0)))
@@ -98,13 +101,29 @@ class Optax:
 
     optimizer: Any = struct.field(pytree_node=False)
 
+    def __post_init__(self):
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            raise ValueError(
+                f"optimizer must be an optax optimiser, got {shown(self.optimizer)}; for example "
+                "`Optax(optax.adam(1.0))`"
+            )
+
     def init(self, x: Params) -> Any:
         """The optimiser's state."""
         return self.optimizer.init(x)
 
     def step(self, y: Params, g: Params, lr: Scalar, memory: Any) -> tuple[Params, Any]:
         """One step."""
-        updates, memory = self.optimizer.update(g, memory, y)
+        try:
+            updates, memory = self.optimizer.update(g, memory, y)
+        except TypeError as error:
+            if "required keyword" not in str(error):
+                raise
+            raise ValueError(
+                "optimizer must need no more than gradients and parameters, and this one asks for "
+                f"values of the loss too ({error}), as lbfgs, linesearches, polyak_sgd and "
+                "reduce_on_plateau do; use another, such as `Optax(optax.adam(1.0))`"
+            ) from error
         return optax.apply_updates(y, jax.tree.map(lambda u: lr * u, updates)), memory
 
 

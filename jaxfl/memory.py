@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 
 from jaxfl import devices
 from jaxfl.clients import Clients
-from jaxfl.types import Key, Params
+from jaxfl.types import Count, Key, Params, whole
 
 _MARGIN = 1.08  # of activations: XLA packs buffers that overlap in time with gaps
 
@@ -57,11 +57,11 @@ def estimate(
     network: Any,
     params: Params,
     *,
-    rounds: int,
-    every: int = 0,
+    rounds: Count,
+    every: Count = 0,
     evaluate: Callable | None = None,
     schedule: Callable | None = None,
-    runs: int = 1,
+    runs: Count = 1,
     exact: bool = True,
 ) -> Estimate:
     """What `simulate` will need, before it runs: nothing is computed, nothing allocated.
@@ -90,6 +90,9 @@ def estimate(
     """
     from jaxfl.simulate import _callable, _rounds, init, strong
 
+    rounds, every, runs = (
+        whole(k, v) for k, v in (("rounds", rounds), ("every", every), ("runs", runs))
+    )
     alg, key = strong(alg, params), jax.random.key(0)
     start = lambda clients: init(alg, clients, params, key)
     state, share = jax.eval_shape(start, clients), 1
@@ -105,17 +108,17 @@ def estimate(
         chunk = {"rounds": rounds, "every": every or rounds}
         return _rounds(alg, clients, network, key, t, state, *last, **chunk)
 
-    whole = program if runs == 1 else jax.vmap(program, in_axes=(0, *(None,) * 7))
+    every_run = program if runs == 1 else jax.vmap(program, in_axes=(0, *(None,) * 7))
     evaluate, schedule = _callable(evaluate), _callable(schedule)
     values = (network, params, key, state, evaluate, schedule)
     _BLOCKS.clear()
     watched = _Watched(**{f.name: getattr(clients, f.name) for f in dataclasses.fields(clients)})
-    jaxpr, out = jax.make_jaxpr(whole, return_shape=True)(alg, watched, *values)
+    jaxpr, out = jax.make_jaxpr(every_run, return_shape=True)(alg, watched, *values)
     block = min(_BLOCKS, default=clients.n)
     data, history = _bytes((clients, network, params, evaluate)), _bytes(out[1:])
     before, after = (_bytes(a) // share for a in (state, out.state))
     if exact:
-        report: Any = jax.jit(whole).lower(alg, clients, *values).compile().memory_analysis()
+        report: Any = jax.jit(every_run).lower(alg, clients, *values).compile().memory_analysis()
         made = report.temp_size_in_bytes + report.output_size_in_bytes - history
         rest = before + made - after
     else:

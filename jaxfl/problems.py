@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from jaxfl.clients import Clients
 from jaxfl.data.partition import Number, Partition, Seed
-from jaxfl.types import Key
+from jaxfl.types import Count, Key, whole
 
 Loss = Callable[[Any, Any, Any], Any]
 
@@ -51,7 +51,7 @@ class Problem:
         return Clients.make(self.data, self.partition, self.loss, **options)
 
 
-def _even(n: int, m: int) -> Partition:
+def _even(n: Count, m: Count) -> Partition:
     """m examples for each of n clients, in order."""
     start = np.arange(n, dtype=np.int32) * m
     return Partition(np.arange(n * m, dtype=np.int32), start, np.full(n, m, np.int32))
@@ -59,7 +59,7 @@ def _even(n: int, m: int) -> Partition:
 
 def _whole(**values: int) -> None:
     for name, value in values.items():
-        if value < 1:
+        if whole(name, value) < 1:
             raise ValueError(f"{name} must be at least 1; got {value}: {name}=1")
 
 
@@ -123,8 +123,8 @@ def _quadratic(
 
 
 def quadratics(
-    n: int = 10,
-    d: int = 5,
+    n: Count = 10,
+    d: Count = 5,
     L: Number = 1.0,
     mu: Number = 0.1,
     zeta: Number = 1.0,
@@ -213,9 +213,9 @@ def squared_loss(
 
 
 def least_squares(
-    n: int = 10,
-    m: int = 20,
-    d: int = 5,
+    n: Count = 10,
+    m: Count = 20,
+    d: Count = 5,
     delta: Number = 1.0,
     noise: Number = 0.1,
     *,
@@ -298,9 +298,9 @@ def logistic_loss(
 
 
 def logistic(
-    n: int = 10,
-    m: int = 50,
-    d: int = 5,
+    n: Count = 10,
+    m: Count = 50,
+    d: Count = 5,
     l2: Number = 1e-2,
     heterogeneity: Number = 1.0,
     *,

@@ -6,7 +6,9 @@ import html
 import io
 import itertools
 import json
+import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,13 +55,14 @@ figure:not(.broad) img { max-width: 26rem } figure.broad img { min-width: 38rem 
 """
 
 
-def report(folder: str | Path) -> Path:
-    """Writes one page of a sweep or a comparison, `report.html`, into its folder.
+def report(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Writes one page of a sweep or a comparison, by default `report.html` in its folder.
 
     The page stands alone: no scripts, and nothing that is loaded from elsewhere.
 
     Args:
-        folder: of `jaxfl.sweep(out=)` or `jaxfl.compare(out=)`.
+        folder: of `jaxfl.sweep(out=)` or `jaxfl.compare(out=)`; it is only read if `out` is given.
+        out: the page.
 
     Returns:
         Path of the page.
@@ -77,9 +80,12 @@ def report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     ds = _read(folder)
-    files.writable(folder)
+    path = Path(out) if out is not None else folder / "report.html"
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(
+            f"cannot write the page {str(path)!r}; choose another place: `out='report.html'`"
+        )
     page = _of_sweep(folder, ds) if "over" in ds.attrs else _of_comparison(folder, ds)
-    path = folder / "report.html"
     files.text(path, page)
     return path
 
@@ -89,13 +95,14 @@ def _read(folder):
     if not path.is_file():
         how = "name a folder that `jaxfl compare` or `jaxfl sweep` wrote: `jaxfl report results`"
         if (folder / "sweep.toml").is_file():
-            how = f"its sweep has not ended: `jaxfl sweep {folder / 'sweep.toml'} --out {folder}`"
+            how = f"its sweep has not ended: `jaxfl sweep {shlex.quote(str(folder))}`"
         raise ValueError(f"there are no results in {str(folder)!r}; {how}")
     try:
         ds = files.read_netcdf(path)
         swept = "over" in ds.attrs
         for name in ("provenance", *(["over"] if swept else [])):
-            json.loads(ds.attrs[name])
+            if not isinstance(json.loads(ds.attrs[name]), dict | list):
+                raise ValueError(f"{name} is no table")
         Config.make(**json.loads(ds.attrs["config"]))
         if (time := "round" if swept else "evaluation") not in ds.dims:
             raise ValueError(f"no dimension {time!r}")
@@ -116,13 +123,13 @@ def _of_comparison(folder, ds):
     headers, rows = comparison.cells()
     names = [str(a) for a in ds["algorithm"].values]
     title = "Comparison of " + (f"{len(names)} algorithms" if len(names) > 1 else names[0])
-    about = json.loads(ds.attrs["provenance"])
+    about = _about(json.loads(ds.attrs["provenance"]), folder / "results.nc")
     parts = [
         f"<p>{_escape(_circumstances(config, ()))}</p>",
         _table(headers, rows),
         *(f'<p class="soft">{_escape(note)}</p>' for note in comparison.notes()),
         _figures(_pictures(style.results(comparison), [])),
-        _configuration(folder, "config.toml", config),
+        _configuration(folder, "config.toml", config, about.get("objects", {})),
         _provenance(about),
         _citations(config, config.algorithms),
     ]
@@ -140,6 +147,7 @@ def _of_sweep(folder, ds):
     about = json.loads(ds.attrs["provenance"])
     if (folder / "provenance.json").is_file():  # it knows the end
         about = files.unsealed(folder / "provenance.json")
+    about = _about(about, folder / "provenance.json")
     if "point" in dims:
         ds = ds.assign_coords(point=style.names(ds, "point"))
     summary = results.Summary(ds)
@@ -152,11 +160,19 @@ def _of_sweep(folder, ds):
         _table(*summary.cells()),
         *(f'<p class="soft">{_escape(note)}</p>' for note in [*summary.notes(), _ends(ds)]),
         _figures(_pictures(ds, tuned)),
-        _configuration(folder, "sweep.toml", config, over),
+        _configuration(folder, "sweep.toml", config, about.get("objects", {}), over),
         _provenance(about),
         _citations(ds, [str(a) for a in np.ravel(ds.get("algorithm", config.algorithms))]),
     ]
     return _page(title, parts)
+
+
+def _about(about, path):
+    """A provenance of the form that jaxfl writes."""
+    sessions = about.get("sessions", []) if isinstance(about, dict) else None
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
+        raise ValueError(f"the provenance in {str(path)!r} is damaged; run the sweep again")
+    return about
 
 
 def _circumstances(config, swept):
@@ -301,14 +317,20 @@ def _table(headers, rows, kind=""):
     )
 
 
-def _configuration(folder, name, config, over=None):
+def _configuration(folder, name, config, objects, over=None):
     """The file that repeats it, or what the results know of it."""
     try:
         text = (folder / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = (f"# over = {json.dumps(over)}\n" if over else "") + config.to_toml()
     command = "sweep" if over is not None else "compare --config"
-    again = f"To repeat it: jaxfl {command} {name}"
+    path = shlex.quote(str(folder / name))
+    again = f"To repeat it: jaxfl {command} {path} --out {shlex.quote(f'{folder}-again')}"
+    if own := [k for k, v in objects.items() if v]:
+        again = (
+            f"The {' and '.join(own)} came from Python as objects, which this file does not hold: "
+            "to repeat it, give the same ones again."
+        )
     return (
         f'<h2>Configuration</h2>\n<p class="soft">{_escape(again)}</p>\n<pre>{_escape(text)}</pre>'
     )
@@ -316,7 +338,7 @@ def _configuration(folder, name, config, over=None):
 
 def _provenance(about):
     """Where the numbers come from; of a sweep that was resumed, every time."""
-    sessions = about.get("sessions") or [about]
+    sessions = about.get("sessions") or [{k: v for k, v in about.items() if k != "objects"}]
     rows = []
     for i, session in enumerate(sessions):
         if len(sessions) > 1:

@@ -17,7 +17,7 @@ from jaxfl import checks, comm, devices, memory
 from jaxfl.clients import Clients, LossShapeError
 from jaxfl.networks.topologies import check as check_network
 from jaxfl.networks.topologies import layers, speeds
-from jaxfl.types import Info, Key, Params, Scalar, fork, nearest, shown
+from jaxfl.types import Count, Info, Key, Params, Scalar, fork, nearest, shown, whole
 
 
 @runtime_checkable
@@ -153,10 +153,10 @@ def simulate(
     params: Params,
     key: Key,
     *,
-    rounds: int,
-    start: int = 0,
+    rounds: Count,
+    start: Count = 0,
     state: Any = None,
-    every: int = 0,
+    every: Count = 0,
     evaluate: Callable | None = None,
     schedule: Callable | None = None,
 ) -> Run:
@@ -198,6 +198,7 @@ def simulate(
     """
     _check_given(clients, key, state, evaluate, schedule)
     clients._resident()
+    rounds, every, start = _counts(rounds=rounds, every=every, start=start)
     check(alg, clients, network, params, rounds=start + rounds if _concrete(start) else rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
@@ -290,13 +291,13 @@ def run(
     params: Params,
     key: Key,
     *,
-    rounds: int,
-    start: int = 0,
+    rounds: Count,
+    start: Count = 0,
     state: Any = None,
-    every: int = 0,
+    every: Count = 0,
     evaluate: Callable | None = None,
     schedule: Callable | None = None,
-    chunk: int = 0,
+    chunk: Count = 0,
     callbacks: Sequence[Callable[[int, Run], bool | None]] = (),
     progress: bool = False,
     offload: bool = False,
@@ -369,6 +370,8 @@ def run(
         20 (10,)
     """
     _check_given(clients, key, state, evaluate, schedule)
+    counts = {"rounds": rounds, "every": every, "start": start, "chunk": chunk}
+    rounds, every, start, chunk = _counts(**counts)
     check(alg, clients, network, params, rounds=start + rounds)
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
@@ -467,6 +470,11 @@ def _bar(rounds, show):
     with Progress() as bar:
         task = bar.add_task("rounds", total=rounds)
         yield lambda size: bar.advance(task, size)
+
+
+def _counts(**values):
+    """As ints; a start may be traced."""
+    return [whole(k, v) if _concrete(v) else v for k, v in values.items()]
 
 
 def _check_every(rounds, every, evaluate):
@@ -686,6 +694,8 @@ def check_ranges(alg: Any, *, single: bool = False) -> None:
             continue
         if value is None:  # off
             continue
+        if _traced(field):
+            checks.given(f"{_name(alg)}.{field.name}", value)
         names = field.metadata.get("names")
         if names and value not in names:
             raise ValueError(

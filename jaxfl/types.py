@@ -13,8 +13,11 @@
 Axis order everywhere: sweep, time, client, ..., parameter.
 """
 
+import operator
 import zlib
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 # Any, for type checkers too: JAX rebuilds records with batched leaves, tracers and placeholders,
 # and a hyperparameter may be a number or an array. Shapes are in the comments of the fields.
@@ -22,6 +25,10 @@ Params: TypeAlias = Any  # one model: a pytree of arrays [...]
 Stacked: TypeAlias = Any  # one model per client: the same pytree with leaves [n, ...]
 Key: TypeAlias = Any  # a JAX random key
 Scalar: TypeAlias = Any  # a number, traced
+if TYPE_CHECKING:
+    Count: TypeAlias = int
+else:
+    Count = Any  # a whole number of any library; `whole` checks it, and says its name
 
 
 class Info(NamedTuple):
@@ -54,7 +61,7 @@ def nearest(name: str, known: list[str]) -> str:
     """The end of an error message about an unknown name: the nearest known ones, or all."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; known: {', '.join(sorted(known))}"
@@ -64,3 +71,42 @@ def shown(value: Any) -> str:
     """A value, or what another error says, as an error message quotes it: cut if it is long."""
     text = str(value) if isinstance(value, Exception) else repr(value)
     return text if len(text) <= 200 else f"{text[:150]}...{text[-30:]}"
+
+
+def plain(value: Any) -> Any:
+    """A value with Python's numbers, words and lists in place of those of NumPy and JAX.
+
+    Every text, file and axis is made of what comes out here, so that `np.float32(0.5)`,
+    `jnp.array(0.5)` and `0.5` are one value. Records and anything else stay as they are.
+    """
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        wide = np.issubdtype(array.dtype, np.longdouble)  # which `tolist` leaves as it is
+        value = (array.astype(float) if wide else array).tolist()
+    if type(value) in (list, tuple, range):
+        return [plain(v) for v in value]
+    return value
+
+
+def whole(name: str, value: Any) -> int:
+    """A count as an int, from a whole number of Python, NumPy or JAX.
+
+    Raises:
+        ValueError: anything else, also 2.0: nothing is cut or rounded silently.
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        near = isinstance(value, float | np.floating) and np.isfinite(value)
+        fix = round(float(value)) if near else 10
+        raise ValueError(
+            f"{name} must be a whole number, got {shown(value)}; for example `{name}={fix}`"
+        ) from None
+
+
+def wholes(record: Any, *names: str) -> None:
+    """Makes ints of the counts of a frozen record, in its `__post_init__`."""
+    for name in names:
+        object.__setattr__(record, name, whole(name, getattr(record, name)))

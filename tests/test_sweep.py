@@ -402,7 +402,7 @@ def test_a_full_disk_loses_nothing(small, tmp_path, monkeypatch):
         ({"alpha": [0.1]}, {"alpha": 1.0}, "both swept and set"),
         ({"algorithm": ["fedavg"]}, {"algorithms": ["dsgd", "fedavg"]}, "both swept and set"),
         ({"algorithm": ["fedagv"]}, {}, "did you mean 'fedavg'"),
-        ({"alpha": [0.1, -1.0]}, {}, "alpha must be above 0.*of the run"),
+        ({"alpha": [0.1, -1.0]}, {}, "in the run .*alpha must be above 0"),
         ({"alpha": ["a"]}, {}, "alpha must be a number"),
         ({"cohort": [2, 99]}, {}, "cohort must be at most"),
         ({"graph": ["ring", "rign"]}, {"algorithms": ["dsgd"]}, "ring"),

@@ -11,13 +11,14 @@ from jaxtyping import Float, Int
 
 from jaxfl.data.partition import Number, Seed, _log_dirichlet, _softmax
 from jaxfl.data.sets import DATASETS, Dataset, _dataset
+from jaxfl.types import Count, whole
 
 
 def _clients(
-    n: int, size: int | None, rng: np.random.Generator, most: Number = math.inf
+    n: Count, size: Count | None, rng: np.random.Generator, most: Number = math.inf
 ) -> Int[np.ndarray, " N"]:
     """The client of every example: `size` each, or floor(LogNormal(4, 2)) + 50, at most `most`."""
-    if n < 1 or (size is not None and size < 1):
+    if whole("n", n) < 1 or (size is not None and whole("size", size) < 1):
         raise ValueError(f"n and size must be at least 1; got n={n}, size={size}: n=30, size=100")
     if size is None:
         sizes = np.minimum(np.floor(rng.lognormal(4, 2, n)) + 50, most).astype(np.int64)
@@ -43,11 +44,11 @@ def _range(**values: Number) -> None:
 def synthetic(
     alpha: Number = 1.0,
     beta: Number = 1.0,
-    n: int = 30,
+    n: Count = 30,
     *,
     d: int = 60,
     classes: int = 10,
-    size: int | None = None,
+    size: Count | None = None,
     iid: bool = False,
     valid: Number = 0.15,
     test: Number = 0.15,
@@ -112,14 +113,14 @@ def synthetic(
 
 
 def teacher_student(
-    n: int = 20,
+    n: Count = 20,
     *,
     rho: Number = 0.5,
     clusters: int | None = None,
     d: int = 20,
     hidden: int = 16,
     classes: int | None = None,
-    size: int = 100,
+    size: Count = 100,
     shift: Number = 0.0,
     noise: Number = 0.0,
     valid: Number = 0.15,
@@ -189,11 +190,11 @@ def teacher_student(
 
 
 def two_moons(
-    n: int = 8,
+    n: Count = 8,
     *,
     shift: str = "rotate",
     domains: int = 4,
-    size: int = 100,
+    size: Count = 100,
     noise: Number = 0.1,
     valid: Number = 0.15,
     test: Number = 0.15,
@@ -264,13 +265,13 @@ def two_moons(
 
 
 def mixture(
-    n: int = 30,
+    n: Count = 30,
     *,
     components: int = 3,
     d: int = 150,
     alpha: Number = 0.4,
     noise: Number = 0.1,
-    size: int | None = None,
+    size: Count | None = None,
     valid: Number = 0.15,
     test: Number = 0.15,
     seed: Seed = 0,
@@ -331,11 +332,11 @@ def mixture(
 
 
 def planted_regression(
-    n: int = 40,
+    n: Count = 40,
     *,
     clusters: int = 2,
     d: int = 20,
-    size: int = 15,
+    size: Count = 15,
     noise: Number = 0.1,
     prior: str = "normal",
     scale: Number = 1.0,

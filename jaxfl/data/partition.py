@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 
+from jaxfl.types import Count, whole
+
 Seed = int | np.random.Generator
 Number = float | int | np.floating | np.integer  # what a checker at run time takes for "float"
 
@@ -79,7 +81,7 @@ class Partition(NamedTuple):
             "effective_classes": mean,
         }
 
-    def check(self, size: int, minimum: int = 1) -> "Partition":
+    def check(self, size: int, minimum: Count = 1) -> "Partition":
         """This partition, if it is one of `size` examples.
 
         Raises:
@@ -165,13 +167,14 @@ def _dense(labels: ArrayLike) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " 
     return y, sizes
 
 
-def _unlabelled(size: ArrayLike | int) -> Int[np.ndarray, " N"]:
+def _unlabelled(size: ArrayLike | Count) -> Int[np.ndarray, " N"]:
     """One class for everything, from a number of examples or from their labels."""
     array = np.asarray(size)
-    return np.zeros(int(array) if array.ndim == 0 else len(array), np.int64)
+    return np.zeros(whole("size", size) if array.ndim == 0 else len(array), np.int64)
 
 
-def _check(n: int, size: int, minimum: int) -> None:
+def _check(n: Count, size: int, minimum: Count) -> None:
+    n, minimum = whole("n", n), whole("minimum", minimum)
     if n < 1:
         raise ValueError(f"n must be at least 1 client; got {n}: n=10")
     if minimum < 0:
@@ -217,7 +220,7 @@ def _cut(p: Float[np.ndarray, " n"], size: int) -> Int[np.ndarray, " n"]:
     return np.diff(edges, prepend=0)
 
 
-def _mend(table: Int[np.ndarray, "n C"], minimum: int) -> Int[np.ndarray, "n C"]:
+def _mend(table: Int[np.ndarray, "n C"], minimum: Count) -> Int[np.ndarray, "n C"]:
     """The table with every row sum at least `minimum`, moving as few examples as possible.
 
     The largest clients give, down to a common level; a receiver takes classes it has already, else
@@ -252,7 +255,7 @@ def _mend(table: Int[np.ndarray, "n C"], minimum: int) -> Int[np.ndarray, "n C"]
     return table
 
 
-def _grouped(owner: Int[np.ndarray, " N"], n: int) -> Partition:
+def _grouped(owner: Int[np.ndarray, " N"], n: Count) -> Partition:
     count = np.bincount(owner, minlength=n)
     order = np.argsort(owner, kind="stable")
     start = np.cumsum(count) - count
@@ -262,7 +265,7 @@ def _grouped(owner: Int[np.ndarray, " N"], n: int) -> Partition:
 def _deal(
     y: Int[np.ndarray, " N"],
     table: Int[np.ndarray, "n C"],
-    minimum: int,
+    minimum: Count,
     rng: np.random.Generator,
 ) -> Partition:
     """Random examples of every class to the clients, as many as the mended table says."""
@@ -277,7 +280,7 @@ def _deal(
 # Partitioners --------------------------------------------------------------------------------
 
 
-def iid(size: ArrayLike | int, n: int, *, seed: Seed = 0, minimum: int = 1) -> Partition:
+def iid(size: ArrayLike | Count, n: Count, *, seed: Seed = 0, minimum: Count = 1) -> Partition:
     """Random parts of equal size (the first `N mod n` clients have one more).
 
     Args:
@@ -301,13 +304,13 @@ def iid(size: ArrayLike | int, n: int, *, seed: Seed = 0, minimum: int = 1) -> P
 
 def dirichlet(
     labels: ArrayLike,
-    n: int,
+    n: Count,
     alpha: Number,
     *,
     variant: str = "class",
-    groups: int | None = None,
+    groups: Count | None = None,
     seed: Seed = 0,
-    minimum: int = 1,
+    minimum: Count = 1,
 ) -> Partition:
     """Label skew by Dirichlet weights; the smaller `alpha`, the more skewed.
 
@@ -363,7 +366,7 @@ def dirichlet(
     if groups is not None and variant != "fedem":
         raise ValueError(f'groups needs variant="fedem"; got {variant!r}: leave groups= out')
     if variant == "fedem":
-        groups = len(sizes) if groups is None else groups
+        groups = len(sizes) if groups is None else whole("groups", groups)
         if not 1 <= groups <= len(sizes):
             raise ValueError(
                 f"groups must be 1 to {len(sizes)} classes; got {groups}: groups={len(sizes)}"
@@ -375,7 +378,7 @@ def dirichlet(
 
 def _by_class(
     sizes: Int[np.ndarray, " C"],
-    n: int,
+    n: Count,
     alpha: Number,
     rng: np.random.Generator,
     cap: float = 1.0,
@@ -391,13 +394,13 @@ def _by_class(
 
 
 def _by_class_uncapped(
-    sizes: Int[np.ndarray, " C"], n: int, alpha: Number, rng: np.random.Generator
+    sizes: Int[np.ndarray, " C"], n: Count, alpha: Number, rng: np.random.Generator
 ) -> Int[np.ndarray, "n C"]:
     return _by_class(sizes, n, alpha, rng, cap=math.inf)
 
 
 def _by_client(
-    sizes: Int[np.ndarray, " C"], n: int, alpha: Number, rng: np.random.Generator
+    sizes: Int[np.ndarray, " C"], n: Count, alpha: Number, rng: np.random.Generator
 ) -> Int[np.ndarray, "n C"]:
     total, classes = int(sizes.sum()), len(sizes)
     share = sizes / total
@@ -416,7 +419,7 @@ def _by_client(
 
 
 def _by_group(
-    sizes: Int[np.ndarray, " C"], n: int, alpha: Number, rng: np.random.Generator
+    sizes: Int[np.ndarray, " C"], n: Count, alpha: Number, rng: np.random.Generator
 ) -> Int[np.ndarray, "n C"]:
     p = [_softmax(logits) for logits in _log_dirichlet(alpha, (len(sizes), n), rng)]
     return rng.multinomial(sizes, np.stack(p)).T.astype(np.int64)
@@ -431,7 +434,7 @@ _VARIANTS: dict[str, Callable[..., Int[np.ndarray, "n C"]]] = {
 
 
 def shards(
-    labels: ArrayLike, n: int, per_client: int = 2, *, seed: Seed = 0, minimum: int = 1
+    labels: ArrayLike, n: Count, per_client: Count = 2, *, seed: Seed = 0, minimum: Count = 1
 ) -> Partition:
     """The pathological split: sort by label, cut into equal shards, deal out `per_client` each.
 
@@ -455,7 +458,7 @@ def shards(
     """
     y, sizes = _dense(labels)
     _check(n, len(y), minimum)
-    if per_client < 1:
+    if whole("per_client", per_client) < 1:
         raise ValueError(f"per_client must be at least 1 shard; got {per_client}: per_client=2")
     rng = np.random.default_rng(seed)
     shard = np.arange(len(y)) * (n * per_client) // max(len(y), 1)  # of each place in sorted order
@@ -467,12 +470,12 @@ def shards(
 
 def labels_per_client(
     labels: ArrayLike,
-    n: int,
-    k: int,
+    n: Count,
+    k: Count,
     *,
     alpha: Number = math.inf,
     seed: Seed = 0,
-    minimum: int = 1,
+    minimum: Count = 1,
 ) -> Partition:
     """Each client holds `k` labels; the examples of a label are shared among its holders.
 
@@ -505,7 +508,7 @@ def labels_per_client(
     classes = len(sizes)
     _check(n, len(y), minimum)
     _positive("alpha", alpha)
-    if not 1 <= k <= classes:
+    if not 1 <= whole("k", k) <= classes:
         raise ValueError(
             f"k must be 1 to {classes} labels per client; got {k}: k={min(2, classes)}"
         )
@@ -526,13 +529,13 @@ def labels_per_client(
 
 
 def quantity(
-    size: ArrayLike | int,
-    n: int,
+    size: ArrayLike | Count,
+    n: Count,
     *,
     beta: Number | None = None,
     sigma: Number | None = None,
     seed: Seed = 0,
-    minimum: int = 1,
+    minimum: Count = 1,
 ) -> Partition:
     """Random parts of unequal size: weights Dir(beta, ..., beta), or lognormal with width sigma.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxfl import comm
-from jaxfl.types import Key, Scalar, Stacked
+from jaxfl.types import Count, Key, Scalar, Stacked, whole
 
 
 def ranged(
@@ -294,7 +294,7 @@ def honest(idx: Any, live: Any) -> Send:
     return Send(jnp.zeros(idx.shape, bool), idx, live)
 
 
-def alie_z(n: int, f: int) -> float:
+def alie_z(n: Count, f: Count) -> float:
     """ALIE's z for f Byzantine of n: the normal quantile of 1 - s / (n - f), s = n // 2 + 1 - f.
 
     Raises:
@@ -306,6 +306,7 @@ def alie_z(n: int, f: int) -> float:
     """
     from statistics import NormalDist
 
+    n, f = whole("n", n), whole("f", f)
     supporters = n // 2 + 1 - f
     if not (f >= 0 and supporters > 0):
         raise ValueError(

@@ -12,7 +12,7 @@ from jaxfl import comm
 from jaxfl.clients import positions
 from jaxfl.networks.adversaries import honest, ranged
 from jaxfl.networks.nets import Cohort, Links
-from jaxfl.types import Key, Scalar
+from jaxfl.types import Count, Key, Scalar, whole, wholes
 
 _PAIRS = 64  # slots up to which comparing all pairs is cheaper than sorting
 
@@ -44,13 +44,14 @@ class Everyone:
         [0, 1, 2, 3]
     """
 
-    n: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
     links: Links = Links()
     kind: ClassVar[type] = Cohort
     static: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n")
         _fits(self.n, self.n, "n")
 
     def __call__(self, t: Scalar, key: Key) -> Cohort:
@@ -73,14 +74,15 @@ class Uniform:
         (8, 8.0)
     """
 
-    n: int = struct.field(pytree_node=False)
-    size: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
+    size: Count = struct.field(pytree_node=False)
     links: Links = Links()
     kind: ClassVar[type] = Cohort
     static: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n", "size")
         _fits(self.n, self.size)
 
     def __call__(self, t: Scalar, key: Key) -> Cohort:
@@ -88,7 +90,7 @@ class Uniform:
         return _cohort(t, sample(key, self.n, self.size), self.n, self.links)
 
 
-def sample(key: Key, n: int, size: int) -> Int[Array, " size"]:
+def sample(key: Key, n: Count, size: Count) -> Int[Array, " size"]:
     """`size` of n numbers without replacement, every subset equally likely.
 
     Small cohorts: draw with replacement and redraw what repeats an earlier slot until nothing does.
@@ -142,9 +144,9 @@ class Bernoulli:
         (1000, 0.1, 200)
     """
 
-    n: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
     rate: Scalar = ranged(0.5, high=1.0, many=True)
-    slots: int = struct.field(pytree_node=False, default=0)
+    slots: Count = struct.field(pytree_node=False, default=0)
     unbiased: Scalar = ranged(0.0, high=1.0)
     links: Links = Links()
     kind: ClassVar[type] = Cohort
@@ -152,6 +154,7 @@ class Bernoulli:
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n", "slots")
         _fits(self.n, self.slots or self.n, "slots")
 
     def __call__(self, t: Scalar, key: Key) -> Cohort:
@@ -188,11 +191,14 @@ class Weighted:
     """
 
     rate: Scalar = ranged(many=True)
-    size: int = struct.field(pytree_node=False, default=1)
+    size: Count = struct.field(pytree_node=False, default=1)
     links: Links = Links()
     kind: ClassVar[type] = Cohort
     static: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        wholes(self, "size")
 
     @property
     def n(self) -> int:
@@ -223,14 +229,15 @@ class Cyclic:
         [[0, 1], [2, 3], [4, 5], [0, 1]]
     """
 
-    n: int = struct.field(pytree_node=False)
-    size: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
+    size: Count = struct.field(pytree_node=False)
     links: Links = Links()
     kind: ClassVar[type] = Cohort
     static: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n", "size")
         _fits(self.n, self.size)
 
     def __call__(self, t: Scalar, key: Key) -> Cohort:
@@ -257,11 +264,14 @@ class Available:
     """
 
     available: Scalar
-    size: int = struct.field(pytree_node=False, default=1)
+    size: Count = struct.field(pytree_node=False, default=1)
     links: Links = Links()
     kind: ClassVar[type] = Cohort
     static: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        wholes(self, "size")
 
     @property
     def n(self) -> int:
@@ -331,9 +341,9 @@ class Drop:
 
 
 def markov(
-    n: int,
-    size: int,
-    rounds: int,
+    n: Count,
+    size: Count,
+    rounds: Count,
     *,
     up: float,
     down: float,
@@ -359,6 +369,7 @@ def markov(
         >>> network.available.shape
         (100, 10)
     """
+    n, size, rounds = whole("n", n), whole("size", size), whole("rounds", rounds)
     _fits(n, size)
     if not (0 < up <= 1 and 0 <= down <= 1):
         raise ValueError(

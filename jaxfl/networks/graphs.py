@@ -11,12 +11,13 @@ import difflib
 import inspect
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
+
+from jaxfl.types import Count, shown, whole
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -29,19 +30,25 @@ T = TypeVar("T")
 Seed = int | np.random.Generator
 
 TRIES = 20  # draws of a random graph before it is repaired instead
+_MOST = 2e7  # edges of a graph
+_MANY = 2500  # nodes beyond which no array [n, n] is made
 
 
-def ring(n: int) -> NxGraph:
+def ring(n: Count) -> NxGraph:
     """The cycle i ~ i±1 mod n (a single edge for n = 2)."""
+    n = _size(n)
     return _graph(n, ((i, (i + 1) % n) for i in range(n)))
 
 
-def path(n: int) -> NxGraph:
+def path(n: Count) -> NxGraph:
     """The chain i ~ i+1, the worst case of a connected graph: its gap is of order 1/n²."""
+    n = _size(n)
     return _graph(n, itertools.pairwise(range(n)))
 
 
-def torus(n: int | None = None, *, rows: int | None = None, cols: int | None = None) -> NxGraph:
+def torus(
+    n: Count | None = None, *, rows: Count | None = None, cols: Count | None = None
+) -> NxGraph:
     """The rows x cols grid that wraps around; node `(r, c)` is `r * cols + c`.
 
     Args:
@@ -55,33 +62,39 @@ def torus(n: int | None = None, *, rows: int | None = None, cols: int | None = N
     return _lattice("torus", "ring", n, rows, cols, periodic=True)
 
 
-def grid(n: int | None = None, *, rows: int | None = None, cols: int | None = None) -> NxGraph:
+def grid(
+    n: Count | None = None, *, rows: Count | None = None, cols: Count | None = None
+) -> NxGraph:
     """The rows x cols grid, which does not wrap around; arguments as for `torus`."""
     return _lattice("grid", "path", n, rows, cols, periodic=False)
 
 
-def complete(n: int) -> NxGraph:
+def complete(n: Count) -> NxGraph:
     """Everybody hears everybody."""
+    n = _size(n)
+    _room(n, n * (n - 1) / 2)
     return _graph(n, itertools.combinations(range(n), 2))
 
 
-def star(n: int) -> NxGraph:
+def star(n: Count) -> NxGraph:
     """Node 0 is the hub of n-1 leaves."""
+    n = _size(n)
     return _graph(n, ((0, i) for i in range(1, n)))
 
 
-def hypercube(n: int) -> NxGraph:
+def hypercube(n: Count) -> NxGraph:
     """The cube i ~ i XOR 2^b, of degree log2 n; n is a power of two."""
     bits = _bits(n, "hypercube", "exponential")
     return _graph(n, ((i, i ^ (1 << b)) for i in range(n) for b in range(bits)))
 
 
-def binary_tree(n: int) -> NxGraph:
+def binary_tree(n: Count) -> NxGraph:
     """The binary tree in heap order: the parent of i is (i-1)//2."""
+    n = _size(n)
     return _graph(n, (((i - 1) // 2, i) for i in range(1, n)))
 
 
-def erdos_renyi(n: int, p: float | None = None, seed: Seed = 0) -> NxGraph:
+def erdos_renyi(n: Count, p: float | None = None, seed: Seed = 0) -> NxGraph:
     """Each pair is an edge with probability p.
 
     Args:
@@ -95,14 +108,15 @@ def erdos_renyi(n: int, p: float | None = None, seed: Seed = 0) -> NxGraph:
     """
     import networkx as nx
 
-    _size(n)
+    n = _size(n)
     p = min(1.0, 2 * math.log(n) / n) if p is None else p
     _range("p", p, 0 < p <= 1, "a probability in (0, 1]", 0.5)
+    _room(n, p * n * (n - 1) / 2)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.fast_gnp_random_graph(n, p, seed=rng), lambda g: _chain(g, rng))
 
 
-def geometric(n: int, radius: float | None = None, seed: Seed = 0) -> NxGraph:
+def geometric(n: Count, radius: float | None = None, seed: Seed = 0) -> NxGraph:
     """Uniform points of the unit square (node attribute `pos`), neighbours up to `radius` apart.
 
     Args:
@@ -116,14 +130,15 @@ def geometric(n: int, radius: float | None = None, seed: Seed = 0) -> NxGraph:
     """
     import networkx as nx
 
-    _size(n)
+    n = _size(n)
     radius = math.sqrt(2 * math.log(n) / (math.pi * n)) if radius is None else radius
     _range("radius", radius, radius > 0, "a distance above 0", 0.5)
+    _room(n, min(1, math.pi * radius**2) * n * (n - 1) / 2)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.random_geometric_graph(n, radius, seed=rng), _span)
 
 
-def regular(n: int, degree: int = 4, seed: Seed = 0) -> NxGraph:
+def regular(n: Count, degree: Count = 4, seed: Seed = 0) -> NxGraph:
     """A random graph in which every node has the same degree.
 
     Args:
@@ -137,9 +152,10 @@ def regular(n: int, degree: int = 4, seed: Seed = 0) -> NxGraph:
     """
     import networkx as nx
 
-    _size(n)
+    n, degree = _size(n), whole("degree", degree)
     least = min(2, n - 1)
     _range("degree", degree, least <= degree < n, f"from {least} to n-1 = {n - 1}", least)
+    _room(n, n * degree / 2)
     if n * degree % 2:
         raise ValueError(
             f"regular needs n * degree even, got n={n}, degree={degree}: "
@@ -154,7 +170,7 @@ def regular(n: int, degree: int = 4, seed: Seed = 0) -> NxGraph:
     return _connected(lambda: _graph(n, _pairings(n, degree, rng)), _swap)
 
 
-def watts_strogatz(n: int, k: int = 4, p: float = 0.1, seed: Seed = 0) -> NxGraph:
+def watts_strogatz(n: Count, k: Count = 4, p: float = 0.1, seed: Seed = 0) -> NxGraph:
     """A ring lattice, k/2 neighbours to each side, with far ends rewired with probability p.
 
     Args:
@@ -169,14 +185,14 @@ def watts_strogatz(n: int, k: int = 4, p: float = 0.1, seed: Seed = 0) -> NxGrap
     """
     import networkx as nx
 
-    _size(n)
+    n, k = _size(n), whole("k", k)
     _range("k", k, 2 <= k < n and k % 2 == 0, f"even and from 2 to n-1 = {n - 1}", 2)
     _range("p", p, 0 <= p <= 1, "a probability in [0, 1]", 0.1)
     rng = np.random.default_rng(seed)
     return _connected(lambda: nx.watts_strogatz_graph(n, k, p, seed=rng), lambda g: _chain(g, rng))
 
 
-def barabasi_albert(n: int, m: int = 2, seed: Seed = 0) -> NxGraph:
+def barabasi_albert(n: Count, m: Count = 2, seed: Seed = 0) -> NxGraph:
     """Preferential attachment: each new node links to m old ones by degree; always connected.
 
     Args:
@@ -186,21 +202,23 @@ def barabasi_albert(n: int, m: int = 2, seed: Seed = 0) -> NxGraph:
     """
     import networkx as nx
 
-    _size(n)
+    n, m = _size(n), whole("m", m)
     _range("m", m, 1 <= m < n, f"from 1 to n-1 = {n - 1}", 1)
+    _room(n, n * m)
     return nx.barabasi_albert_graph(n, m, seed=np.random.default_rng(seed))
 
 
-def exponential(n: int) -> NxGraph:
+def exponential(n: Count) -> NxGraph:
     """The static exponential digraph: i sends to i + 2^b mod n for b = 0..⌈log2 n⌉-1.
 
     Source: Ying, Yuan, Chen, Hu, Pan, Yin, "Exponential graph is provably efficient for
         decentralized deep training", NeurIPS 2021.
     """
+    n = _size(n)
     return _graph(n, ((i, (i + (1 << b)) % n) for i in range(n) for b in range(_phases(n))), True)
 
 
-def random_out(n: int, k: int = 2, seed: Seed = 0) -> NxGraph:
+def random_out(n: Count, k: Count = 2, seed: Seed = 0) -> NxGraph:
     """One draw of the digraph in which every node sends to k others, uniformly without repeats.
 
     Args:
@@ -213,11 +231,15 @@ def random_out(n: int, k: int = 2, seed: Seed = 0) -> NxGraph:
         below about ln n some node is almost surely unheard), one receiver of each node comes from
         a random cycle through all nodes and k-1 are uniform.
     """
-    _size(n)
+    n, k = _size(n), whole("k", k)
     _range("k", k, 1 <= k < n, f"from 1 to n-1 = {n - 1}", 1)
+    _room(n, n * k)
     rng = np.random.default_rng(seed)
 
     def draw(first: np.ndarray | None = None) -> NxGraph:
+        if n > _MANY and k * k <= n:
+            out = _others(n, k, rng, first)
+            return _graph(n, ((i, j) for i in range(n) for j in out[i]), True)
         score = rng.random((n, n))
         np.fill_diagonal(score, 2)
         if first is not None:
@@ -237,26 +259,28 @@ def random_out(n: int, k: int = 2, seed: Seed = 0) -> NxGraph:
 # Schedules: one peer per round.
 
 
-def one_peer_exponential(n: int) -> Int[np.ndarray, "tau n"]:
+def one_peer_exponential(n: Count) -> Int[np.ndarray, "tau n"]:
     """In phase t node i receives from i - 2^t mod n (and sends to i + 2^t), t = 0..⌈log2 n⌉-1.
 
     Source: Ying, Yuan, Chen, Hu, Pan, Yin, "Exponential graph is provably efficient for
         decentralized deep training", NeurIPS 2021 (one period averages exactly iff n is a power
         of two).
     """
+    n = _size(n)
     phases = 1 << np.arange(_phases(n))[:, None]
-    return ((np.arange(_size(n)) - phases) % n).astype(np.int32)
+    return ((np.arange(n) - phases) % n).astype(np.int32)
 
 
-def one_peer_hypercube(n: int) -> Int[np.ndarray, "tau n"]:
+def one_peer_hypercube(n: Count) -> Int[np.ndarray, "tau n"]:
     """In phase t node i pairs with i XOR 2^t; exact averaging after log2 n; n a power of two."""
     bits = _bits(n, "one_peer_hypercube", "one_peer_exponential")
     return (np.arange(n) ^ (1 << np.arange(bits)[:, None])).astype(np.int32)
 
 
-def one_peer_ring(n: int) -> Int[np.ndarray, "2 n"]:
+def one_peer_ring(n: Count) -> Int[np.ndarray, "2 n"]:
     """Pairs (2i, 2i+1) in phase 0 and (2i+1, 2i+2) in phase 1, around a ring of even size."""
-    if _size(n) % 2:
+    n = _size(n)
+    if n % 2:
         raise ValueError(
             f"one_peer_ring needs an even n, got {n}: use n={n + 1}, or random_matching(n={n}), "
             "which leaves one node idle."
@@ -265,9 +289,10 @@ def one_peer_ring(n: int) -> Int[np.ndarray, "2 n"]:
     return ((np.arange(n) + np.stack([side, -side])) % n).astype(np.int32)
 
 
-def random_matching(n: int, seed: Seed = 0, rounds: int = 1) -> Int[np.ndarray, "rounds n"]:
+def random_matching(n: Count, seed: Seed = 0, rounds: Count = 1) -> Int[np.ndarray, "rounds n"]:
     """A uniform random matching per round, perfect up to one idle node when n is odd."""
-    order = np.tile(np.arange(_size(n), dtype=np.int32), (rounds, 1))
+    n, rounds = _size(n), whole("rounds", rounds)
+    order = np.tile(np.arange(n, dtype=np.int32), (rounds, 1))
     order = np.random.default_rng(seed).permuted(order, axis=1)
     left, right = order[:, 0 : n - 1 : 2], order[:, 1::2]
     partner = np.tile(np.arange(n, dtype=np.int32), (rounds, 1))
@@ -289,7 +314,7 @@ SCHEDULES: dict[str, Callable[..., Int[np.ndarray, "tau n"]]] = {
 }
 
 
-def make(name: str, n: int, seed: Seed = 0, **options: Any) -> Any:
+def make(name: str, n: Count, seed: Seed = 0, **options: Any) -> Any:
     """The graph (from `GRAPHS`) or the schedule (from `SCHEDULES`) of that name.
 
     Args:
@@ -311,9 +336,9 @@ def make(name: str, n: int, seed: Seed = 0, **options: Any) -> Any:
 def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
     """The entry of that name, or a ValueError with the nearest name and all of them."""
     if name not in registry:
-        near = difflib.get_close_matches(str(name), registry, n=1, cutoff=0)[0]
+        near = difflib.get_close_matches(str(name)[:100], registry, n=1, cutoff=0)[0]
         known = ", ".join(sorted(registry))
-        raise ValueError(f"unknown {what} {name!r}: did you mean {near!r}? Known: {known}.")
+        raise ValueError(f"unknown {what} {shown(name)}: did you mean {near!r}? Known: {known}.")
     return registry[name]
 
 
@@ -322,13 +347,13 @@ def accepts(function: Callable, name: str, options: Mapping[str, Any]) -> None:
     known = inspect.signature(function).parameters
     for option in options:
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it takes {', '.join(known)}.")
+            raise ValueError(f"{name} has no option {shown(option)}; it takes {', '.join(known)}.")
 
 
 # Helpers.
 
 
-def _graph(n: int, edges: Iterable[tuple[int, int]], directed: bool = False) -> NxGraph:
+def _graph(n: Count, edges: Iterable[tuple[int, int]], directed: bool = False) -> NxGraph:
     import networkx as nx
 
     graph = nx.empty_graph(_size(n), create_using=nx.DiGraph if directed else nx.Graph)
@@ -336,10 +361,21 @@ def _graph(n: int, edges: Iterable[tuple[int, int]], directed: bool = False) -> 
     return graph
 
 
-def _size(n: int) -> int:
-    n = operator.index(n)
+def _size(n: Count) -> int:
+    n = whole("n", n)
     _range("n", n, n >= 2, "at least 2", 2)
+    _room(n, n)
     return n
+
+
+def _room(n: int, edges: float) -> None:
+    """Asked before they are made: networkx takes about 300 bytes for an edge."""
+    if edges > _MOST:
+        few = max(2, int(n * min(1.0, (_MOST / edges) ** 0.5)) // 2)
+        raise ValueError(
+            f"n={n} nodes have about {edges:.2g} edges, where {_MOST:.0g} are the most that a "
+            f"graph may have; use fewer: `n={few}`."
+        )
 
 
 def _range(name: str, value: Any, valid: bool, expected: str, example: float) -> None:
@@ -347,11 +383,11 @@ def _range(name: str, value: Any, valid: bool, expected: str, example: float) ->
         raise ValueError(f"{name} must be {expected}, got {value!r}: use `{name}={example}`.")
 
 
-def _phases(n: int) -> int:
+def _phases(n: Count) -> int:
     return (_size(n) - 1).bit_length()  # ⌈log2 n⌉
 
 
-def _bits(n: int, name: str, other: str) -> int:
+def _bits(n: Count, name: str, other: str) -> int:
     bits = _phases(n)
     if n != 1 << bits:
         raise ValueError(
@@ -362,12 +398,13 @@ def _bits(n: int, name: str, other: str) -> int:
 
 
 def _lattice(
-    name: str, line: str, n: int | None, rows: int | None, cols: int | None, *, periodic: bool
+    name: str, line: str, n: Count | None, rows: Count | None, cols: Count | None, *, periodic: bool
 ) -> NxGraph:
     import networkx as nx
 
     for side, value in (("rows", rows), ("cols", cols)):
-        _range(side, value, value is None or value >= 1, "at least 1", 4)
+        if value is not None:
+            _range(side, value, whole(side, value) >= 1, "at least 1", 4)
     if n is None:
         if rows is None or cols is None:
             raise ValueError(f"{name} needs n, or rows and cols: use {name}(rows=4, cols=6).")
@@ -420,7 +457,22 @@ def _span(graph: NxGraph) -> NxGraph:
     return graph
 
 
-def _pairings(n: int, degree: int, rng: np.random.Generator) -> Iterable[tuple[int, int]]:
+def _others(n: int, k: int, rng: np.random.Generator, first: np.ndarray | None) -> list[list[int]]:
+    """k other nodes for each of n, without repeats; the first of them where it is given."""
+    own = np.arange(n)[:, None]
+    fixed = np.empty((n, 0), int) if first is None else first[:, None]
+    out = np.empty((n, k), int)
+    again = np.arange(n)
+    while len(again):
+        drawn = rng.integers(0, n - 1, (len(again), k - fixed.shape[1]))
+        drawn += drawn >= own[again]
+        out[again] = np.concatenate([fixed[again], drawn], 1)
+        ordered = np.sort(out[again], 1)
+        again = again[(ordered[:, 1:] == ordered[:, :-1]).any(1)]
+    return out.tolist()
+
+
+def _pairings(n: Count, degree: Count, rng: np.random.Generator) -> Iterable[tuple[int, int]]:
     import networkx as nx
 
     return nx.random_regular_graph(degree, n, seed=rng).edges

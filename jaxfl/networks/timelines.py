@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike
 
 from jaxfl.networks import spectra
 from jaxfl.networks.adversaries import Send
-from jaxfl.networks.graphs import NxGraph, lookup
+from jaxfl.networks.graphs import lookup
 from jaxfl.networks.nets import Arrivals, Events, Messages
-from jaxfl.networks.weights import _heard, _square, _undirected
-from jaxfl.types import Key, Scalar
+from jaxfl.networks.weights import AnyGraph, Edges, _undirected
+from jaxfl.types import Count, Key, Scalar, whole
 
 Seed = int | np.random.Generator
 
@@ -40,7 +40,7 @@ class Timeline:
     """
 
     nets: Any
-    n: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
     static: ClassVar[bool] = False
     lossless: ClassVar[bool] = True
 
@@ -102,12 +102,12 @@ DURATIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 
 def arrivals(
-    n: int,
-    buffer: int,
-    rounds: int,
+    n: Count,
+    buffer: Count,
+    rounds: Count,
     *,
     durations: str = "half_normal",
-    concurrency: int | None = None,
+    concurrency: Count | None = None,
     scale: float | ArrayLike = 1.0,
     seed: Seed = 0,
 ) -> Timeline:
@@ -148,6 +148,7 @@ def arrivals(
         >>> net.age.tolist(), float(net.participants())
         ([0, 0, 0], 3.0)
     """
+    n = whole("n", n)
     concurrency = n if concurrency is None else concurrency
     _between("buffer", buffer, 1, n)
     _between("concurrency", concurrency, 1, n)
@@ -215,21 +216,22 @@ def _serve(buffer, rounds, concurrency, seconds, length, coin):
 
 
 def poisson(
-    graph: NxGraph | ArrayLike,
-    rounds: int,
+    graph: AnyGraph,
+    rounds: Count,
     *,
     gradient_rate: float | ArrayLike = 1.0,
     edge_rates: float | ArrayLike = 1.0,
     unit: float = 1.0,
     seed: Seed = 0,
-    cap: tuple[int, int] | None = None,
-    waves: int = 0,
+    cap: tuple[Count, Count] | None = None,
+    waves: Count = 0,
 ) -> Timeline:
     """Independent Poisson clocks: every node computes gradients, every edge exchanges.
 
     Args:
-        graph: an undirected graph with nodes 0 to n-1, or a symmetric matrix `[n, n]` of rates of
-            the edges, which `edge_rates` multiplies; its diagonal is ignored.
+        graph: an undirected graph with nodes 0 to n-1, or a symmetric matrix `[n, n]` (of NumPy or
+            scipy.sparse) of rates of the edges, which `edge_rates` multiplies; its diagonal is
+            ignored.
         rounds: for how many rounds of `unit` seconds the events are drawn.
         gradient_rate: events per second of a node, a number or `[n]`, >= 0.
         edge_rates: events per second of an edge, a number or a symmetric matrix `[n, n]`, >= 0;
@@ -285,27 +287,28 @@ def _intervals(upto, u):
 
 def _clocks(graph, edge_rates):
     """n, the two ends of the edges and their rates, [m]."""
-    matrix = isinstance(graph, np.ndarray | list | tuple | jax.Array)
-    given = _square(graph) if matrix else _undirected(graph, "poisson")
-    every = np.broadcast_to(np.asarray(edge_rates, float), given.shape)
-    if not matrix and np.ndim(edge_rates) and (every * ~given).any():
-        raise ValueError(
-            "edge_rates must be 0 off the edges: use `rates * networkx.to_numpy_array(graph)`"
-        )
-    i, j = _nonzero(given)
-    rates, back = given[i, j] * every[i, j], given[j, i] * every[j, i]
+    edges = _undirected(graph, "poisson")
+    i, j, degree = edges.ends()
+    n, back = len(degree), edges.sends.T.tocsr()
+    back.sort_indices()
+    rates, back = edges.sends.data, back.data
+    if np.ndim(edge_rates):
+        every = np.asarray(edge_rates, float)
+        if every.shape != (n, n) or np.count_nonzero(every) > np.count_nonzero(every[i, j]):
+            raise ValueError(
+                f"edge_rates must be a number or [n, n] with n = {n}, and 0 off the edges: use "
+                "`rates * (adjacency != 0)`"
+            )
+        rates, back = rates * every[i, j], back * every[j, i]
+    else:
+        rates, back = rates * float(edge_rates), back * float(edge_rates)
     if not np.allclose(rates, back, rtol=1e-9, atol=0):
         raise ValueError("edge rates must be symmetric: use `(rates + rates.T) / 2`")
     kept = (i < j) & (rates != 0)
-    return len(given), (i[kept], j[kept]), rates[kept]
+    return n, (i[kept], j[kept]), rates[kept]
 
 
-def _nonzero(a):
-    # of a flat array NumPy skips zeros quickly, and most of n^2 are
-    return np.divmod(np.flatnonzero(a), a.shape[1])
-
-
-def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
+def dadao_rates(graph: AnyGraph, factor: float = 1.0) -> dict[str, float]:
     """Equal rates for all edges with which DADAO converges, at a speed that no graph changes.
 
     The total is factor * sqrt(2 chi1 chi2), with the chi1 and chi2 of the graph at total rate 1.
@@ -329,7 +332,7 @@ def dadao_rates(graph: NxGraph, factor: float = 1.0) -> dict[str, float]:
         >>> {name: round(value, 3) for name, value in found.items()}
         {'rate': 1.222, 'chi1': 1.397, 'chi2': 0.358}
     """
-    count = graph.number_of_edges()
+    count = _undirected(graph, "dadao_rates").sends.nnz // 2
     one = spectra.laplacian(graph, 1 / count)
     chi1, chi2 = spectra.chi1(one), spectra.chi2(one)
     if not np.isfinite(chi1):
@@ -342,12 +345,12 @@ def from_events(
     times: Float[np.ndarray, " e"],
     i: Int[np.ndarray, " e"],
     j: Int[np.ndarray, " e"],
-    n: int,
+    n: Count,
     *,
-    rounds: int,
+    rounds: Count,
     unit: float = 1.0,
-    cap: tuple[int, int] | None = None,
-    waves: int = 0,
+    cap: tuple[Count, Count] | None = None,
+    waves: Count = 0,
 ) -> Timeline:
     """Your own events, cut into rounds and packed into waves.
 
@@ -378,11 +381,12 @@ def from_events(
         (2, 1)
     """
     times, i, j = np.asarray(times, float), np.asarray(i, np.int64), np.asarray(j, np.int64)
+    n = whole("n", n)
     _check_events(times, i, j, n, rounds, unit)
     when = np.minimum((times / unit).astype(np.int64), rounds - 1)
     past, after, gap, rest = _chains(times, when, i, j, n, rounds, unit)
     pair = j < n
-    c, e = cap = cap or _half(past, pair, when)
+    c, e = cap = tuple(whole("cap", k) for k in cap or _half(past, pair, when))
     if min(cap) < 1:
         raise ValueError(f"cap must be two numbers >= 1, got {cap}; for example `cap=(4, 8)`")
     wave, slot = _pack(past, after, pair, when, cap)
@@ -636,18 +640,18 @@ def _table(which, place, slot, shape):
 
 
 def gossip(
-    graph: NxGraph | ArrayLike,
-    rounds: int,
+    graph: AnyGraph,
+    rounds: Count,
     *,
-    period: int = 100,
+    period: Count = 100,
     clock: str = "sync",
-    delay: tuple[int, int] = (0, 0),
+    delay: tuple[Count, Count] = (0, 0),
     drop: float = 0.0,
     online: float = 1.0,
     unit: float = 1.0,
     seed: Seed = 0,
-    cap: int = 0,
-    waves: int = 0,
+    cap: Count = 0,
+    waves: Count = 0,
 ) -> Timeline:
     """Nodes push their models to random neighbours: asynchronous, late, lost, to nodes offline.
 
@@ -656,7 +660,8 @@ def gossip(
 
     Args:
         graph: nodes 0 to n-1, directed or not (a node sends to its successors), or an adjacency
-            matrix `[n, n]` of senders x receivers, whose diagonal is ignored.
+            matrix `[n, n]` (of NumPy or scipy.sparse) of senders x receivers, whose diagonal is
+            ignored.
         rounds: for how many rounds of `period` time steps the messages are drawn.
         period: time steps of a round, >= 1.
         clock: "sync": a node sends once a round, at a random step of its own; "async": every so
@@ -688,10 +693,10 @@ def gossip(
     """
     rng = np.random.default_rng(seed)
     first, peers = _successors(graph)
-    n, steps = len(first) - 1, rounds * period
     _between("rounds", rounds, 1)
     _between("period", period, 1)
-    low, high = delay
+    n, steps = len(first) - 1, rounds * period
+    low, high = (whole("delay", steps) for steps in delay)
     if not 0 <= low <= high:
         raise ValueError(f"delay must be 0 <= low <= high time steps, got {delay}; use `(0, 10)`")
     for name, value in (("drop", drop), ("online", online)):
@@ -735,14 +740,8 @@ CLOCKS: dict[str, Callable[[np.random.Generator, int, int], tuple[np.ndarray, np
 
 def _successors(graph):
     """Whom node i may send to: peers[first[i] : first[i + 1]]."""
-    if isinstance(graph, np.ndarray | list | tuple | jax.Array):
-        heard = _square(graph).T != 0
-    else:
-        heard = _heard(graph)
-    j, i = _nonzero(heard)
-    i, j = i[i != j], j[i != j]
-    by = _argsort(i)
-    return np.searchsorted(i[by], np.arange(len(heard) + 1)), j[by]
+    sends = Edges.of(graph).sends
+    return sends.indptr.astype(np.int64), sends.indices.astype(np.int64)
 
 
 def from_messages(
@@ -750,12 +749,12 @@ def from_messages(
     received: Float[np.ndarray, " e"],
     i: Int[np.ndarray, " e"],
     j: Int[np.ndarray, " e"],
-    n: int,
+    n: Count,
     *,
-    rounds: int,
+    rounds: Count,
     unit: float = 1.0,
-    cap: int = 0,
-    waves: int = 0,
+    cap: Count = 0,
+    waves: Count = 0,
 ) -> Timeline:
     """Your own messages, cut into rounds and packed into waves.
 
@@ -788,7 +787,7 @@ def from_messages(
         1
     """
     sent, received = np.asarray(sent, float), np.asarray(received, float)
-    i, j = np.asarray(i, np.int64), np.asarray(j, np.int64)
+    i, j, n = np.asarray(i, np.int64), np.asarray(j, np.int64), whole("n", n)
     if not sent.shape == received.shape == i.shape == j.shape or sent.ndim != 1:
         shapes = sent.shape, received.shape, i.shape, j.shape
         raise ValueError(
@@ -907,6 +906,7 @@ def _slots(start, end):
 
 
 def _between(name, value, low, high=None):
+    value = whole(name, value)
     if value < low or (high is not None and value > high):
         expected = f"at least {low}" if high is None else f"between {low} and n = {high}"
         raise ValueError(f"{name} must be {expected}, got {value}; for example `{name}={low}`")

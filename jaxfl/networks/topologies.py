@@ -14,14 +14,14 @@ from jaxfl.networks import graphs as _graphs
 from jaxfl.networks import weights as _weights
 from jaxfl.networks.adversaries import Honest, Send, ranged
 from jaxfl.networks.nets import Cohort, Graph, Links, messages
-from jaxfl.types import Key, Scalar
+from jaxfl.types import Count, Key, Scalar, whole, wholes
 
 
 def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
     """The cheapest record for a mixing matrix: dense if most entries are nonzero, shifts, or slots.
 
     Args:
-        w: `[n, n]` concrete matrix, `w[i, j]` = weight that i puts on j.
+        w: `[n, n]` concrete matrix, also of scipy.sparse, `w[i, j]` = weight that i puts on j.
         dense: share of nonzero entries in the fullest row beyond which the full matrix is kept.
 
     Returns:
@@ -32,14 +32,15 @@ def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
         >>> type(networks.mixing(ring)).__name__
         'Shifts'
     """
-    w = np.asarray(w)
+    w = _weights.square(w)
+    n = w.shape[0]
     degree = int((w != 0).sum(1).max())
-    if degree > max(3, dense * len(w)):
-        return comm.Dense(jnp.asarray(w))
+    if degree > max(3, dense * n):
+        return comm.Dense(jnp.asarray(w if isinstance(w, np.ndarray) else w.toarray()))
     circulant = _weights.shifts(w)
     if circulant is not None:
         values, offsets = circulant
-        return comm.Shifts(jnp.asarray(values), tuple(int(s) for s in offsets), len(w))
+        return comm.Shifts(jnp.asarray(values), tuple(int(s) for s in offsets), n)
     return comm.Near(*(jnp.asarray(a) for a in _weights.neighbours(w)))
 
 
@@ -68,7 +69,7 @@ class Static:
     """
 
     w: comm.Weights
-    n: int = struct.field(pytree_node=False, default=0)
+    n: Count = struct.field(pytree_node=False, default=0)
     links: Links = Links()
     sums: str = struct.field(pytree_node=False, default="row")
     kind: ClassVar[type] = Graph
@@ -86,21 +87,22 @@ class Static:
 
 
 def graph(
-    name: str,
-    n: int,
+    name: Any,
+    n: Count = 0,
     *,
     weights: str = "",
     seed: int | np.random.Generator = 0,
     links: Links | None = None,
     **options: Any,
 ) -> Any:
-    """A network of n nodes by the name of its graph.
+    """A network of n nodes by the name of its graph, or from a graph of your own.
 
     Args:
         name: of `jaxfl.networks.GRAPHS` ("ring", "torus", "exponential", ...), or a time-varying
             one: "one_peer_exponential", "one_peer_hypercube", "one_peer_ring", "random_matching",
-            "random_out".
-        n: number of nodes.
+            "random_out"; or a networkx graph, or an adjacency matrix `[n, n]` of NumPy or
+            scipy.sparse, senders x receivers.
+        n: number of nodes; that of a graph of your own is known.
         weights: rule for the mixing weights of a fixed graph, of `jaxfl.networks.WEIGHTS`, such as
             "lazy"; by default "metropolis", and on directed graphs "column_stochastic", which on a
             regular one is doubly stochastic.
@@ -117,7 +119,7 @@ def graph(
         (20, 16)
     """
     links = links or Links()
-    if name in TIME_VARYING:
+    if isinstance(name, str) and name in TIME_VARYING:
         if weights:
             raise ValueError(
                 f"{name} changes every round and has its own weights, got weights={weights!r}; "
@@ -126,8 +128,17 @@ def graph(
         _graphs.accepts(TIME_VARYING[name], name, options)
         return TIME_VARYING[name](n, links, **options)
     rule_options = {k: options.pop(k) for k in ("alpha", "nonnegative") if k in options}
-    g = _graphs.make(name, n, seed=seed, **options)
-    rule = weights or ("column_stochastic" if g.is_directed() else "metropolis")
+    g = _graphs.make(name, n, seed=seed, **options) if isinstance(name, str) else name
+    edges = _weights.Edges.of(g)
+    nodes = edges.sends.shape[0]
+    if not isinstance(name, str) and (options or n not in (0, nodes)):
+        raise ValueError(
+            f"a graph of your own has its {nodes} nodes and edges, got n={n} and options "
+            f"{[*options]}; leave them out: `graph(g)`"
+        )
+    rule = weights or ("column_stochastic" if edges.directed else "metropolis")
+    if nodes > _MANY and rule != "fastest":
+        rule_options["sparse"] = True
     return from_matrix(_weights.make(rule, g, **rule_options), links=links)
 
 
@@ -135,35 +146,34 @@ def from_matrix(w: np.ndarray, *, links: Links | None = None) -> Static:
     """A fixed network from your own mixing matrix, checked.
 
     Args:
-        w: `[n, n]`, `w[i, j]` = weight that i puts on j: rows sum to 1 (gossip), or columns do
-            (push-sum), or both.
+        w: `[n, n]`, of NumPy or scipy.sparse, `w[i, j]` = weight that i puts on j: rows sum to 1
+            (gossip), or columns do (push-sum), or both. An adjacency matrix goes to `graph`.
 
     Raises:
-        ValueError: not square, not stochastic either way, or disconnected, naming where.
+        ValueError: not square, not stochastic either way, disconnected or periodic, naming where.
 
     Example:
         >>> network = networks.from_matrix(np.array([[0.5, 0.5], [0.25, 0.75]]))
         >>> network.n, network.sums
         (2, 'row')
     """
-    w = np.asarray(w, float)
+    w = _weights.square(w)
     sums = _sums([w])
     _weights.check(w, kind=sums, negative=True, tol=_TOLERANCE)
-    return Static(mixing(w), len(w), links or Links(), sums)
+    return Static(mixing(w), w.shape[0], links or Links(), sums)
 
 
 _TOLERANCE = 1e-6  # float32 matrices are welcome
+_MANY = 2500  # nodes beyond which no matrix [n, n] is made
 
 
 def _sums(ws):
     """Which sums of all the matrices are 1, of `jaxfl.networks.weights.KINDS`; "row" if none."""
-    close = lambda a, b: np.allclose(a, b, rtol=0, atol=_TOLERANCE)
-    if any(w.ndim != 2 or len(set(w.shape)) != 1 for w in ws):
-        return "row"
-    rows, columns = (all(close(w.sum(axis), 1) for w in ws) for axis in (1, 0))
+    small = lambda a: bool(abs(a).max() <= _TOLERANCE)
+    rows, columns = (all(small(w.sum(axis) - 1) for w in ws) for axis in (1, 0))
     if not (rows and columns):
         return "column" if columns else "row"
-    return "symmetric" if all(close(w, w.T) for w in ws) else "doubly"
+    return "symmetric" if all(small(w - w.T) for w in ws) else "doubly"
 
 
 @struct.dataclass
@@ -184,7 +194,7 @@ class Periodic:
     """
 
     w: comm.Near | comm.Dense
-    n: int = struct.field(pytree_node=False, default=0)
+    n: Count = struct.field(pytree_node=False, default=0)
     links: Links = Links()
     sums: str = struct.field(pytree_node=False, default="row")
     kind: ClassVar[type] = Graph
@@ -217,7 +227,7 @@ def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
         >>> comm.to_dense(network(1, jax.random.key(0)).w).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    ws = [np.asarray(w, float) for w in ws]
+    ws = [_weights.square(w) for w in ws]
     if len({w.shape for w in ws}) != 1:
         raise ValueError(
             f"ws must be matrices of one shape [n, n], got {[w.shape for w in ws]}; "
@@ -226,12 +236,12 @@ def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
     sums = _sums(ws)
     for w in ws:
         _weights.check(w, kind=sums, connected=False, negative=True, tol=_TOLERANCE)
-    union = (sum(w != 0 for w in ws) > 0) + np.eye(len(ws[0]))
-    _weights.check(union / union.sum(1, keepdims=True), kind="row")
+    union = sum((_weights.sparse(w) != 0).astype(float) for w in [*ws, np.eye(ws[0].shape[0])])
+    _weights.check(union / union.sum(1)[:, None], kind="row")
     parts = [_weights.neighbours(w) for w in ws]
     k = max(idx.shape[1] for idx, _, _ in parts)
     near = comm.Near(*(jnp.asarray(np.stack(p)) for p in zip(*(_widen(*p, k) for p in parts))))
-    return Periodic(near, len(ws[0]), links or Links(), sums)
+    return Periodic(near, ws[0].shape[0], links or Links(), sums)
 
 
 def _widen(idx, w, back, k):
@@ -272,7 +282,7 @@ class RandomMatching:
         True
     """
 
-    n: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
     links: Links = Links()
     sums: ClassVar[str] = "symmetric"
     column: ClassVar[int] = 0
@@ -281,6 +291,7 @@ class RandomMatching:
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n")
         _graphs._size(self.n)
 
     def __call__(self, t: Scalar, key: Key) -> Graph:
@@ -312,8 +323,8 @@ class RandomOut:
         True
     """
 
-    n: int = struct.field(pytree_node=False)
-    k: int = struct.field(pytree_node=False, default=1)
+    n: Count = struct.field(pytree_node=False)
+    k: Count = struct.field(pytree_node=False, default=1)
     links: Links = Links()
     sums: ClassVar[str] = "column"
     column: ClassVar[int] = 1
@@ -322,6 +333,7 @@ class RandomOut:
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n", "k")
         if not 1 <= self.k < self.n:
             raise ValueError(
                 f"k must be from 1 to n - 1 = {self.n - 1}, got {self.k}; "
@@ -357,8 +369,8 @@ class Quorum:
         ALIE(z=1.5)
     """
 
-    n: int = struct.field(pytree_node=False)
-    f: int = struct.field(pytree_node=False)
+    n: Count = struct.field(pytree_node=False)
+    f: Count = struct.field(pytree_node=False)
     byzantine: Scalar = None
     links: Links = Links()
     sums: ClassVar[str] = "row"
@@ -368,6 +380,7 @@ class Quorum:
     lossless: ClassVar[bool] = True
 
     def __post_init__(self):
+        wholes(self, "n", "f")
         if not 0 <= self.f < self.n:
             raise ValueError(
                 f"f must be from 0 to n - 1 = {self.n - 1}, got {self.f}; use `Quorum({self.n}, 1)`"
@@ -595,14 +608,14 @@ class Attacked:
         )
 
 
-def first(f: int, n: int) -> np.ndarray:
+def first(f: Count, n: Count) -> np.ndarray:
     """`[n]` bool: the first f of n clients.
 
     Example:
         >>> networks.first(2, 5).tolist()
         [True, True, False, False, False]
     """
-    return np.arange(n) < f
+    return np.arange(whole("n", n)) < whole("f", f)
 
 
 def layers(network: Any) -> Iterator[Any]:

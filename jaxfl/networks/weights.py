@@ -4,62 +4,70 @@ One gossip step is x <- w x. Undirected rules give symmetric, doubly stochastic 
 `uniform` the rows sum to 1, with `column_stochastic` the columns (`w[i, j]` is then the share of
 j's mass that i receives, for push-sum). `neighbours` and `shifts` are the sparse forms that the
 engine mixes with.
+
+A graph is one of networkx, or its adjacency matrix of NumPy or scipy.sparse, senders x receivers.
+With `sparse=True` weights are a `scipy.sparse.csr_array`, for graphs of thousands of nodes; every
+function here and in `spectra` takes both.
 """
 
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
+from jaxtyping import Float, Int
 
-from jaxfl.networks.graphs import NxGraph, accepts, lookup
+from jaxfl.networks.graphs import accepts, lookup
+from jaxfl.types import shown
+
+Matrix: TypeAlias = Any  # [n, n], of NumPy or scipy.sparse
+AnyGraph: TypeAlias = Any  # of networkx, or an adjacency matrix
 
 KINDS = ("symmetric", "doubly", "row", "column")
 
 
-def metropolis(graph: NxGraph) -> Float[np.ndarray, "n n"]:
+def metropolis(graph: AnyGraph, *, sparse: bool = False) -> Matrix:
     """Metropolis-Hastings weights 1 / (1 + max(d_i, d_j)): local, positive diagonal, any graph.
 
     Source: Xiao, Boyd, "Fast linear iterations for distributed averaging", Systems & Control
         Letters 2004 (local-degree weights; the 1 in the denominator keeps the diagonal positive).
     """
-    edges = _undirected(graph, "metropolis")
-    degree = edges.sum(1)
-    return _fill(edges / (1.0 + np.maximum.outer(degree, degree)))
+    i, j, degree = _undirected(graph, "metropolis").ends()
+    return _matrix(i, j, 1 / (1.0 + np.maximum(degree[i], degree[j])), len(degree), sparse)
 
 
-def lazy(w: ArrayLike) -> Float[np.ndarray, "n n"]:
+def lazy(w: Matrix) -> Matrix:
     """(I + w) / 2, without negative eigenvalues (as EXTRA wants it), at half the gap.
 
     Example:
         >>> networks.lazy(np.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
     """
-    w = _square(w)
-    return (np.eye(len(w)) + w) / 2
+    from scipy.sparse import eye_array, issparse
+
+    w = square(w)
+    return ((eye_array(w.shape[0], format="csr") if issparse(w) else np.eye(len(w))) + w) / 2
 
 
-def lazy_metropolis(graph: NxGraph) -> Float[np.ndarray, "n n"]:
+def lazy_metropolis(graph: AnyGraph, *, sparse: bool = False) -> Matrix:
     """`lazy(metropolis(graph))`."""
-    return lazy(metropolis(graph))
+    return lazy(metropolis(graph, sparse=sparse))
 
 
-def max_degree(graph: NxGraph) -> Float[np.ndarray, "n n"]:
+def max_degree(graph: AnyGraph, *, sparse: bool = False) -> Matrix:
     """1 / (d_max + 1) on every edge."""
-    edges = _undirected(graph, "max_degree")
-    return _fill(edges / (1.0 + edges.sum(1).max()))
+    i, j, degree = _undirected(graph, "max_degree").ends()
+    return _matrix(i, j, np.full(len(i), 1 / (1.0 + degree.max())), len(degree), sparse)
 
 
-def constant(graph: NxGraph, alpha: float) -> Float[np.ndarray, "n n"]:
+def constant(graph: AnyGraph, alpha: float, *, sparse: bool = False) -> Matrix:
     """I - alpha L; it averages iff 0 < alpha < 2 / λ_max(L) and the graph is connected."""
-    edges = _undirected(graph, "constant")
-    return np.diag(1 - alpha * edges.sum(1)) + alpha * edges
+    i, j, degree = _undirected(graph, "constant").ends()
+    return _matrix(i, j, np.full(len(i), alpha), len(degree), sparse, 1 - alpha * degree)
 
 
-def best_constant(graph: NxGraph) -> Float[np.ndarray, "n n"]:
+def best_constant(graph: AnyGraph, *, sparse: bool = False) -> Matrix:
     """I - alpha L with the fastest alpha = 2 / (λ_2(L) + λ_n(L)); weights may be negative.
 
     Raises:
@@ -68,13 +76,16 @@ def best_constant(graph: NxGraph) -> Float[np.ndarray, "n n"]:
     Source: Xiao, Boyd, "Fast linear iterations for distributed averaging", Systems & Control
         Letters 2004.
     """
+    from jaxfl.networks import spectra
+
     edges = _undirected(graph, "best_constant")
-    _joined(edges, "best_constant")
-    values = np.linalg.eigvalsh(np.diag(edges.sum(1)) - 1.0 * edges)
-    return constant(graph, 2 / (values[1] + values[-1]))
+    _joined(edges.sends, "best_constant")
+    slow = 0.5 / np.diff(edges.sends.indptr).max()  # eigenvalues of I - slow L are in [0, 1]
+    largest, least = spectra.ends(constant(graph, slow, sparse=sparse))
+    return constant(graph, 2 * slow / (2 - largest[1] - least[-1]), sparse=sparse)
 
 
-def uniform(graph: NxGraph) -> Float[np.ndarray, "n n"]:
+def uniform(graph: AnyGraph, *, sparse: bool = False) -> Matrix:
     """D^-1 (A + I): each node averages all that it hears; rows sum to 1, columns need not.
 
     Public federated code often has these weights where the analysis wants `metropolis`.
@@ -82,12 +93,14 @@ def uniform(graph: NxGraph) -> Float[np.ndarray, "n n"]:
     Raises:
         UserWarning: columns do not sum to 1, so that the limit is not the mean of all nodes.
     """
-    heard = _heard(graph) + np.eye(len(graph))
-    w = heard / heard.sum(1, keepdims=True)
+    edges = Edges.of(graph)
+    i, j, degree = edges.ends(heard=True)
+    share = 1 / (1.0 + degree)
+    w = _matrix(i, j, share[i], len(degree), sparse, share)
     if abs(w.sum(0) - 1).max() > 1e-9:
         limit = (
             "`jaxfl.networks.spectra.perron(w)`-weighted mean: use `sinkhorn(graph)`"
-            if graph.is_directed()
+            if edges.directed
             else "degree-weighted mean (weights d_i + 1): use `metropolis(graph)`"
         )
         warnings.warn(
@@ -99,17 +112,18 @@ def uniform(graph: NxGraph) -> Float[np.ndarray, "n n"]:
     return w
 
 
-def column_stochastic(graph: NxGraph) -> Float[np.ndarray, "n n"]:
+def column_stochastic(graph: AnyGraph, *, sparse: bool = False) -> Matrix:
     """Push weights: j splits its mass equally over itself and its receivers, 1 / (outdeg_j + 1).
 
     Source: Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push for Distributed Deep
         Learning", ICML 2019.
     """
-    heard = _heard(graph) + np.eye(len(graph))
-    return heard / heard.sum(0, keepdims=True)
+    j, i, degree = Edges.of(graph).ends()
+    share = 1 / (1.0 + degree)
+    return _matrix(i, j, share[j], len(degree), sparse, share)
 
 
-def sinkhorn(graph: NxGraph, iterations: int = 10_000) -> Float[np.ndarray, "n n"]:
+def sinkhorn(graph: AnyGraph, iterations: int = 10_000, *, sparse: bool = False) -> Matrix:
     """Doubly stochastic weights, also if directed: A + I with rows and columns scaled in turn.
 
     Raises:
@@ -119,21 +133,22 @@ def sinkhorn(graph: NxGraph, iterations: int = 10_000) -> Float[np.ndarray, "n n
     Source: Sinkhorn, Knopp, "Concerning nonnegative matrices and doubly stochastic matrices",
         Pacific Journal of Mathematics 1967.
     """
-    heard = _heard(graph)
-    _joined(heard, "sinkhorn")
-    w = heard + np.eye(len(heard))
+    edges = Edges.of(graph)
+    _joined(edges.sends, "sinkhorn")
+    i, j, degree = edges.ends(heard=True)
+    w = _matrix(i, j, np.ones(len(i)), len(degree), sparse, np.ones(len(degree)))
     for _ in range(iterations):
-        w = w / w.sum(1, keepdims=True)
-        w = w / w.sum(0, keepdims=True)
+        w = w / w.sum(1)[:, None]
+        w = w / w.sum(0)[None]
         if abs(w.sum(1) - 1).max() < 1e-12:
-            return w if graph.is_directed() else (w + w.T) / 2
+            return square(w if edges.directed else (w + w.T) / 2)
     raise ValueError(
         f"sinkhorn did not settle in {iterations} iterations (row sums off by "
         f"{abs(w.sum(1) - 1).max():.1e}): use `sinkhorn(graph, iterations={10 * iterations})`."
     )
 
 
-def fastest(graph: NxGraph, nonnegative: bool = False) -> Float[np.ndarray, "n n"]:
+def fastest(graph: AnyGraph, nonnegative: bool = False) -> Float[np.ndarray, "n n"]:
     """Symmetric weights on the edges that minimise ||w - J||_2, by a semidefinite program.
 
     Args:
@@ -154,8 +169,9 @@ def fastest(graph: NxGraph, nonnegative: bool = False) -> Float[np.ndarray, "n n
         raise ImportError('fastest needs cvxpy: pip install "jaxfl[sdp]"') from error
 
     edges = _undirected(graph, "fastest")
-    _joined(edges, "fastest")
-    n, (i, j) = len(edges), np.nonzero(np.triu(edges))
+    _joined(edges.sends, "fastest")
+    i, j, degree = edges.ends()
+    n, i, j = len(degree), i[i < j], j[i < j]
     incidence = np.zeros((n, len(i)))
     incidence[i, np.arange(len(i))], incidence[j, np.arange(len(i))] = 1.0, -1.0
 
@@ -182,15 +198,22 @@ def fastest(graph: NxGraph, nonnegative: bool = False) -> Float[np.ndarray, "n n
     return np.maximum(w, 0) if nonnegative else w
 
 
-def peers(schedule: Int[np.ndarray, "tau n"], weight: float = 0.5) -> Float[np.ndarray, "tau n n"]:
-    """The matrices of a one-peer schedule: 1 - `weight` on oneself, `weight` on the peer."""
+def peers(schedule: Int[np.ndarray, "tau n"], weight: float = 0.5, *, sparse: bool = False) -> Any:
+    """The matrices `[tau, n, n]` of a one-peer schedule, sparse ones as a list.
+
+    1 - `weight` on oneself, `weight` on the peer.
+    """
     tau, n = schedule.shape
+    if sparse:
+        own, share = np.arange(n), lambda idle: np.where(idle, 0.0, weight)
+        each = ((own, peer, share(peer == own)) for peer in schedule)
+        return [_matrix(i, j, values, n, True, 1 - values) for i, j, values in each]
     w = np.tile((1 - weight) * np.eye(n), (tau, 1, 1))
     np.add.at(w, (np.arange(tau)[:, None], np.arange(n)[None], schedule), weight)
     return w
 
 
-WEIGHTS: dict[str, Callable[..., Float[np.ndarray, "n n"]]] = {
+WEIGHTS: dict[str, Callable[..., Matrix]] = {
     "metropolis": metropolis,
     "lazy": lazy_metropolis,
     "max_degree": max_degree,
@@ -203,7 +226,7 @@ WEIGHTS: dict[str, Callable[..., Float[np.ndarray, "n n"]]] = {
 }
 
 
-def make(name: str, graph: NxGraph, **options: Any) -> Float[np.ndarray, "n n"]:
+def make(name: str, graph: AnyGraph, **options: Any) -> Matrix:
     """The weights of that name (from `WEIGHTS`) on a graph.
 
     Raises:
@@ -215,18 +238,19 @@ def make(name: str, graph: NxGraph, **options: Any) -> Float[np.ndarray, "n n"]:
 
 
 def check(
-    w: ArrayLike,
+    w: Matrix,
     kind: str = "doubly",
     connected: bool = True,
     negative: bool = False,
     tol: float = 1e-9,
-) -> Float[np.ndarray, "n n"]:
+) -> Matrix:
     """The matrix as float64, if it has the properties of its kind.
 
     Args:
         w: `[n, n]`.
         kind: "row" or "column" sums are 1, "doubly" is both, "symmetric" is doubly and w = w'.
-        connected: the graph of nonzero weights must be (strongly) connected.
+        connected: the graph of nonzero weights must be (strongly) connected, and not periodic:
+            else repeated mixing never averages.
         negative: allow weights below 0 (`fastest` and `best_constant` give them).
         tol: of the sums and of symmetry, absolute.
 
@@ -234,39 +258,40 @@ def check(
         ValueError: the first property that fails, and where.
     """
     lookup(dict.fromkeys(KINDS, 0), kind, "kind of weights")
-    w = _square(w)
-    if not np.isfinite(w).all():
-        i, j = np.argwhere(~np.isfinite(w))[0]
-        raise ValueError(f"w must be finite, got w[{i}, {j}] = {w[i, j]}: use `metropolis(graph)`.")
-    if not negative and w.min() < 0:
-        i, j = np.unravel_index(w.argmin(), w.shape)
+    w = square(w)
+    edges = sparse(w)
+    i, j = _rows(edges), edges.indices
+    _finite(edges, "w", "metropolis(graph)")
+    if not negative and edges.data.min(initial=0) < 0:
+        k = edges.data.argmin()
         raise ValueError(
-            f"w must not be negative, got w[{i}, {j}] = {w[i, j]}: use `metropolis(graph)`, or "
-            "`check(w, negative=True)` if that is meant."
+            f"w must not be negative, got w[{i[k]}, {j[k]}] = {edges.data[k]}: use "
+            "`metropolis(graph)`, or `check(w, negative=True)` if that is meant."
         )
     for side, axis in (("row", 1), ("column", 0)):
-        sums = w.sum(axis)
+        sums = np.asarray(edges.sum(axis))
         worst = abs(sums - 1).argmax()
         if kind in (side, "doubly", "symmetric") and abs(sums[worst] - 1) > tol:
-            fix = f"w / w.sum({axis}, keepdims=True)" if kind == side else "metropolis(graph)"
+            both = (_pattern(edges) != _pattern(edges.T)).nnz == 0
             raise ValueError(
-                f"every {side} of w must sum to 1, {side} {worst} sums to {sums[worst]:.12g}: "
-                f"use `{fix}`."
+                f"every {side} of w must sum to 1, {side} {worst} sums to {sums[worst]:.12g}: use "
+                f"`{'metropolis' if both else 'sinkhorn'}(w)`, the weights of an adjacency matrix."
             )
-    if kind == "symmetric" and abs(w - w.T).max() > tol:
-        i, j = np.unravel_index(abs(w - w.T).argmax(), w.shape)
+    if kind == "symmetric" and (apart := abs(edges - edges.T)).max() > tol:
+        i, j = np.unravel_index(apart.argmax(), w.shape)
         raise ValueError(
             f"w must be symmetric, got w[{i}, {j}] = {w[i, j]} and w[{j}, {i}] = {w[j, i]}: use "
             "`(w + w.T) / 2` if w is doubly stochastic."
         )
     if connected:
         fix = "add edges, or `check(w, connected=False)` for one step of a time-varying graph"
-        _joined(w != 0, "w", fix)
+        _joined(edges, "w", fix)
+        _aperiodic(edges)
     return w
 
 
 def neighbours(
-    w: ArrayLike,
+    w: Matrix,
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
     """The neighbour-slot form `(idx, w, back)` of a matrix.
 
@@ -275,64 +300,168 @@ def neighbours(
         increasing order, padding is i again with weight 0; `back[i, s]` is the slot of row
         j = `idx[i, s]` that points back to i: 0 for slot 0 and padding, -1 if j does not hear i.
     """
-    w = _square(w)
-    own = np.arange(len(w))[:, None]
-    edges = (w != 0) & ~np.eye(len(w), dtype=bool)
-    i, j = np.nonzero(edges)
-    slot = np.cumsum(edges, axis=1)[i, j]
-    idx = np.tile(own, (1, 1 + edges.sum(1).max()))
-    weight = np.zeros(idx.shape)
-    slots = np.where(np.eye(len(w), dtype=bool), 0, -1)
-    idx[i, slot], weight[i, slot], slots[i, j] = j, w[i, j], slot
-    weight[:, 0] = np.diag(w)
-    return idx.astype(np.int32), weight, slots[idx, own].astype(np.int32)
+    w = sparse(w)
+    edges, n = _off(w), w.shape[0]
+    i, j, many = _rows(edges), edges.indices, np.diff(edges.indptr)
+    slot = 1 + np.arange(len(i)) - edges.indptr[i]
+    idx = np.tile(np.arange(n)[:, None], (1, 1 + many.max(initial=0)))
+    weight, back = np.zeros(idx.shape), np.zeros(idx.shape, np.int32)
+    idx[i, slot], weight[i, slot], weight[:, 0] = j, edges.data, w.diagonal()
+    there = i.astype(np.int64) * n + j  # rising
+    place = np.minimum(np.searchsorted(there, mirror := j.astype(np.int64) * n + i), len(i) - 1)
+    back[i, slot] = np.where(there[place] == mirror, slot[place], -1) if len(i) else 0
+    return idx.astype(np.int32), weight, back
 
 
-def shifts(w: ArrayLike) -> tuple[Float[np.ndarray, " k"], tuple[int, ...]] | None:
+def shifts(w: Matrix) -> tuple[Float[np.ndarray, " k"], tuple[int, ...]] | None:
     """The circulant form: `w[i, (i + offsets[s]) % n] == weights[s]` for all i, or None.
 
     Returns:
         `(weights, offsets)`, offset 0 first whatever its weight, then the offsets of nonzero
         weight in increasing order from 1 to n-1; None unless all rows agree bit for bit.
     """
-    w = _square(w)
-    n = len(w)
-    aligned = w[np.arange(n)[:, None], (np.arange(n)[:, None] + np.arange(n)) % n]
-    if (aligned != aligned[:1]).any():
+    w = sparse(w)
+    edges, own, n = _off(w), w.diagonal(), w.shape[0]
+    many = np.diff(edges.indptr)
+    if (own != own[0]).any() or (many != many[0]).any():
         return None
-    offsets = [0, *(1 + np.flatnonzero(aligned[0, 1:])).tolist()]
-    return aligned[0, offsets], tuple(offsets)
+    offset = ((edges.indices - _rows(edges)) % n).reshape(n, -1)
+    order = offset.argsort(1)
+    offset = np.take_along_axis(offset, order, 1)
+    value = np.take_along_axis(edges.data.reshape(n, -1), order, 1)
+    if (offset != offset[0]).any() or (value != value[0]).any():
+        return None
+    return np.append(own[0], value[0]), (0, *offset[0].tolist())
 
 
-# Helpers.
+# Forms of graphs and matrices.
 
 
-def _heard(graph: NxGraph) -> Bool[np.ndarray, "n n"]:
-    """`[i, j]`: i hears j. Edge attributes and self-loops are ignored."""
-    n = len(graph)
-    if set(graph.nodes) != set(range(n)) or n < 2:
+class Edges(NamedTuple):
+    """A graph in whatever form it came, checked."""
+
+    sends: Any  # csr_array [n, n], positive where i sends to j; no diagonal
+    directed: bool
+
+    @classmethod
+    def of(cls, graph: AnyGraph) -> "Edges":
+        """The edges of a networkx graph (attributes and self-loops are ignored) or of a matrix.
+
+        Raises:
+            ValueError: not square, fewer than two nodes, entries that are negative or not finite,
+                names of nodes other than 0 to n - 1.
+        """
+        if not hasattr(graph, "adjacency"):
+            sends = _adjacency(graph)
+            return cls(sends, (_pattern(sends) != _pattern(sends.T)).nnz > 0)
+        from scipy.sparse import csr_array
+
+        n = len(graph)
+        if set(graph.nodes) != set(range(n)) or n < 2:
+            raise ValueError(
+                f"graph must have nodes 0..n-1 and n >= 2, got {sorted(map(str, graph.nodes))[:5]}"
+                "...: use `networkx.convert_node_labels_to_integers(graph)`."
+            )
+        heard = [nodes for _, nodes in graph.adjacency()]
+        i = np.repeat(np.fromiter(graph, int), [len(nodes) for nodes in heard])
+        j = np.fromiter(itertools.chain.from_iterable(heard), int)
+        return cls(_off(csr_array((np.ones(len(i)), (i, j)), (n, n))), graph.is_directed())
+
+    def ends(self, heard: bool = False) -> tuple[Any, Any, Any]:
+        """Senders `[m]`, receivers `[m]` and how many each node sends to `[n]`; or the reverse."""
+        edges = self.sends.T.tocsr() if heard else self.sends
+        edges.sort_indices()
+        return _rows(edges), edges.indices, np.diff(edges.indptr)
+
+
+def _adjacency(matrix):
+    sends = sparse(matrix)
+    if sends.shape[0] < 2:
+        raise ValueError("graph must have at least two nodes, got a matrix [1, 1]: use n=2.")
+    _finite(sends, "graph", "numpy.nan_to_num(a)")
+    if sends.data.min(initial=0) < 0:
+        k = sends.data.argmin()
         raise ValueError(
-            f"graph must have nodes 0..n-1 and n >= 2, got {sorted(map(str, graph.nodes))[:5]}...: "
-            "use `networkx.convert_node_labels_to_integers(graph)`."
+            f"an adjacency matrix must not be negative, got [{_rows(sends)[k]}, "
+            f"{sends.indices[k]}] = {sends.data[k]:g}: use `abs(a)`, or for mixing weights of your "
+            "own `from_matrix(w)`."
         )
-    heard = np.zeros((n, n), dtype=bool)
-    receivers = [nodes for _, nodes in graph.adjacency()]
-    sender = np.repeat(np.fromiter(graph, int), [len(nodes) for nodes in receivers])
-    heard[np.fromiter(itertools.chain.from_iterable(receivers), int), sender] = True
-    np.fill_diagonal(heard, False)
-    return heard
+    return _off(sends)
 
 
-def _undirected(graph: NxGraph, rule: str) -> Bool[np.ndarray, "n n"]:
-    if graph.is_directed():
+def _undirected(graph: AnyGraph, rule: str) -> Edges:
+    edges = Edges.of(graph)
+    if edges.directed:
+        what, fix = "a directed one", "graph.to_undirected()"
+        if not hasattr(graph, "adjacency"):
+            i, j = (int(k[0]) for k in (_pattern(edges.sends) > _pattern(edges.sends.T)).nonzero())
+            what, fix = f"a matrix with [{i}, {j}] but not [{j}, {i}]", "numpy.maximum(a, a.T)"
         raise ValueError(
-            f"{rule} needs an undirected graph, got a directed one: use `sinkhorn(graph)` (doubly "
-            "stochastic), `column_stochastic(graph)` (push-sum), or `graph.to_undirected()`."
+            f"{rule} needs an undirected graph, got {what}: use `sinkhorn(graph)` (doubly "
+            f"stochastic), `column_stochastic(graph)` (push-sum), or `{fix}`."
         )
-    return _heard(graph)
+    return edges
 
 
-def _joined(edges: Bool[np.ndarray, "n n"], what: str, fix: str = "add edges") -> None:
+def square(w: Matrix) -> Matrix:
+    """A matrix `[n, n]` in float64, sparse ones as `csr_array`."""
+    from scipy.sparse import csr_array, issparse
+
+    if issparse(w):
+        array: Any = csr_array(w, dtype=np.float64)
+    else:
+        try:
+            array = np.asarray(w, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"w must be a square matrix [n, n] of numbers, got {shown(w)}: use "
+                "`metropolis(graph)`."
+            ) from error
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.shape[0]:
+        raise ValueError(
+            f"w must be a square matrix [n, n], got shape {array.shape}: use `metropolis(graph)`."
+        )
+    return array
+
+
+def sparse(w: Matrix) -> Any:
+    """A matrix `[n, n]` as `csr_array` in order, without zeros."""
+    from scipy.sparse import csr_array
+
+    w = csr_array(square(w), copy=True)
+    w.sum_duplicates()
+    w.eliminate_zeros()
+    return w
+
+
+def _rows(w):
+    return np.repeat(np.arange(w.shape[0]), np.diff(w.indptr))
+
+
+def _pattern(w):
+    return w != 0
+
+
+def _off(w):
+    """Without its diagonal."""
+    from scipy.sparse import csr_array
+
+    kept = (i := _rows(w)) != w.indices
+    w = csr_array((w.data[kept], (i[kept], w.indices[kept])), w.shape)
+    w.sort_indices()
+    return w
+
+
+def _finite(w, name, fix):
+    if not np.isfinite(w.data).all():
+        k = np.flatnonzero(~np.isfinite(w.data))[0]
+        raise ValueError(
+            f"{name} must be finite, got {name}[{_rows(w)[k]}, {w.indices[k]}] = {w.data[k]}: use "
+            f"`{fix}`."
+        )
+
+
+def _joined(edges: Any, what: str, fix: str = "add edges") -> None:
     from scipy.sparse.csgraph import connected_components
 
     count, label = connected_components(edges, connection="strong")
@@ -345,13 +474,38 @@ def _joined(edges: Bool[np.ndarray, "n n"], what: str, fix: str = "add edges") -
         )
 
 
-def _square(w: ArrayLike) -> Float[np.ndarray, "n n"]:
-    array = np.asarray(w, dtype=np.float64)
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or not len(array):
+def _aperiodic(edges: Any) -> None:
+    """All closed walks of a connected graph have a length in common: values only go round."""
+    from scipy.sparse.csgraph import dijkstra
+
+    far = dijkstra(abs(edges), indices=0, unweighted=True).astype(np.int64)
+    period = int(np.gcd.reduce(far[_rows(edges)] + 1 - far[edges.indices]))
+    if period > 1:
         raise ValueError(
-            f"w must be a square matrix [n, n], got shape {array.shape}: use `metropolis(graph)`."
+            f"w is periodic: no node keeps a part of its own, after {period} rounds values are "
+            f"where they were, and mixing never averages ({period} eigenvalues of modulus 1): use "
+            "`metropolis(graph)`, or `lazy(w)`."
         )
-    return array
+
+
+def _matrix(i, j, values, n, sparse, diagonal=None):
+    """Values at [i, j] and on the diagonal: by default what makes the rows sum to 1."""
+    if not sparse:
+        w = np.zeros((n, n))
+        w[i, j] = values
+        if diagonal is None:
+            return _fill(w)
+        np.fill_diagonal(w, diagonal)
+        return w
+    from scipy.sparse import csr_array
+
+    if diagonal is None:
+        diagonal = 1 - np.bincount(i, values, n)
+    own = np.arange(n)
+    ends = np.concatenate([i, own]), np.concatenate([j, own])
+    w = csr_array((np.concatenate([values, diagonal]), ends), (n, n))
+    w.sort_indices()
+    return w
 
 
 def _fill(w: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:

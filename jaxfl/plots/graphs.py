@@ -1,5 +1,6 @@
 """Pictures of graphs: who talks to whom, and how fast that mixes."""
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,19 @@ from jaxfl.plots import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_SEEN, _ARROWS = 20_000, 1000  # edges of a drawing at most, and up to which they have heads
+_MANY = 2500  # nodes beyond which no matrix [n, n] is made
+
 
 def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = "") -> "Axes":
     """A drawing of a graph, with its spectral gap and mixing time.
 
+    Of a large graph a part of the edges is drawn, as many as can be seen.
+
     Args:
         g: a networkx graph (of `jaxfl.networks.graphs.make`), a schedule `[tau, n]` of peers, a
-            mixing matrix `[n, n]`, or a network (of `jaxfl.networks.graph`).
+            mixing or an adjacency matrix `[n, n]` of NumPy or scipy.sparse, or a network (of
+            `jaxfl.networks.graph`).
         w: `[n, n]` mixing weights, which set the widths of the edges; Metropolis-Hastings by
             default (column-stochastic where the graph is directed). Of a schedule, one matrix per
             phase `[tau, n, n]`.
@@ -36,13 +43,19 @@ def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = ""
     with style.panel(ax, 3.4) as ax:
         n = len(g)
         positions: Any = nx.get_node_attributes(g, "pos") or _positions(g)
-        heaviest = max((mixing[j, i] for i, j in g.edges if i != j), default=1.0) or 1.0
         edges = [(i, j) for i, j in g.edges if i != j]
-        widths = [0.4 + 1.2 * float(mixing[j, i] / heaviest) for i, j in edges]
+        if len(edges) > _SEEN:
+            some = np.random.default_rng(0).choice(len(edges), _SEEN, replace=False)
+            edges = [edges[k] for k in some]
+        ends = np.array(edges, int).reshape(-1, 2).T
+        weight = np.asarray(mixing[ends[1], ends[0]], float).ravel()
+        widths = 0.4 + 1.2 * weight / (weight.max(initial=0) or 1.0)
         small = min(1.0, _side(ax) / 2.6)
-        widths, size = np.multiply(small, widths), float(np.clip(2600 / n, 14, 170)) * small**2
+        widths, size = np.multiply(small, widths), float(np.clip(2600 / n, 0.3, 170)) * small**2
         arrows: dict[str, Any] = {}
-        if g.is_directed():
+        if g.is_directed() and len(edges) > _ARROWS:
+            arrows = {"arrows": False}
+        elif g.is_directed():
             arrows = {"arrowsize": 6 * small, "connectionstyle": "arc3,rad=0.08"}
         nx.draw_networkx_edges(
             g, positions, edges, width=widths, edge_color="0.55", node_size=size, ax=ax, **arrows
@@ -75,6 +88,8 @@ def _side(ax):
 def spectrum(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = "") -> "Axes":
     """The eigenvalues of the mixing weights, and the gap between 1 and the rest.
 
+    Of more than a few thousand nodes the outermost eigenvalues are drawn, or every so many.
+
     Symmetric weights: the eigenvalues by rank, with 1 - gap = |w - J|_2, the largest modulus but
     for the first. Others: in the complex plane, with the circle of the second largest modulus
     |λ₂|, the rate at which consensus is reached in the end; 1 - |w - J|_2, the gap, which also
@@ -95,16 +110,13 @@ def spectrum(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str =
     from jaxfl.networks import spectra
 
     ws = _mixing(g, w)
-    product = np.linalg.multi_dot(ws[::-1]) if len(ws) > 1 else ws[0]
-    symmetric = abs(product - product.T).max() < 1e-9
-    values: Any = spectra.eigenvalues((product + product.T) / 2 if symmetric else product)
-    rate, n = spectra.second(product), len(product)
+    rate, n = spectra.period_contraction(ws), ws[0].shape[0]
+    rank, values, symmetric = _spectrum(ws)
     colour: Any = {"color": style.COLOURS[0], "s": 9, "linewidths": 0, "zorder": 3}
     line: Any = {"color": style.COLOURS[1], "linewidth": 0.9}
     with style.panel(ax, 2.6) as ax:
         numbers = f"gap {1 - rate:.3g}" + (f" in {len(ws)} rounds" if len(ws) > 1 else "")
         if symmetric:
-            rank = np.arange(1, n + 1)
             ax.axhline(0, color="0.7", linewidth=0.6)
             ax.axhspan(min(rate, 1), 1, color=style.COLOURS[1], alpha=0.15, linewidth=0)
             for level in (rate, -rate):
@@ -259,6 +271,25 @@ def consensus(
     return ax
 
 
+def _spectrum(ws):
+    """Ranks and eigenvalues that are drawn, and whether they are of a symmetric matrix."""
+    from jaxfl.networks import spectra, weights
+
+    n, k = ws[0].shape[0], 20
+    if n <= _MANY or len(ws) == 1:
+        w = functools.reduce(lambda product, w: w @ product, ws)
+        if symmetric := abs(w - w.T).max() < 1e-9:
+            w = (w + w.T) / 2
+        if n <= _MANY or weights.shifts(w) is not None:
+            at = np.linspace(0, n - 1, min(n, _MANY)).round().astype(int)
+            return 1 + at, spectra.eigenvalues(w)[at], symmetric
+        if symmetric:
+            rank = np.append(np.arange(1, k + 1), np.arange(n - k + 1, n + 1))
+            return rank, np.concatenate(spectra.ends(w, k)), True
+    values = spectra.leading(ws, k)
+    return np.arange(1, len(values) + 1), values, False
+
+
 def _gap(w):
     if isinstance(w, float | int):
         if not 0 <= w <= 1:
@@ -268,25 +299,42 @@ def _gap(w):
 
 
 def _mixing(g, w):
-    """Weights `[tau, n, n]` of a graph, matrix, schedule or network."""
+    """Weights `[n, n]` of a graph, matrix, schedule or network, one for each phase."""
     import networkx as nx
+    from scipy.sparse import issparse
 
     from jaxfl.networks import weights
 
     if w is None and isinstance(g, nx.Graph):
-        w = weights.make("column_stochastic" if g.is_directed() else "metropolis", g)
-    elif w is None and hasattr(g, "w"):
-        w = _of_network(g)
-    elif w is None:
-        w = np.asarray(g)
-        w = weights.peers(w) if w.dtype.kind in "iu" else w
-    ws = np.asarray(w, float)
-    if ws.ndim not in (2, 3) or ws.shape[-1] != ws.shape[-2]:
+        return [_rule(g)]
+    if w is None:
+        w = _of_network(g) if hasattr(g, "w") else g if issparse(g) else np.asarray(g)
+        if getattr(w, "ndim", 0) == 2 and w.dtype.kind in "iu" and not _adjacent(w):
+            w = weights.peers(w, sparse=w.shape[1] > _MANY)
+        elif getattr(w, "ndim", 0) == 2 and w.shape[0] == w.shape[1]:
+            sums = [abs(w.sum(axis) - 1).max() for axis in (0, 1)]
+            w = w if min(sums) < 1e-6 else _rule(w)  # of an adjacency matrix
+    several = isinstance(w, list) or (not issparse(w) and np.ndim(w) == 3)
+    if not several and len(np.shape(w)) != 2:
         raise ValueError(
-            f"weights must be [n, n] or, of a schedule, [tau, n, n], got {list(ws.shape)}; make "
+            f"weights must be [n, n] or, of a schedule, [tau, n, n], got {list(np.shape(w))}; make "
             'them of a graph: `weights.make("metropolis", g)`'
         )
-    return ws if ws.ndim == 3 else ws[None]
+    return [weights.square(one) for one in (w if several else [w])]
+
+
+def _adjacent(a):
+    """Whether whole numbers are an adjacency matrix, and not peers by phase."""
+    return a.shape[0] == a.shape[1] and not a.diagonal().any() and a.max() <= 1 and a.shape[0] > 2
+
+
+def _rule(g):
+    """The weights that a graph has by default."""
+    from jaxfl.networks import weights
+
+    edges = weights.Edges.of(g)
+    rule = "column_stochastic" if edges.directed else "metropolis"
+    return weights.make(rule, g, sparse=edges.sends.shape[0] > _MANY)
 
 
 def _of_network(network):
@@ -309,8 +357,8 @@ def describe(g: Any, w: ArrayLike | None = None) -> tuple[Any, Any, dict[str, fl
         w: as for `graph`.
 
     Returns:
-        The graph, `[n, n]` weights, and `nodes`, `edges`, `gap`, `mixing_time` (rounds; of a
-        schedule both are per round of a whole period).
+        The graph, `[n, n]` weights (sparse beyond a few thousand nodes), and `nodes`, `edges`,
+        `gap`, `mixing_time` (rounds; of a schedule both are per round of a whole period).
 
     Example:
         >>> _, w, facts = plots.describe(networks.graphs.make("ring", 8))
@@ -320,14 +368,15 @@ def describe(g: Any, w: ArrayLike | None = None) -> tuple[Any, Any, dict[str, fl
     import networkx as nx
 
     from jaxfl.networks import spectra
+    from jaxfl.networks.weights import sparse
 
     ws = _mixing(g, w)
     if not isinstance(g, nx.Graph):
-        directed = any((step != step.T).any() for step in ws)
-        g = nx.from_numpy_array(
-            (ws.sum(0).T > 0) & ~np.eye(ws.shape[1], dtype=bool),
-            create_using=nx.DiGraph if directed else nx.Graph,
-        )
+        directed = any(abs(step - step.T).max() > 0 for step in ws)
+        n, total = ws[0].shape[0], abs(sum(sparse(step) for step in ws))
+        g = nx.empty_graph(n, create_using=nx.DiGraph if directed else nx.Graph)
+        heard, sender = total.nonzero()
+        g.add_edges_from((j, i) for i, j in zip(heard.tolist(), sender.tolist()) if i != j)
     if len(ws) > 1:
         rate = spectra.period_contraction(list(ws)) ** (1 / len(ws))
         rounds = len(ws) if rate < 1e-12 else _rounds(rate)
@@ -335,7 +384,7 @@ def describe(g: Any, w: ArrayLike | None = None) -> tuple[Any, Any, dict[str, fl
     else:
         facts = {"gap": spectra.gap(ws[0]), "mixing_time": spectra.mixing_time(ws[0])}
     edges = sum(i != j for i, j in g.edges)
-    return g, ws.mean(0), {"nodes": float(len(g)), "edges": float(edges), **facts}
+    return g, sum(ws[1:], ws[0]) / len(ws), {"nodes": float(len(g)), "edges": float(edges), **facts}
 
 
 def _rounds(rate):
@@ -375,9 +424,9 @@ def _tree(n):
 
 def _lattice(g):
     """The number of columns of a grid that does not wrap around, or 0."""
-    n = len(g)
+    n, edges = len(g), g.number_of_edges()
     for cols in range(2, n // 2 + 1):
-        if n % cols == 0:
+        if n % cols == 0 and edges == 2 * n - cols - n // cols:
             right = {(i, i + 1) for i in range(n) if (i + 1) % cols}
             down = {(i, i + cols) for i in range(n - cols)}
             if {tuple(sorted(e)) for e in g.edges} == right | down:

@@ -35,6 +35,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "pdf.fonttype": 42,
     "savefig.bbox": "tight",
+    "text.parse_math": False,  # a dollar sign in somebody's name is one
     "savefig.pad_inches": 0.02,
 }
 _TICKS = (0, 20, 50, 80, 90, 95, 98, 99, 99.5, 99.8)
@@ -142,6 +143,13 @@ def plain(values: Any) -> list[str]:
     return [f"{v:.3g}" if len(s) > 9 else s for s, v in zip(shown, values)]
 
 
+def _power(x):
+    """3·10⁻⁵, without mathematical text."""
+    digit, _, exponent = f"{x:.0e}".partition("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return ("" if digit == "1" else f"{digit}·") + f"10{power}"
+
+
 def logarithmic(axis: Any) -> None:
     """A logarithmic axis with plain numbers, some in every decade if there are few decades."""
     from matplotlib import ticker
@@ -152,7 +160,7 @@ def logarithmic(axis: Any) -> None:
     some = (1, 2, 5) if decades < 1.4 else (1, 3) if decades < 2.6 else (1,)
     axis.set_major_locator(ticker.LogLocator(subs=some))
     if high > 1e5 or low < 1e-4:
-        axis.set_major_formatter(ticker.LogFormatterSciNotation(labelOnlyBase=False))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: _power(x)))
     else:
         axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_formatter(ticker.NullFormatter())

@@ -208,16 +208,20 @@ def execute(made: Any, stop: Stop, mesh: Any, store: Any, progress: bool) -> lis
             report.done(i, found)
             return found
 
+        wait = True
         try:
             running = {i: runners.submit(work, i) for i in left}
             for i in left:
                 results[i] = running.pop(i).result()
+        except KeyboardInterrupt:  # at once: what threads compute or compile is nobody's now
+            wait = False
+            raise
         finally:
             ended.set()
             runners.shutdown(wait=False, cancel_futures=True)
             compilers.shutdown(wait=False, cancel_futures=True)
-            runners.shutdown(wait=True)
-            compilers.shutdown(wait=True)
+            runners.shutdown(wait=wait)
+            compilers.shutdown(wait=wait)
     if store is not None and any(result is None for result in results):
         done = sum(len(found["status"]) for found in results if found is not None)
         raise Interrupted(

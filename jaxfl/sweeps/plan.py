@@ -20,6 +20,7 @@ from jaxfl.identity import Summed, identity
 from jaxfl.networks import alike
 from jaxfl.simulate import _rounds, check, check_ranges, init, strong
 from jaxfl.sweeps.space import Space
+from jaxfl.types import whole
 
 # Pieces, each made once --------------------------------------------------------------------------
 
@@ -108,8 +109,8 @@ class Pieces:
         chosen = ("alg", c.algorithms, c.steps)
         alg = self.get(chosen, lambda: dataclasses.replace(job.alg, lr=job.lr[0]))
         check_ranges(alg)
-        whole = lambda: check(alg, clients, network, start["params"], rounds=c.rounds)
-        self.get(("checked", first, type(alg), attacked), whole)
+        fits = lambda: check(alg, clients, network, start["params"], rounds=c.rounds)
+        self.get(("checked", first, type(alg), attacked), fits)
         return alg, clients, network, start, scores
 
     def identity(self) -> dict[str, Any]:
@@ -220,11 +221,11 @@ class Group:
         advance = jax.vmap(advance, in_axes=(axes, 0, None))
         leaves = self.rows(np.zeros(width, int))
         if mesh is not None:
-            here, whole = jax.P("sweep"), jax.P()
-            own = [here if b else whole for b in self.batched]
+            here, same = jax.P("sweep"), jax.P()
+            own = [here if b else same for b in self.batched]
             over = {"mesh": mesh, "out_specs": here, "check_vma": False}
             begin = jax.shard_map(begin, in_specs=(own,), **over)
-            advance = jax.shard_map(advance, in_specs=(own, here, whole), **over)
+            advance = jax.shard_map(advance, in_specs=(own, here, same), **over)
             leaves = jax.device_put(leaves, [jax.NamedSharding(mesh, spec) for spec in own])
         begun = compiled(jax.jit(begin).lower(leaves))
         state = jax.eval_shape(begin, leaves)
@@ -299,8 +300,8 @@ class Plan:
 
 
 def _time(seconds):
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def plan(
@@ -361,6 +362,7 @@ def make(
     Raises:
         ValueError: numbers out of range, settings that do not fit together.
     """
+    width, devices = whole("width", width), whole("devices", devices)
     if width < 0 or devices < 1 or devices > jax.local_device_count():
         raise ValueError(
             f"width must be 0 or more and devices 1 to {jax.local_device_count()}, got "

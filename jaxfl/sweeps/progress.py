@@ -16,6 +16,21 @@ class Report(NamedTuple):
     done: Callable[[int, dict[str, np.ndarray]], None]  # a chunk
 
 
+def two_lines(*columns: Any, **options: Any) -> Any:
+    """A bar, and below it the words of its task, cut where the terminal ends."""
+    from rich.progress import Progress
+    from rich.text import Text
+
+    class TwoLines(Progress):
+        def get_renderables(self):
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if task.fields["words"]:
+                    yield Text("  " + task.fields["words"], no_wrap=True, overflow="ellipsis")
+
+    return TwoLines(*columns, **options)
+
+
 @contextlib.contextmanager
 def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
     """A bar with elapsed and remaining time, and the best setting so far."""
@@ -25,7 +40,6 @@ def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        Progress,
         SpinnerColumn,
         TaskProgressColumn,
         TextColumn,
@@ -42,7 +56,6 @@ def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[best]}"),
     )
     rounds = made.space.config.rounds
     left = sum(len(c.places) for c, found in zip(made.chunks, results) if found is None)
@@ -50,12 +63,15 @@ def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
     kept = made.runs - left
     if kept:
         console.print(f"{kept} of {made.runs} runs were there already", highlight=False)
-    best, lock = {"score": -math.inf, "runs": kept}, threading.Lock()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("compiling", total=left * rounds, best="")
+    best: dict[str, Any] = {"score": -math.inf, "runs": kept}
+    lock = threading.Lock()
+    with two_lines(*columns, console=console, transient=True) as bar:
+        words = "compiling, which takes longest the first time"
+        task = bar.add_task(f"{kept} of {made.runs} runs", total=left * rounds, words=words)
 
         def step(k):
-            bar.update(task, advance=k, description=f"{best['runs']} of {made.runs} runs")
+            words = best.get("words", "running")
+            bar.update(task, advance=k, words=words)
 
         def done(i, found):
             with lock:
@@ -66,7 +82,8 @@ def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
                     best["score"] = float(final[k])
                     chunk = made.chunks[i]
                     run = made.groups[chunk.group].runs[chunk.places[k]]
-                    bar.update(task, best=f"best {best['score']:.3f} {_setting(made, run)}")
+                    best["words"] = f"best {best['score']:.3f} {_setting(made, run)}"
+                    bar.update(task, words=best["words"])
                 bar.update(task, description=f"{best['runs']} of {made.runs} runs")
 
         for i, found in enumerate(results):

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxfl import experiment
-from jaxfl.config import Call, Config, adversaries, components, parse, partitioners
-from jaxfl.types import nearest
+from jaxfl.config import MOST, Call, Config, adversaries, components, parse, partitioners
+from jaxfl.types import nearest, plain, shown
 
-MOST = 1_000_000  # runs of one sweep
 OPTIONS = ("stop_at", "patience", "width")  # of `sweep`, beside the settings of runs
 
 
@@ -46,7 +44,7 @@ class Space:
         """
         if config is None:
             settings = {"algorithms": ("fedavg",)} | settings
-        seed = settings.get("seed", config.seed if config else 0)
+        seed = plain(settings.get("seed", config.seed if config else 0))
         if isinstance(over, Mapping) and over:
             axes: Any = {str(k): _several(str(k), v, seed) for k, v in over.items()}
             first = {k: v[0] for k, v in axes.items()}
@@ -56,8 +54,8 @@ class Space:
             first = axes[0]
         else:
             raise ValueError(
-                f"over must be a table of lists or a list of tables, got {over!r}; for example "
-                "`sweep({'lr': [0.1, 0.3], 'seed': 5})`"
+                f"over must be a table of lists or a list of tables, got {shown(over)}; for "
+                "example `sweep({'lr': [0.1, 0.3], 'seed': 5})`"
             )
         for name in set().union(*([axes] if isinstance(axes, dict) else axes)):
             if name in _FIXED:
@@ -70,11 +68,7 @@ class Space:
         space = cls(Config.make(config, **own | settings), axes)
         if "algorithm" in space.names and len(space.config.algorithms) > 1:
             raise ValueError("algorithms are both swept and set; keep them in one of the two")
-        if space.size > MOST:
-            raise ValueError(
-                f"a sweep of {space.size:,} runs, where {MOST:,} are the most; shorten a list, or "
-                "make several sweeps of it, each with a folder of its own"
-            )
+        _few(space.size)
         return space
 
     @property
@@ -118,7 +112,7 @@ class Space:
             try:
                 config, here = _configured(self.config, setting, fields)
             except ValueError as error:
-                raise ValueError(f"{error} (of the run {setting})") from error
+                raise ValueError(f"in the run {shown(setting)}: {error}") from error
             used |= here
             yield config
         if strangers := self.names - used - {"algorithm", "seed"}:
@@ -143,7 +137,7 @@ class Space:
                 values = tomllib.load(file)
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"cannot read the sweep {str(path)!r}: {error}; write lines like {example}"
+                f"cannot read the sweep {str(path)!r}: {shown(error)}; write lines like {example}"
             ) from error
         if "sweep" not in values:
             raise ValueError(f"{str(path)!r} has no table [sweep]; write lines like {example}")
@@ -180,24 +174,37 @@ _FIXED = {
 
 def _plain(name, value):
     """Numbers, strings and lists of them, as TOML has them."""
+    value = plain(value)
+    if isinstance(value, list):
+        return [_plain(name, v) for v in value]
     if isinstance(value, str | bool | int | float):
         return value
-    if getattr(value, "shape", None) == ():
-        return value.item()
-    if isinstance(value, Sequence | np.ndarray | jax.Array):
-        return [_plain(name, v) for v in value]
     raise ValueError(
-        f"{name} takes numbers, names and lists of them, got {value!r}; give an object a name: "
-        "`jaxfl.algorithms.ALGORITHMS['mine'] = Mine`"
+        f"{name} takes numbers, names and lists of them, got {shown(value)}; give an object a "
+        "name: `jaxfl.algorithms.ALGORITHMS['mine'] = Mine`"
     )
 
 
+def _few(runs):
+    """Counted before anything is made of them."""
+    if runs > MOST:
+        raise ValueError(
+            f"a sweep of {runs:,} runs, where {MOST:,} are the most; shorten a list, or make "
+            "several sweeps of it, each with a folder of its own"
+        )
+
+
 def _several(name, values, seed):
-    if name == "seed" and isinstance(values, int) and not isinstance(values, bool) and values > 0:
-        return list(range(seed, seed + values))
-    several = _plain(name, values)
+    several = plain(values)
+    if name == "seed" and isinstance(several, int) and not isinstance(several, bool):
+        _few(several)
+        several = list(range(seed, seed + several))
+    several = _plain(name, several)
     if not isinstance(several, list) or not several or name == "point":
-        raise ValueError(f"{name} needs a list of values, got {values!r}; for example `[0.1, 0.3]`")
+        example = "`seed = 5`" if name == "seed" else "`[0.1, 0.3]`"
+        raise ValueError(
+            f"{name} needs a list of values, got {shown(values)}; for example {example}"
+        )
     _distinct(name, several)
     return several
 
@@ -211,8 +218,17 @@ def _single(name, value):
 
 
 def _distinct(name, values):
-    if twice := [v for i, v in enumerate(values) if v in values[:i]]:
-        raise ValueError(f"{name} holds {twice[0]!r} twice; drop one")
+    seen = set()
+    for value in values:
+        if (key := _frozen(value)) in seen:
+            raise ValueError(f"{name} holds {shown(value)} twice; drop one")
+        seen.add(key)
+
+
+def _frozen(value):
+    if isinstance(value, dict):
+        return frozenset((k, _frozen(v)) for k, v in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _configured(config, setting, fields):
@@ -221,8 +237,8 @@ def _configured(config, setting, fields):
     call = parse(setting.pop("algorithm", config.algorithms[0]))
     seed = setting.pop("seed", config.seed)
     if call.name not in fields:
-        plain = experiment.job(str(call), config).alg
-        fields[call.name] = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
+        alg = experiment.job(str(call), config).alg
+        fields[call.name] = {f.name: getattr(alg, f.name) for f in dataclasses.fields(alg)}
     own, options = fields[call.name], dict(call.options)
     if np.ndim(options.get("lr", 0)):
         raise ValueError(f"{call.name} has learning rates of its own; sweep them, as lr")
