@@ -29,24 +29,32 @@ _NUMBERS = 1 << 22  # input numbers of one block of an evaluation, unless `block
 
 @struct.dataclass
 class Evaluate:
-    """Scores on a global held-out set: of the server's model, or of every client's.
+    """Two scores on held-out examples: on all labels, and on each client's own.
 
-    Labels are integers (`accuracy`, `loss`: cross-entropy) or floats (`r2`, `mse`, `mae`, and
-    `loss`, the mean squared error). For models per client these are means over clients, `each [n]`
-    is the first of them by client, `average` that of the mean model, `consensus` the distance of
-    `consensus`. With `label_weights` there are also `clients [n]`, every client's accuracy with
-    the examples of class c weighted by `label_weights[i, c]`, and `worst`, the mean of its worst
-    tenth. A state with `personal` models is evaluated by them there, and `personal` is the mean of
-    `clients` by `share`, which for one shared model would be the plain accuracy.
+    All labels: the model, or the mean over the models of the nodes, on every example. Labels are
+    integers (`accuracy`, `loss`: cross-entropy) or floats (`r2`, `mse`, `mae`, and `loss`, the mean
+    squared error). For models per node `each [n]` is the first of them by node, `average` that of
+    the mean model, `consensus` the distance of `consensus`. A state with `personal` models beside a
+    shared one has here the scores of the shared one, and `personal`, the mean of the others.
+
+    Own labels, with `label_weights`: every client's model (its personal one, that of its node, or
+    the shared one) on the examples that `owner` gives to the client; of a client without any, on
+    all of them, an example of group c weighted by `label_weights[i, c]`. `clients [n]` are these
+    scores, `own` and `own_loss` their means by `share` and `counts`, `worst` the mean of the worst
+    tenth. A client's r2 is 1 - (its mean squared error) / (variance of all targets), so that the
+    mean by examples of one shared model is the plain r2, as it is with accuracies.
 
     Args:
         model: `jaxfl.models.Model`, static.
         data: `{"x": [N, ...], "y": [N, ...]}`.
-        label_weights: `[n, classes]`, of `label_weights`.
+        label_weights: `[n, groups]`, of `label_weights`.
         share: `[n]`, weights of the clients in means, equal by default; 0 leaves a client out (a
             Byzantine one).
-        counts: `[n]`, weights of the clients in `personal`, times `share`; equal by default.
+        counts: `[n]`, weights of the clients in `own`, times `share`; equal by default.
         block: examples at once, static; 0 chooses by their size.
+        groups: `[N]`, group of each example; by default its label.
+        owner: `[N]`, the client whose example it is, n for nobody's.
+        rows: `[M]`, which of the N examples are held out; all by default.
 
     Source: re-weighting by label histograms: the code of pFedGraph.
 
@@ -64,55 +72,87 @@ class Evaluate:
     share: Any = None
     counts: Any = None
     block: int = struct.field(pytree_node=False, default=0)
+    groups: Any = None
+    owner: Any = None
+    rows: Any = None
 
     def __call__(self, state: Any) -> dict[str, Scalar]:
         """The scores of a state."""
         if not self.data["y"].shape[0]:
             raise ValueError("data holds no examples to evaluate on; `load(name, test=0.2)`")
-        params, personal = state.params, getattr(state, "personal", None)
+        params = state.params
+        personal = getattr(state, "personal", params)
         stacked = is_stacked(params, self.model)
-        scores = self._of(params, stacked)
-        by_class = scores.pop("by_class")
-        if personal is not None:
-            by_class = self._of(personal, True)["by_class"]
+        examples = self._held()
+        scores, own = self._of(params, stacked, *examples)
+        first = next(iter(scores))
         if stacked:
-            first = next(iter(scores))
             each, share = scores[first], _normal(self.share, scores[first])
             scores = comm.mix(share, scores) | {"each": each}
             mean = comm.mix(share, params)
-            scores["average"] = self._of(mean, False)[first]
+            scores["average"] = self._of(mean, False, *examples)[0][first]
             scores["consensus"] = consensus(params, share)
-        if self.label_weights is not None:
-            own = self._clients(by_class)
-            scores |= {"clients": own, "worst": worst(own, share=self.share)}
-            if personal is not None:
-                scores["personal"] = comm.mix(_product(self.share, self.counts, own), own)
+        if personal is not params:
+            theirs, own = self._of(personal, True, *examples)
+            scores["personal"] = comm.mix(_normal(self.share, theirs[first]), theirs[first])
+        if own is not None:
+            clients, losses = own
+            w = _product(self.share, self.counts, clients)
+            scores |= {"own": comm.mix(w, clients), "own_loss": comm.mix(w, losses)}
+            scores |= {"clients": clients, "worst": worst(clients, share=self.share)}
         return scores
 
-    def _of(self, params, stacked):
-        """Scores of one model, or of each, leaves `[n, ...]`, some at a time."""
-        if not stacked:
-            return self._one(params)
-        n = jax.tree.leaves(params)[0].shape[0]
-        at_once = max(1, _NUMBERS // max(self.data["x"].size, 1))
-        if at_once >= n:
-            return jax.vmap(self._one)(params)
-        return jax.lax.map(self._one, params, batch_size=at_once)
+    def _held(self):
+        """x, y, groups and owners of the held-out examples."""
+        groups = self.data["y"] if self.groups is None else self.groups
+        examples = self.data["x"], self.data["y"], groups
+        if self.rows is not None:
+            examples = tuple(a[self.rows] for a in examples)
+        return *examples, self.owner if self.rows is None or self.owner is None else (
+            self.owner[self.rows]
+        )
 
-    def _one(self, params):
-        x, y = self.data["x"], self.data["y"]
-        hit, loss, kept = self._examples(params, x, y)
-        mean, total = loss.sum() / kept.sum(), hit.sum() / kept.sum()
-        if not _labels(y):
-            r2 = 1 - mean / jnp.square(y - y.mean(0)[None]).mean()
-            return {"r2": r2, "mse": mean, "mae": total, "loss": mean, "by_class": None}
-        finite = jnp.isfinite(loss).all()
-        by_class = None
-        if self.label_weights is not None:
-            mine = jax.nn.one_hot(y, self.label_weights.shape[-1], dtype=hit.dtype)
-            by_class = jnp.where(finite, jnp.stack([hit @ mine, mine.sum(0)]), jnp.nan)
-        accuracy = jnp.where(finite, total, jnp.nan)
-        return {"accuracy": accuracy, "loss": mean, "by_class": by_class}
+    def _of(self, params, stacked, x, y, groups, owner):
+        """Scores, and those on own labels, of one model, or of each, leaves `[n, ...]`."""
+        q = None if self.label_weights is None else jnp.asarray(self.label_weights)
+        who = None if q is None else jnp.arange(len(q))
+        one = lambda row: self._one(*row, x, y, groups, owner)
+        if not stacked:
+            return one((params, q, who))
+        n = jax.tree.leaves(params)[0].shape[0]
+        at_once = max(1, _NUMBERS // max(x.size, 1))
+        if at_once >= n:
+            return jax.vmap(one)((params, q, who))
+        return jax.lax.map(one, (params, q, who), batch_size=at_once)
+
+    def _one(self, params, q, who, x, y, groups, owner):
+        """Scores of one model, and those on the own labels of client `who`, or of each client."""
+        sums = jnp.stack(self._examples(params, x, y))  # hits or errors, losses, how many
+        variance = None if _labels(y) else jnp.square(y - y.mean(0)[None]).mean()
+        finite = jnp.isfinite(sums[1]).all()
+
+        def scores(hit, loss, kept):
+            if variance is None:
+                return jnp.where(finite, hit / kept, jnp.nan), loss / kept
+            return 1 - loss / kept / variance, loss / kept
+
+        hit, loss, kept = sums.sum(1)
+        score, mean = scores(hit, loss, kept)
+        found = {"accuracy": score} if variance is None else {"r2": score, "mse": mean}
+        found |= {"loss": mean} if variance is None else {"mae": hit / kept, "loss": mean}
+        if q is None:
+            return found, None
+        kind = jax.nn.one_hot(groups, q.shape[-1], dtype=sums.dtype)[None]
+        by_group = (sums[:, :, None] * kind).sum(1)  # elementwise: GPUs shorten matrix products
+        by_group = by_group.reshape((1,) * (q.ndim - 1) + by_group.shape)
+        own = (q[..., None, :].astype(sums.dtype) * by_group).sum(-1)  # [3] or [n, 3]
+        if owner is not None:
+            if q.ndim == 1:
+                theirs = jnp.where((owner == who)[None], sums, 0).sum(1)
+            else:
+                theirs = jax.ops.segment_sum(sums.T, owner, len(q))
+            own = jnp.where(theirs[..., 2:] > 0, theirs, own)
+        return found, scores(*jnp.moveaxis(own, -1, 0))
 
     def _examples(self, params, x, y):
         """What `_score` says of every example, in blocks of examples."""
@@ -126,12 +166,6 @@ class Evaluate:
         )
         out = jax.lax.map(lambda part: _score(self.model.apply(params, part[0]), part[1]), parts)
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], out)
-
-    def _clients(self, by_class):
-        """`[n]` accuracies from hits and totals by class, `[2, C]` or `[n, 2, C]`."""
-        q = jnp.asarray(self.label_weights, by_class.dtype)
-        hit, total = jnp.moveaxis(jnp.broadcast_to(by_class, (len(q), *by_class.shape[-2:])), 1, 0)
-        return (q * hit).sum(1) / (q * total).sum(1)
 
 
 @struct.dataclass

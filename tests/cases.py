@@ -18,6 +18,7 @@ from oracles import (
     fedprox,
     gossip_learning,
     gradient_tracking,
+    local_only,
     monna,
     scaffold,
     sgp,
@@ -38,6 +39,7 @@ from jaxfl.algorithms import (
     FedYogi,
     GossipLearning,
     GradientTracking,
+    Local,
     MoNNA,
     Scaffold,
 )
@@ -204,6 +206,16 @@ CASES = (
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, server_lr=1.0, steps=5),
         still=("personal",),
+    ),
+    Case(
+        "local",
+        Local(lr=0.05, steps=3),
+        COHORT,
+        _run(local_only, lr=0.05, n=N),
+        {"params": _params, "personal": lambda s: s.personal},
+        up=0.0,
+        fixed=lambda q: q.b.mean(0),
+        still=("params",),
     ),
     Case(
         "dsgd-atc",

@@ -20,6 +20,7 @@ from jaxfl.algorithms import (
     FedOpt,
     FedProx,
     GradientTracking,
+    Local,
     MoNNA,
     Scaffold,
 )
@@ -193,6 +194,14 @@ def test_degenerate_cases(name):
     )
     np.testing.assert_allclose(_mean(a), _mean(b), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-12, atol=1e-12)
+
+
+def test_personal_models_that_nothing_pulls_train_alone():
+    """Ditto(lam=0)'s personal models are Local's, under the same cohorts and key."""
+    ditto = play(Ditto(lr=0.05, lam=0.0, steps=3), _world("cohort"), rounds=10).state.state
+    alone = play(Local(lr=0.05, steps=3), _world("cohort"), rounds=10).state.state
+    np.testing.assert_allclose(alone.personal, ditto.personal, rtol=1e-12, atol=1e-12)
+    assert alone.personal is alone.params
 
 
 def test_one_local_step_of_everyone_is_gradient_descent():
