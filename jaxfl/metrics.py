@@ -142,10 +142,9 @@ class Evaluate:
         found |= {"loss": mean} if variance is None else {"mae": hit / kept, "loss": mean}
         if q is None:
             return found, None
-        kind = jax.nn.one_hot(groups, q.shape[-1], dtype=sums.dtype)[None]
-        by_group = (sums[:, :, None] * kind).sum(1)  # elementwise: GPUs shorten matrix products
+        by_group = jax.ops.segment_sum(sums.T, groups, q.shape[-1])  # [groups, 3]
         by_group = by_group.reshape((1,) * (q.ndim - 1) + by_group.shape)
-        own = (q[..., None, :].astype(sums.dtype) * by_group).sum(-1)  # [3] or [n, 3]
+        own = (q[..., None].astype(sums.dtype) * by_group).sum(-2)  # [3] or [n, 3]
         if owner is not None:
             if q.ndim == 1:
                 theirs = jnp.where((owner == who)[None], sums, 0).sum(1)
@@ -394,7 +393,7 @@ def _product(share, counts, like):
 
 
 def label_weights(
-    partition: Any, labels: ArrayLike, held: ArrayLike, classes: int
+    partition: Any, labels: ArrayLike, held: ArrayLike, classes: int, *, strict: bool = True
 ) -> Float[np.ndarray, "n classes"]:
     """Weights of held-out examples that give each client its own share of labels.
 
@@ -405,6 +404,8 @@ def label_weights(
         labels: `[N]`, of the training examples.
         held: labels of the held-out examples.
         classes: their number.
+        strict: whether a client none of whose labels is held out is an error; else it weights all
+            examples alike.
 
     Raises:
         ValueError: all of a client's labels are missing among the held-out examples.
@@ -423,6 +424,7 @@ def label_weights(
     )
     total = np.bincount(held, minlength=classes)
     weights = own * (total > 0) / np.maximum(total, 1)
+    weights[~weights.any(1) & (not strict)] = 1
     if not weights.any(1).all():
         raise ValueError(
             f"clients {np.flatnonzero(~weights.any(1))[:5].tolist()} hold only labels that no "
@@ -489,6 +491,54 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
     if n < 2:
         return mean, np.full_like(mean, np.nan)
     return mean, stdtrit(n - 1, (1 + level) / 2) * values.std(-1, ddof=1) / math.sqrt(n)
+
+
+FEWEST = 4  # seeds of a t interval; with two its half width is 9 times their distance
+
+
+def interval(values: ArrayLike, level: float = 0.95) -> tuple[Any, Any, Any, Any]:
+    """Mean over the last axis, and between what: a t interval, or of fewer than 4 values the range.
+
+    A value that is not finite makes all of it NaN.
+
+    Returns:
+        Mean, half width of the t interval (NaN where it is the range), lower and upper end.
+
+    Example:
+        >>> [round(float(v), 2) for v in metrics.interval([0.8, 0.9, 1.0])]
+        [0.9, nan, 0.8, 1.0]
+        >>> [round(float(v), 2) for v in metrics.interval([0.8, 0.8, 1.0, 1.0])]
+        [0.9, 0.18, 0.72, 1.08]
+    """
+    values = np.asarray(values, float)
+    values = np.where(np.isfinite(values).all(-1, keepdims=True), values, np.nan)
+    mean, half = t_interval(values, level)
+    if values.shape[-1] < FEWEST:
+        return mean, np.full_like(mean, np.nan), values.min(-1), values.max(-1)
+    return mean, half, mean - half, mean + half
+
+
+def spelled(values: ArrayLike, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+    """A mean over seeds as text, with half its 95% t interval, or with the range of a few seeds.
+
+    Args:
+        values: by seed.
+        scale: 100 for percent.
+        digits: after the point.
+        sign: "+" to show it.
+
+    Example:
+        >>> metrics.spelled([0.588, 0.767], 100, 1), metrics.spelled([0.5, 0.5, 0.6, 0.6], 100, 1)
+        ('67.8 (58.8 to 76.7)', '55.0 ± 9.2')
+    """
+    values = scale * np.asarray(values, float)
+    mean, half, low, high = interval(values)
+    if not np.isfinite(mean):
+        return "NaN"
+    form = lambda a: f"{a:{sign}.{digits}f}"
+    if np.isfinite(half):
+        return f"{form(mean)} ± {half:.{digits}f}"
+    return form(mean) + (f" ({form(low)} to {form(high)})" if len(values) > 1 else "")
 
 
 def paired(values: ArrayLike, reference: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
