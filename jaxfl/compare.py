@@ -667,7 +667,7 @@ class Comparison:
         return file.getvalue()
 
     def plot(self, path: str | Path | None = None, **options: Any) -> Any:
-        """The scores against rounds, megabytes and simulated seconds; returns the axes.
+        """Both scores against rounds, megabytes and simulated seconds; returns the axes.
 
         Args:
             path: where to save the figure; nowhere by default.
@@ -675,7 +675,8 @@ class Comparison:
         """
         from jaxfl import plots
 
-        axes: Any = plots.learning_curves(self, **options)
+        names = {"name": (self.metric, f"own_{self.metric}")}
+        axes: Any = plots.learning_curves(self, **names | options)
         if path is not None:
             folder.atomic(path, lambda p: axes[0].figure.savefig(p, dpi=300))
         return axes

@@ -1,5 +1,6 @@
 """From names and numbers to what is run: data, partitions, models, algorithms, networks, scores."""
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -433,6 +434,16 @@ def _random(on):
     return build is not None and "seed" in inspect.signature(build).parameters
 
 
+def _drawn_once(call, graphs):
+    """Whether an algorithm runs on a graph that is drawn once, its own or one of these."""
+    from jaxfl.algorithms import ALGORITHMS
+
+    needs = getattr(ALGORITHMS.get(call.name), "needs", None)
+    if call.on is None and needs is not None and needs.net.__name__ in ("Graph", "Messages"):
+        return any(_random(parse(name)) for name in graphs)
+    return _random(call.on)
+
+
 def covers(config: Config, algorithms: Sequence[str] = (), graphs: Sequence[str] = ()) -> str:
     """What intervals over seeds cover, and what they do not, in a sentence.
 
@@ -441,15 +452,10 @@ def covers(config: Config, algorithms: Sequence[str] = (), graphs: Sequence[str]
         algorithms: their names; those of the configuration by default.
         graphs: likewise.
     """
-    from jaxfl.algorithms import ALGORITHMS
-
     random = False
     for text in algorithms or config.algorithms:
-        call = parse(text)
-        needs = getattr(ALGORITHMS.get(call.name), "needs", None)
-        if call.on is None and needs is not None and needs.net.__name__ in ("Graph", "Messages"):
-            random |= any(_random(parse(name)) for name in graphs or (config.graph,))
-        random |= _random(call.on)
+        with contextlib.suppress(ValueError):  # a name that only a reader gave
+            random |= _drawn_once(parse(text), graphs or (config.graph,))
     split, graph = varies(config, "split"), varies(config, "graph")
     natural = parse(config.partition).name == "natural"
     words = ("the split into training, validation and test examples", "the random graph")
