@@ -445,8 +445,13 @@ def _covers(ds):
     from jaxfl.config import Config
 
     config = Config.make(**json.loads(ds.attrs["config"]))
-    swept = lambda name: [str(v) for v in np.ravel(ds.coords.get(name, []))]
-    return experiment.covers(config, swept("algorithm"), swept("graph"))
+    swept = lambda name: [str(v) for v in np.unique(ds.coords.get(name, []))]
+    said = [
+        (f"{name}: " * bool(swept("vary")))
+        + experiment.covers(config.make(config, vary=name), swept("algorithm"), swept("graph"))
+        for name in swept("vary") or [config.vary]
+    ]
+    return " ".join(said)
 
 
 def _short(value):
