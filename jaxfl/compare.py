@@ -1,14 +1,16 @@
 """The main job: several algorithms on the same non-IID data, tuned alike, as a table and a figure.
 
 Every algorithm's learning rates x seeds are one compiled program. A seed fixes the partition, the
-initial model and all that is drawn during the run, and is the same for every algorithm, so that
-differences are paired.
+initial model and all that is drawn during the run (`Config.vary` adds the split and the graph), and
+is the same for every algorithm, so that differences are paired. Every algorithm has two scores, on
+all labels and on its clients' own, and `Config.reference` a row beside them.
 """
 
 import contextlib
 import dataclasses
 import html
 import io
+import itertools
 import json
 import os
 import time
@@ -26,7 +28,7 @@ import numpy as np
 from jaxfl import devices, experiment, folder, metrics
 from jaxfl.checkpoint import Interrupted
 from jaxfl.clients import Clients
-from jaxfl.config import Config
+from jaxfl.config import Config, parse
 from jaxfl.experiment import compiled, dataset, partitions
 from jaxfl.identity import Summed, agree, checksum, identity
 from jaxfl.networks import Messages
@@ -62,7 +64,9 @@ def _problem(config, task, split):
         data=first.data._replace(arrays=None, order=0), start=0, count=0, id=None
     )
     params, keys = task.start(range(config.seed, config.seed + config.seeds))
-    evaluate, evaluate_axes = _evaluate([task.scores(p, config.byzantine) for p in split])
+    seeds = range(config.seed, config.seed + config.seeds)
+    each = [task.scores(p, config, s) for p, s in zip(split, seeds, strict=True)]
+    evaluate, evaluate_axes = _evaluate(each)
     one = jax.tree.map(lambda a: np.asarray(a)[0], params)
     return _Problem(clients, axes, params, keys, evaluate, evaluate_axes, (first, one))
 
@@ -72,12 +76,10 @@ def _evaluate(each):
 
     def part(name):
         first, *rest = (getattr(scores, name) for scores in each)
-        if first.label_weights is None:
-            return first, first.replace(data=None, share=None)
-        own = ("label_weights", "counts")
+        own = ["label_weights", "counts", *(["rows"] if first.rows is not None else [])]
         stacked = {k: jnp.stack([getattr(e, k) for e in (first, *rest)]) for k in own}
-        axes = first.replace(data=None, share=None, label_weights=0, counts=0)
-        return first.replace(**stacked), axes
+        axes = dict.fromkeys(("data", "share", "groups", "owner")) | dict.fromkeys(own, 0)
+        return first.replace(**stacked), first.replace(**axes)
 
     return tuple(
         each[0].replace(valid=valid, test=test)
@@ -108,18 +110,24 @@ class _Job(NamedTuple):
     alg: Any
     lr: tuple[float, ...]
     networks: list[Any]  # one, or one for each seed
+    reference: bool = False
 
 
-def _job(text, config, n):
+def _job(text, config, n, reference=False):
     from jaxfl.networks import alike
+    from jaxfl.networks.topologies import level
+
+    if reference:  # no cohort is larger than all, and what nobody compares with nobody attacks
+        config = dataclasses.replace(config, cohort=min(config.cohort, n), byzantine=0)
 
     job, seeds = experiment.job(text, config), range(config.seed, config.seed + config.seeds)
-    several = seeds if experiment.drawn(job.alg) else seeds[:1]
+    several = seeds if experiment.drawn(config, job) else seeds[:1]
     made = [experiment.network(config, job, n, seed) for seed in several]
-    made = alike(made) if job.alg.needs.net is Messages else made
+    made = alike(made) if job.alg.needs.net is Messages else level(made)
     on = experiment.graph(config, job)
     label = job.name + (f" @ {on.name}{on.text}" if on else "")
-    return _Job(label, job.alg, job.lr, [experiment.attacked(config, m, n) for m in made])
+    made = [experiment.attacked(config, m, n) for m in made]
+    return _Job(label, job.alg, job.lr, made, reference)
 
 
 def _program(problem, job, *, rounds, every):
@@ -158,8 +166,10 @@ def compare(
 ) -> "Comparison":
     """Algorithms side by side: `compare(rounds=100, algorithms=["fedavg", "scaffold"])`.
 
-    The learning rate with the best mean validation score at the end is chosen; everything reported
-    is of the test examples. Your own algorithm takes part under its name, once it is known:
+    The learning rate with the best mean validation score at the end is chosen, on clients' own
+    labels for methods with personal models, else on all labels; one at which no seed diverges comes
+    before all others. Everything reported is of the test examples. `Local` is added for reference,
+    trained on the same cohorts. Your own algorithm takes part under its name, once it is known:
     `jaxfl.algorithms.ALGORITHMS["mine"] = Mine`.
 
     Args:
@@ -186,7 +196,7 @@ def compare(
         ...     alpha=1.0, rounds=4, every=2, seeds=2, lr=[0.1, 1.0],
         ... )
         >>> [row.algorithm for row in found.rows()]
-        ['FedAvg']
+        ['FedAvg', 'Local']
     """
     data, model, named = experiment.objects(data, model)
     objects = {"data": data is not None, "model": model is not None}
@@ -196,6 +206,9 @@ def compare(
     data = dataset(config.data) if data is None else data
     split = partitions(config, data)
     jobs = [_job(text, config, split[0].n) for text in config.algorithms]
+    if config.reference:
+        reference = _job(config.reference, config, split[0].n, reference=True)
+        jobs += [reference] if reference.label not in {job.label for job in jobs} else []
     labels = [job.label for job in jobs]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(
@@ -220,7 +233,7 @@ def compare(
 
 
 def train(name: str, config: Config | None = None, **options: Any) -> "Comparison":
-    """One algorithm, tuned and repeated as in `compare`: `train("fedavg", rounds=100)`.
+    """One algorithm, tuned and repeated as in `compare`, alone: `train("fedavg", rounds=100)`.
 
     Args:
         name: of the algorithm, with options: `"fedprox(mu=0.1)"`, `"dsgd @ torus"`.
@@ -235,7 +248,7 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
         >>> found.config.algorithms, sorted(found.states)
         (('fedavg',), ['FedAvg'])
     """
-    return compare(config, algorithms=(name,), **options)
+    return compare(config, algorithms=(name,), **{"reference": ""} | options)
 
 
 def _identity(config, data, model, split, jobs):
@@ -298,9 +311,11 @@ def _compare(config, problem, jobs, report, objects):
         start = time.perf_counter()
         state, history, evaluations = jax.block_until_ready(program(*values))
         result = _result(job, history, evaluations)
-        result["personal"] = hasattr(state, "personal")
         result["elapsed"] = time.perf_counter() - start
-        return result, jax.tree.map(lambda a: np.asarray(a[:, int(result["chosen"])]), state)
+        state = jax.tree.map(lambda a: np.asarray(a[:, int(result["chosen"])]), state)
+        result["personal"], result["reference"] = hasattr(state, "personal"), job.reference
+        result["untrained"] = _untrained(state, problem.params, config.byzantine)
+        return result, state
 
     results, states, wait = [], {}, True
     try:
@@ -329,30 +344,53 @@ def _result(job, history, evaluations):
     """Arrays `[L, S, ...]` of one algorithm, and the learning rate that validation chose."""
     turn = lambda a: np.swapaxes(np.asarray(a), 0, 1)
     scores, totals = jax.tree.map(turn, (evaluations, history.totals()))
-    final = scores["valid_score"][:, :, -1].astype(float).mean(1)  # NaN if a seed diverged
-    alive = np.isfinite(final)
-    chosen = int(np.where(alive, final, -np.inf).argmax()) if alive.any() else 0
+    diverged, choice = (scores.pop(k)[:, :, -1] for k in ("diverged", "choice"))
+    chosen = _choose(choice, diverged)
     return {
         **scores,
         "train_loss": turn(history.loss),
         "chosen": chosen,
-        "edge": len(job.lr) > 1 and chosen in (0, len(job.lr) - 1) and bool(alive.any()),
-        "diverged": ~np.isfinite(scores["score"][:, :, -1]),
+        "edge": len(job.lr) > 1 and chosen in (0, len(job.lr) - 1) and not diverged.all(),
+        "diverged": diverged,
         **{k: totals[k] for k in ("grads", "megabytes", "seconds")},
     }
+
+
+def _choose(scores, diverged):
+    """The rate with the best mean of scores `[L, S]`, of those where fewest seeds diverged."""
+    bad = diverged.sum(1)
+    total = np.where(diverged, 0, scores.astype(float)).sum(1)
+    mean = total / np.maximum(diverged.shape[1] - bad, 1)
+    return int(np.where(bad == bad.min(), mean, -np.inf).argmax())
+
+
+def _untrained(state, params, byzantine):
+    """How many of the honest clients still have the initial model as their own, by seed."""
+    if not hasattr(state, "personal"):
+        return np.zeros(len(jax.tree.leaves(params)[0]), int)
+    same = lambda a, b: (a == np.asarray(b)[:, None]).reshape(*a.shape[:2], -1).all(-1)
+    still = jax.tree.leaves(jax.tree.map(same, state.personal, params))
+    return np.stack(still).all(0)[:, byzantine:].sum(1)
 
 
 # name: dimensions after (algorithm, lr), long name, unit
 _VARIABLES = MappingProxyType(
     {
-        "score": (("seed", "evaluation"), "test score", "1"),
-        "valid_score": (("seed", "evaluation"), "validation score", "1"),
-        "shared_score": (("seed", "evaluation"), "test score of the shared model", "1"),
-        "loss": (("seed", "evaluation"), "test loss", "1"),
-        "worst": (("seed", "evaluation"), "test score of the worst tenth of the clients", "1"),
+        "score": (("seed", "evaluation"), "test score on all labels", "1"),
+        "own_score": (("seed", "evaluation"), "test score on clients' own labels", "1"),
+        "personal_score": (
+            ("seed", "evaluation"),
+            "test score of the personal models on all labels",
+            "1",
+        ),
+        "valid_score": (("seed", "evaluation"), "validation score on all labels", "1"),
+        "valid_own_score": (("seed", "evaluation"), "validation score on own labels", "1"),
+        "loss": (("seed", "evaluation"), "test loss on all labels", "1"),
+        "own_loss": (("seed", "evaluation"), "test loss on clients' own labels", "1"),
+        "worst": (("seed", "evaluation"), "test score on own labels of the worst tenth", "1"),
         "clients": (
             ("seed", "evaluation", "client"),
-            "test score with the test set re-weighted by the client's labels",
+            "test score of each client on its own labels",
             "1",
         ),
         "consensus": (("seed", "evaluation"), "mean squared distance to the mean model", "1"),
@@ -360,7 +398,7 @@ _VARIABLES = MappingProxyType(
         "grads": (("seed", "round"), "minibatch gradients so far, all clients", "1"),
         "megabytes": (("seed", "round"), "sent and received so far, all clients", "MB"),
         "seconds": (("seed", "round"), "simulated time so far", "s"),
-        "diverged": (("seed",), "whether the run ended without finite scores", "1"),
+        "diverged": (("seed",), "whether the run diverged, by its scores or its loss", "1"),
     }
 )
 
@@ -393,10 +431,13 @@ def _dataset(config, problem, jobs, results, provenance):
     for name, words, kind in (
         ("chosen", "index of the learning rate that validation chose", np.int32),
         ("edge", "whether that is at the edge of the grid", np.int8),
-        ("personal", "whether clients are scored by models of their own", np.int8),
+        ("personal", "whether clients have models of their own", np.int8),
+        ("reference", "whether it was added for reference", np.int8),
+        ("untrained", "clients whose own model is the initial one, at the chosen rate", np.int32),
     ):
         values = np.array([r[name] for r in results], kind)
-        variables[name] = (("algorithm",), values, {"long_name": words, "units": "1"})
+        dims = ("algorithm", "seed")[: values.ndim]
+        variables[name] = (dims, values, {"long_name": words, "units": "1"})
     every = np.arange(1, sizes["evaluation"] + 1) * config.every
     coordinates = {
         "algorithm": [job.label for job in jobs],
@@ -420,24 +461,35 @@ def _dataset(config, problem, jobs, results, provenance):
 
 
 class Row(NamedTuple):
-    """One algorithm in numbers; `_half` is half a 95% t interval over seeds."""
+    """One algorithm in numbers, NaN if a seed diverged at the chosen rate.
+
+    `_half` is half a 95% t interval over seeds, NaN below 4 of them.
+    """
 
     algorithm: str
     lr: float  # the chosen learning rate
     edge: bool  # it is the least or the largest of the grid
-    diverged: bool  # in some seed, at that
-    personal: bool  # scored by personal models
-    score: float
+    diverged: int  # seeds, at that
+    personal: bool  # clients have models of their own
+    reference: bool  # added for reference
+    score: float  # on all labels
     score_half: float
     difference: float  # to the first algorithm, seed by seed
     difference_half: float
-    worst: float
+    own: float  # on clients' own labels
+    own_half: float
+    own_difference: float
+    own_difference_half: float
+    worst: float  # tenth of the clients, on their own labels
     worst_half: float
     reached: int  # seeds that reached the target; what follows are means over those
     rounds: float
     grads: float
     megabytes: float
     seconds: float
+
+
+_SCORES = ("score", "difference", "own", "own_difference", "worst")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -466,18 +518,27 @@ class Comparison:
 
     @property
     def target(self) -> float:
-        """The score that costs are measured to."""
+        """The score on all labels that costs are measured to."""
         if self.config.target:
             return self.config.target
-        final = self.best()["score"].isel(evaluation=-1).mean("seed").values
+        final = self._final("score")[self.results["reference"].values == 0].mean(1)
         final = final[np.isfinite(final)]
         return float(0.9 * np.median(final)) if len(final) else float("nan")
 
+    def _final(self, name):
+        """`[algorithms, seeds]` at the chosen rates, NaN for runs that diverged."""
+        best = self.best()
+        values = best[name].isel(evaluation=-1).where(best["diverged"] == 0)
+        return values.transpose("algorithm", "seed").values.astype(float)
+
+    def _scores(self):
+        """The scores of every algorithm `[algorithms, seeds]`, by their names in a row."""
+        score, own, worst = map(self._final, ("score", "own_score", "worst"))
+        return dict(zip(_SCORES, (score, score - score[:1], own, own - own[:1], worst)))
+
     def rows(self) -> list[Row]:
         """The table in numbers."""
-        best, target = self.best(), self.target
-        final = best["score"].isel(evaluation=-1).values.astype(float)
-        has_worst = "worst" in best
+        best, target, scores = self.best(), self.target, self._scores()
         rows = []
         for i, label in enumerate(best["algorithm"].values):
             one = best.isel(algorithm=i)
@@ -485,50 +546,61 @@ class Comparison:
             totals["rounds"] = np.broadcast_to(one["round"].values, totals["grads"].shape)
             cost = metrics.to_target(one["score"].values, totals, target)
             got = np.isfinite(cost["rounds"])
-            worst = one["worst"].isel(evaluation=-1).values if has_worst else [np.nan]
-            values = [
-                str(label),
-                float(one["rate"]),
-                *(bool(one[k].any()) for k in ("edge", "diverged", "personal")),
-                *map(float, metrics.t_interval(final[i])),
-                *map(float, metrics.paired(final[i], final[0])),
-                *map(float, metrics.t_interval(worst)),
-                int(got.sum()),
-                *(
-                    float(cost[k][got].mean()) if got.any() else float("inf")
+            found = {}
+            for name in _SCORES:
+                found[name], found[f"{name}_half"], *_ = metrics.interval(scores[name][i])
+            values = {
+                "algorithm": str(label),
+                "lr": float(one["rate"]),
+                "edge": bool(one["edge"]),
+                "diverged": int(one["diverged"].sum()),
+                **{k: bool(one[k]) for k in ("personal", "reference")},
+                **{k: float(v) for k, v in found.items()},
+                "reached": int(got.sum()),
+                **{
+                    k: float(cost[k][got].mean()) if got.any() else float("inf")
                     for k in ("rounds", "grads", "megabytes", "seconds")
-                ),
-            ]
-            rows.append(Row._make(values))
+                },
+            }
+            rows.append(Row(**values))
         return rows
 
     def notes(self) -> list[str]:
-        """What a reader of the table must know: flags, divergence, the target."""
-        rows, ds = self.rows(), self.results
-        percent = self.metric == "accuracy"
+        """What a reader of the table must know: scores, intervals, flags, the target."""
+        rows, ds, config = self.rows(), self.results, self.config
+        percent, several = self.metric == "accuracy", config.seeds > 1
         target = f"{100 * self.target:.1f}%" if percent else f"{self.target:.3f}"
-        words = "mean and half a 95% t interval over" if self.config.seeds > 1 else "of"
-        seeds = f"{self.config.seeds} seed{'s' if self.config.seeds > 1 else ''}"
+        spread = "half a 95% t interval" if config.seeds >= metrics.FEWEST else "range"
+        words = f"mean and {spread} over {config.seeds} seeds" if several else "of 1 seed"
+        choice = {"all": "all labels", "own": "own labels"}.get(
+            config.select, "own labels for personal models (†), else on all labels"
+        )
         lines = [
-            f"Test scores: {words} {seeds}; differences to the first algorithm, seed by seed.",
-            f"Costs: of all clients, until a test score of {target}.",
+            f"Test scores: {words}; differences to the first algorithm, seed by seed.",
+            experiment.covers(config),
+            "All labels: the shared model, or the mean over one for each client, on the whole test "
+            "set.",
+            f"Own labels: each client's model {_OWN[_rule(config, percent)]}; the mean by number "
+            "of training examples. Worst tenth: of the clients, on these.",
+            f"Learning rates: chosen by the validation score on {choice}.",
+            f"Costs: of all clients, until a test score of {target} on all labels.",
         ]
-        if "worst" in ds:
-            lines.append(
-                "Worst tenth: of the clients, each on the test set re-weighted by its labels."
-            )
         if any(r.personal for r in rows):
-            lines.append(
-                "† personal models: each on the test set re-weighted by its client's labels, the "
-                "mean by number of examples (of one shared model that is the plain accuracy)."
-            )
+            lines.append("† each client's model is a personal one.")
+        if any(r.reference for r in rows):
+            lines.append(f"‡ for reference: {_REFERENCE}.")
         if edge := [r.algorithm for r in rows if r.edge]:
             lines.append(
                 f"* best at the edge of the grid, a wider one may do better: {', '.join(edge)}."
             )
-        if any(0 < r.reached < self.config.seeds for r in rows):
+        if any(0 < r.reached < config.seeds for r in rows):
             lines.append("(k/n): only k of n seeds got there, and costs are means over those.")
         for i, row in enumerate(rows):
+            if most := int(ds["untrained"].isel(algorithm=i).max()):
+                lines.append(
+                    f"{row.algorithm}: up to {most} of {ds.sizes['client']} clients never took "
+                    "part, their own models are the initial one; take more rounds, a larger cohort."
+                )
             bad = ds["diverged"].isel(algorithm=i).values
             named = [
                 f"lr={r:g} ({int(b.sum())} of {len(b)} seeds)"
@@ -541,36 +613,34 @@ class Comparison:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """The table as text: headers and rows."""
-        percent = self.metric == "accuracy"
-        several = self.config.seeds > 1
+        percent, seeds, scores = self.metric == "accuracy", self.config.seeds, self._scores()
 
-        def pair(mean, half, sign=""):
-            if not np.isfinite(mean):
-                return "NaN"
+        def spelled(name, i, row):
+            if row.diverged:
+                return f"{row.diverged} of {seeds} diverged" if name == "score" else "–"
+            if name.endswith("difference") and i == 0:
+                return ""
+            values = scores[name][i]
+            if not np.isfinite(values).all():
+                return "–"
             scale, digits = (100, 1) if percent else (1, 3)
-            text = f"{scale * mean:{sign}.{digits}f}"
-            return text + (f" ± {scale * half:.{digits}f}" if several else "")
+            text = metrics.spelled(values, scale, digits, "+" * name.endswith("difference"))
+            return text + "†" * (row.personal and name == "own")
 
         def cost(value, row):
             if not row.reached:
                 return "–"
-            return _short(value) + (
-                f" ({row.reached}/{self.config.seeds})" if row.reached < self.config.seeds else ""
-            )
+            return _short(value) + (f" ({row.reached}/{seeds})" if row.reached < seeds else "")
 
-        unit = " [%]" if percent else ""
-        worst = "worst" in self.results
-        headers = ["algorithm", "lr", f"test {self.metric.replace('r2', 'R²')}{unit}",
-                   "difference", *(["worst tenth"] if worst else []),
-                   "rounds", "gradients", "MB", "seconds"]  # fmt: skip
+        unit = " [%]" if percent else " [R²]"
+        headers = ["algorithm", "lr", f"all labels{unit}", "difference", f"own labels{unit}",
+                   "difference", "worst tenth", "rounds", "gradients", "MB", "seconds"]  # fmt: skip
         rows = []
         for i, r in enumerate(self.rows()):
             rows.append([
-                r.algorithm,
+                r.algorithm + "‡" * r.reference,
                 f"{r.lr:g}" + ("*" if r.edge else ""),
-                pair(r.score, r.score_half) + ("†" if r.personal else ""),
-                pair(r.difference, r.difference_half, "+") if i else "",
-                *([pair(r.worst, r.worst_half)] if worst else []),
+                *(spelled(name, i, r) for name in _SCORES),
                 cost(r.rounds, r),
                 *(_short(v) if r.reached else "–" for v in (r.grads, r.megabytes, r.seconds)),
             ])  # fmt: skip
@@ -594,21 +664,34 @@ class Comparison:
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         """The table and its notes; scores above costs where the terminal is narrow."""
-        from rich.measure import Measurement
         from rich.text import Text
 
-        table = self.table()
-        wide = Measurement.get(console, options.update(width=10_000), table).maximum
-        if wide <= options.max_width:
-            yield table
-        else:
-            costs = self.cells()[0].index("rounds") - 1
-            yield self.table(slice(costs))
-            yield ""
-            yield self.table(slice(costs, None))
+        own, costs = _PARTS
+        for cuts in (
+            (0, None),
+            (0, costs, None),
+            (0, own, costs, None),
+            (0, 2, own, 5, costs, None),
+        ):
+            parts = [slice(*pair) for pair in itertools.pairwise(cuts)]
+            if max(map(self._width, parts)) <= options.max_width:
+                break
+        for k, part in enumerate(parts):
+            yield from [""] * bool(k)
+            yield self.table(part)
         yield ""
         for note in self.notes():
             yield Text(note)
+
+    def _width(self, columns):
+        """Of a table, its algorithms broken into words where it is not the whole one."""
+        (first, *headers), rows = self.cells()
+        names = [row[0] for row in rows] + [first]
+        words = [
+            len(w) for name in names for w in ([name] if columns.stop is None else name.split())
+        ]
+        columns = zip(*([line[columns] for line in (headers, *(row[1:] for row in rows))]))
+        return max(words) + sum(2 + max(map(len, column)) for column in columns)
 
     def text(self, width: int = 120) -> str:
         """The table and its notes as plain text."""
@@ -642,7 +725,7 @@ class Comparison:
         return file.getvalue()
 
     def plot(self, path: str | Path | None = None, **options: Any) -> Any:
-        """The scores against rounds, megabytes and simulated seconds; returns the axes.
+        """Both scores against rounds, megabytes and simulated seconds; returns the axes.
 
         Args:
             path: where to save the figure; nowhere by default.
@@ -650,7 +733,8 @@ class Comparison:
         """
         from jaxfl import plots
 
-        axes: Any = plots.learning_curves(self, **options)
+        names = {"name": (self.metric, f"own_{self.metric}")}
+        axes: Any = plots.learning_curves(self, **names | options)
         if path is not None:
             folder.picture(path, axes[0].figure)
         return axes
@@ -704,6 +788,21 @@ class Comparison:
         return cls(config, results)
 
 
+_PARTS = 3, 6  # columns after the algorithm where those of own labels and of costs begin
+_REFERENCE = "every client trains alone, on the same cohorts, and sends nothing"
+_OWN = {
+    "natural": "on its own test examples",
+    "labels": "on the test set re-weighted by its labels",
+    "targets": "on the test set re-weighted by the tenths of its targets",
+}
+
+
+def _rule(config, labels):
+    if parse(config.partition).name == "natural":
+        return "natural"
+    return "labels" if labels else "targets"
+
+
 def _short(value):
     for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 10 * scale or (scale > 1e3 and value >= scale):
@@ -752,8 +851,9 @@ def _progress(labels: Sequence[str], show: bool) -> Iterator[Callable[..., None]
                 bar.update(task, words=f"{now['label']} {stages.get(now['label'], compiling)}")
                 return
             chosen = result["chosen"]
-            score = float(result["score"][chosen, :, -1].mean())
-            line = f"{label:{wide}}  test score {score:.3f}  ({result['elapsed']:.1f} s)"
+            score, own = (result[k][chosen, :, -1].mean() for k in ("score", "own_score"))
+            line = f"{label:{wide}}  all labels {score:.3f}  own labels {own:.3f}  "
+            line += f"({result['elapsed']:.1f} s)"
             bar.console.print(line, highlight=False, markup=False)
             bar.advance(task)
 

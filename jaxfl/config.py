@@ -65,7 +65,12 @@ class Config:
         latency: simulated seconds per message.
         up: bits per second that a client sends.
         down: bits per second that a client receives.
-        target: score that costs are measured to; 0 takes 0.9 of the median final score.
+        target: score on all labels that costs are measured to; 0 takes 0.9 of the median final one.
+        select: validation score by which a learning rate is chosen: all (labels), own (labels), or
+            auto, own for methods with personal models and all for the others.
+        vary: what a seed draws besides partition, initial model and the run: run (nothing more),
+            split (into training, validation and test examples), graph (random ones), or all.
+        reference: algorithm that is added to a comparison for reference; "" adds none.
 
     Example:
         >>> settings = jaxfl.Config.make(algorithms=["fedavg", "scaffold"], lr=[0.1, 0.3], seeds=3)
@@ -104,6 +109,9 @@ class Config:
     up: float = 10e6
     down: float = 50e6
     target: float = 0.0
+    select: str = "auto"
+    vary: str = "run"
+    reference: str = "local"
 
     def quick(self) -> "Config":
         """A fifth of the rounds, two seeds, three learning rates: a look, not a result."""
@@ -183,9 +191,12 @@ class Config:
         for name in ("alpha", "up", "down"):
             need(name, getattr(self, name) > 0, "above 0", _DEFAULTS[name])
         need("target", np.isfinite(self.target), "finite", 0.9)
+        need("select", self.select in ("auto", "all", "own"), "auto, all or own", "auto")
+        need("vary", self.vary in VARY, f"one of {', '.join(VARY)}", "run")
 
 
 MOST = 1_000_000  # runs of one sweep or comparison
+VARY = ("run", "split", "graph", "all")
 _LARGEST = 2**53  # whole numbers up to here are floats too
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 

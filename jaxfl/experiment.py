@@ -1,5 +1,6 @@
 """From names and numbers to what is run: data, partitions, models, algorithms, networks, scores."""
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -15,6 +16,7 @@ from flax import struct
 from jaxfl import metrics
 from jaxfl.clients import Clients
 from jaxfl.config import Call, Config, adversaries, parse, partitioners
+from jaxfl.data.partition import _grouped, _thirds
 from jaxfl.types import nearest, shown
 
 # Data ------------------------------------------------------------------------------------------
@@ -78,20 +80,100 @@ def _missing(registry, call):
     return {k: 0.15 for k in ("valid", "test") if k in known}
 
 
+def varies(config: Config, what: str) -> bool:
+    """Whether seeds draw the "split" or the "graph" too."""
+    return config.vary in (what, "all")
+
+
+def divided(config: Config, data: Any, seed: int) -> dict[str, np.ndarray] | None:
+    """Rows of `pooled(data)` by part, as a seed draws them; None where all seeds share the parts.
+
+    Sizes are those of the parts, shares the same in every class, or for the natural partition in
+    every client.
+
+    Raises:
+        ValueError: clients that test and never train, whom no seed can draw.
+    """
+    if not varies(config, "split"):
+        return None
+    sizes = [len(getattr(data, part)["y"]) for part in _PARTS]
+    if parse(config.partition).name == "natural":
+        group = np.concatenate([owners(data, part) for part in _PARTS])
+        if group.max() >= data.partition.n:
+            raise ValueError(
+                f"data {data.name!r} has clients that never train, so that no seed can draw who "
+                "does; use `vary='run'`"
+            )
+    elif data.classes is not None and data.train["y"].ndim == 1:
+        group = pooled(data, ("y",))["y"]
+    else:
+        group = np.zeros(sum(sizes), int)
+    rng = np.random.default_rng([seed, _SPLIT])
+    side = _thirds(group, sizes[1] / sum(sizes), sizes[2] / sum(sizes), rng)
+    return {part: np.flatnonzero(side == i).astype(np.int32) for i, part in enumerate(_PARTS)}
+
+
+_PARTS = ("train", "valid", "test")
+_SPLIT = 0x5917  # beside the seed, so that the split and the partition are drawn apart
+
+
+def pooled(data: Any, names: Sequence[str] = ("x", "y")) -> dict[str, np.ndarray]:
+    """All examples, those of training first, then of validation and test."""
+    return {k: np.concatenate([getattr(data, part)[k] for part in _PARTS]) for k in names}
+
+
+def owners(data: Any, part: str) -> np.ndarray:
+    """The natural client of every example of a part, `data.partition.n` or more if it is none.
+
+    Raises:
+        ValueError: the data do not say whose these examples are.
+    """
+    if part not in data.partitions:
+        raise ValueError(
+            f"data {data.name!r} does not say whose its {part} examples are; leave vary out"
+        )
+    split = data.partitions[part]
+    owner = np.empty(len(split.order), np.int32)
+    owner[split.order] = split.owner()
+    return owner
+
+
+def weighed(data: Any, y: np.ndarray) -> tuple[np.ndarray, int]:
+    """What re-weights held-out examples: the `kinds` of y, and of sequences nothing does."""
+    return (np.zeros(len(y), int), 1) if data.classes and y.ndim > 1 else kinds(data, y)
+
+
+def kinds(data: Any, y: np.ndarray) -> tuple[np.ndarray, int]:
+    """What a partition splits by, for labels or targets y, and how many kinds there are.
+
+    Labels, the first of several; of targets the tenth of the training targets that they lie in.
+    """
+    first = np.asarray(y).reshape(len(y), -1)[:, 0]
+    if data.classes is not None:
+        return np.maximum(first, 0), data.classes
+    seen = np.asarray(data.train["y"], float).reshape(len(data.train["y"]), -1)[:, 0]
+    return np.digitize(first.astype(float), np.quantile(seen, np.linspace(0, 1, 11)[1:-1])), 10
+
+
 def partition(config: Config, data: Any, seed: int) -> Any:
-    """The partition of the training examples that a seed draws."""
-    call, y = parse(config.partition), data.train["y"]
+    """The partition of the training examples that a seed draws.
+
+    Its order are rows of `data.train`, or of `pooled(data)` where seeds draw the split too.
+    """
+    call, rows = parse(config.partition), divided(config, data, seed)
     if call.name == "natural":
-        return data.partition
-    if data.classes is None:  # tenths of the targets take the place of labels
-        flat = np.asarray(y, float).reshape(len(y), -1)[:, 0]
-        y = np.digitize(flat, np.quantile(flat, np.linspace(0, 1, 11)[1:-1]))
-    elif y.ndim > 1:
-        y = y[:, 0]
-    more: dict[str, Any] = {"minimum": config.minimum}
-    if call.name == "dirichlet":
-        more["alpha"] = config.alpha
-    return call.build(partitioners(), "partition", y, config.clients, seed=seed, **more)
+        if rows is None:
+            return data.partition
+        owner = np.concatenate([owners(data, part) for part in _PARTS])[rows["train"]]
+        made = _grouped(owner, data.partition.n)
+    else:
+        y = data.train["y"] if rows is None else pooled(data, ("y",))["y"][rows["train"]]
+        more: dict[str, Any] = {"minimum": config.minimum}
+        if call.name == "dirichlet":
+            more["alpha"] = config.alpha
+        given = partitioners(), "partition", kinds(data, y)[0], config.clients
+        made = call.build(*given, seed=seed, **more)
+    return made if rows is None else made._replace(order=rows["train"][made.order])
 
 
 def partitions(config: Config, data: Any) -> list[Any]:
@@ -119,7 +201,7 @@ class Task(NamedTuple):
     data: Any  # targets of a regression in units of their deviation
     model: Any
     loss: Any
-    held: dict[str, Any]  # validation and test examples on the device, by part
+    held: dict[str, Any]  # validation and test examples on the device, by part, or all in "pool"
 
     @property
     def metric(self) -> str:
@@ -135,7 +217,8 @@ class Task(NamedTuple):
             largest: size of the largest client, a shape; at least that of `split`.
         """
         options: Any = {"batch": config.batch, "precision": config.precision}
-        made: Any = Clients.make(self.data.train, split, self.loss, **options)
+        examples = self.held.get("pool", self.data.train)
+        made: Any = Clients.make(examples, split, self.loss, **options)
         return made.replace(largest=max(largest, made.largest))
 
     def start(self, seeds: Sequence[int]) -> tuple[Any, Any]:
@@ -148,19 +231,62 @@ class Task(NamedTuple):
         numbers = np.asarray(seeds, int)
         return compiled(jax.jit(jax.vmap(one)).lower(numbers))(numbers)
 
-    def scores(self, split: Any, byzantine: int) -> "Scores":
-        """The evaluator, by validation and test examples; Byzantine clients do not count."""
-        share = jnp.asarray(np.arange(len(split.start)) >= byzantine, jnp.result_type(float))
-        classes = self.data.classes if self.data.train["y"].ndim == 1 else None
-        parts = []
-        for held in self.held.values():
-            weights = counts = None
-            if classes is not None:
-                y, float_ = np.asarray(held["y"]), jnp.result_type(float)
-                own = metrics.label_weights(split, self.data.train["y"], y, classes)
-                weights, counts = jnp.asarray(own, float_), jnp.asarray(split.count, float_)
-            parts.append(metrics.Evaluate(self.model, held, weights, share, counts))
-        return Scores(parts[0], parts[1], self.metric)
+    def scores(self, split: Any, config: Config, seed: int) -> "Scores":
+        """The evaluator, by validation and test examples; Byzantine clients do not count.
+
+        A client's own examples are those that are its own by nature, else the held-out ones
+        weighted by what it trains on: by its labels, or by the tenths of its targets. Of sequences
+        these are all.
+
+        Args:
+            split: the partition of a seed.
+            config: how many are Byzantine, whether the split varies, and what chooses.
+            seed: of the partition.
+        """
+        data, float_ = self.data, jnp.result_type(float)
+        rows = divided(config, data, seed)
+        natural = parse(config.partition).name == "natural"
+        share = jnp.asarray(np.arange(len(split.start)) >= config.byzantine, float_)
+        counts = jnp.asarray(split.count, float_)
+        labels = data.classes is not None and data.train["y"].ndim == 1
+        trained = data.train["y"] if rows is None else pooled(data, ("y",))["y"]
+        trained, many = weighed(data, trained)
+        made = {}
+        for part in ("valid", "test"):
+            if rows is None:
+                mine, held = None, self.held[part]
+                group = weighed(data, getattr(data, part)["y"])[0]
+                owner = owners(data, part) if natural and part in data.partitions else None
+                here = group
+            else:
+                mine, held, group = rows[part], self.held["pool"], trained
+                owner = np.concatenate([owners(data, p) for p in _PARTS]) if natural else None
+                here = group[mine]
+            strict = labels and not natural
+            weights = metrics.label_weights(split, trained, here, many, strict=strict)
+            put = lambda a, kind=np.int32: None if a is None else jnp.asarray(a, kind)
+            made[part] = metrics.Evaluate(
+                self.model,
+                held,
+                put(weights, float_),
+                share,
+                counts,
+                groups=None if labels else put(group),
+                owner=put(owner),
+                rows=put(mine),
+            )
+        return Scores(made["valid"], made["test"], self.metric, config.select, *self.guess())
+
+    def guess(self) -> tuple[float, float]:
+        """Score and loss of the best constant prediction, about: what a model must not undercut.
+
+        Of classes the most frequent one, and all of them equally probable.
+        """
+        if self.data.classes is None:
+            return 0.0, 1.0
+        y = self.data.train["y"]
+        share = np.bincount(y[y >= 0]).max() / y.size
+        return float(share), float(np.log(max(self.data.classes, 2)))
 
 
 def task(config: Config, data: Any, model: Any = None) -> Task:
@@ -193,33 +319,51 @@ def task(config: Config, data: Any, model: Any = None) -> Task:
         True: models.cross_entropy if y.ndim == 1 else models.sequence_cross_entropy,
         False: models.squared_error,
     }
-    held = {
-        part: {k: jnp.asarray(v) for k, v in getattr(data, part).items()}
-        for part in ("valid", "test")
-    }
+    if varies(config, "split"):
+        held = {"pool": pooled(data, tuple(data.train))}
+    else:
+        held = {part: getattr(data, part) for part in ("valid", "test")}
+    held = {k: {name: jnp.asarray(a) for name, a in part.items()} for k, part in held.items()}
     for part in held.values():
         metrics.Evaluate(model, part).check()
     return Task(data, model, losses[data.classes is not None](model), held)
 
 
+_LOST = 1e3  # times the loss of a constant prediction: a run that diverged, finite or not
+
+
 @struct.dataclass
 class Scores:
-    """What is kept of an evaluation: what is dropped here is not even compiled."""
+    """What is kept of an evaluation: what is dropped here is not even compiled.
+
+    Scores on all labels and on clients' own; `choice` is the validation score that chooses a
+    learning rate. `diverged` says that a score or loss is not finite, or that the validation loss
+    is a thousand times that of a constant prediction, without a better score than that has.
+    """
 
     valid: Any
     test: Any
     metric: str = struct.field(pytree_node=False)
+    select: str = struct.field(pytree_node=False, default="auto")
+    guess_score: float = struct.field(pytree_node=False, default=0.0)
+    guess_loss: float = struct.field(pytree_node=False, default=np.inf)
 
     def __call__(self, state: Any) -> dict[str, Any]:
         """The scores of a state."""
         test, valid = self.test(state), self.valid(state)
-        headline = "personal" if "personal" in test else self.metric
-        kept = {k: test[k] for k in ("loss", "worst", "clients", "consensus") if k in test}
-        return kept | {
-            "score": test[headline],
-            "valid_score": valid[headline],
-            "shared_score": test[self.metric],
-        }
+        own = self.select == "own" or (self.select == "auto" and hasattr(state, "personal"))
+        names = {"score": self.metric, "own_score": "own", "personal_score": "personal"}
+        same = ("loss", "own_loss", "worst", "clients", "consensus")
+        names |= {k: k for k in same}
+        kept = {k: test[name] for k, name in names.items() if name in test}
+        kept |= {"valid_score": valid[self.metric], "valid_own_score": valid["own"]}
+        kept["choice"] = kept["valid_own_score" if own else "valid_score"]
+        lost = ~jnp.isfinite(kept["score"]) | ~jnp.isfinite(kept["own_score"])
+        for score, loss in ((self.metric, "loss"), ("own", "own_loss")):
+            score, loss = valid[score], valid[loss]
+            huge = (loss > _LOST * self.guess_loss) & (score <= self.guess_score)
+            lost |= ~jnp.isfinite(score) | ~jnp.isfinite(loss) | huge
+        return kept | {"diverged": lost}
 
 
 # Algorithms and networks -----------------------------------------------------------------------
@@ -282,9 +426,50 @@ def graph(config: Config, job: Job) -> Call | None:
     return (job.on or parse(config.graph)) if kind in ("Graph", "Messages") else None
 
 
-def drawn(alg: Any) -> bool:
-    """Whether every seed has a network of its own: where a schedule is drawn in advance."""
-    return alg.needs.net.__name__ in ("Arrivals", "Messages")
+def drawn(config: Config, job: Job) -> bool:
+    """Whether every seed has a network of its own: where a schedule or a graph is drawn for it."""
+    scheduled = job.alg.needs.net.__name__ in ("Arrivals", "Messages")
+    return scheduled or (varies(config, "graph") and _random(graph(config, job)))
+
+
+def _random(on):
+    """Whether a graph is drawn once and then fixed."""
+    from jaxfl.networks import TIME_VARYING, graphs
+
+    build = graphs.GRAPHS.get(on.name) if on and on.name not in TIME_VARYING else None
+    return build is not None and "seed" in inspect.signature(build).parameters
+
+
+def _drawn_once(call, graphs):
+    """Whether an algorithm runs on a graph that is drawn once, its own or one of these."""
+    from jaxfl.algorithms import ALGORITHMS
+
+    needs = getattr(ALGORITHMS.get(call.name), "needs", None)
+    if call.on is None and needs is not None and needs.net.__name__ in ("Graph", "Messages"):
+        return any(_random(parse(name)) for name in graphs)
+    return _random(call.on)
+
+
+def covers(config: Config, algorithms: Sequence[str] = (), graphs: Sequence[str] = ()) -> str:
+    """What intervals over seeds cover, and what they do not, in a sentence.
+
+    Args:
+        config: of the runs.
+        algorithms: their names; those of the configuration by default.
+        graphs: likewise.
+    """
+    random = False
+    for text in algorithms or config.algorithms:
+        with contextlib.suppress(ValueError):  # a name that only a reader gave
+            random |= _drawn_once(parse(text), graphs or (config.graph,))
+    split, graph = varies(config, "split"), varies(config, "graph")
+    natural = parse(config.partition).name == "natural"
+    words = ("the split into training, validation and test examples", "the random graph")
+    draws = [words[0]] * split + ["the partition"] * (not natural) + ["the initial model"]
+    draws += [words[1]] * (random and graph)
+    fixed = [words[0]] * (not split) + [words[1]] * (random and not graph)
+    text = f"A seed draws {', '.join(draws)} and all that is drawn in a run"
+    return text + (f"; intervals do not cover {' nor '.join(fixed)}." if fixed else ".")
 
 
 def network(config: Config, job: Job, n: int, seed: int) -> Any:
@@ -297,6 +482,8 @@ def network(config: Config, job: Job, n: int, seed: int) -> Any:
     from jaxfl.networks import graphs
 
     needs, on = job.alg.needs, graph(config, job)
+    if on is not None and varies(config, "graph") and _random(on):
+        on = on._replace(options=on.options | {"seed": on.options.get("seed", 0) + seed})
     kind = needs.net.__name__
     keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
     links = networks.Links(config.compute, config.latency, config.up, config.down)

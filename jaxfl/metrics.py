@@ -30,24 +30,32 @@ _NUMBERS = 1 << 22  # input numbers of one block of an evaluation, unless `block
 
 @struct.dataclass
 class Evaluate:
-    """Scores on a global held-out set: of the server's model, or of every client's.
+    """Two scores on held-out examples: on all labels, and on each client's own.
 
-    Labels are integers (`accuracy`, `loss`: cross-entropy) or floats (`r2`, `mse`, `mae`, and
-    `loss`, the mean squared error). For models per client these are means over clients, `each [n]`
-    is the first of them by client, `average` that of the mean model, `consensus` the distance of
-    `consensus`. With `label_weights` there are also `clients [n]`, every client's accuracy with
-    the examples of class c weighted by `label_weights[i, c]`, and `worst`, the mean of its worst
-    tenth. A state with `personal` models is evaluated by them there, and `personal` is the mean of
-    `clients` by `share`, which for one shared model would be the plain accuracy.
+    All labels: the model, or the mean over the models of the nodes, on every example. Labels are
+    integers (`accuracy`, `loss`: cross-entropy) or floats (`r2`, `mse`, `mae`, and `loss`, the mean
+    squared error). For models per node `each [n]` is the first of them by node, `average` that of
+    the mean model, `consensus` the distance of `consensus`. A state with `personal` models beside a
+    shared one has here the scores of the shared one, and `personal`, the mean of the others.
+
+    Own labels, with `label_weights`: every client's model (its personal one, that of its node, or
+    the shared one) on the examples that `owner` gives to the client; of a client without any, on
+    all of them, an example of group c weighted by `label_weights[i, c]`. `clients [n]` are these
+    scores, `own` and `own_loss` their means by `share` and `counts`, `worst` the mean of the worst
+    tenth. A client's r2 is 1 - (its mean squared error) / (variance of all targets), so that the
+    mean by examples of one shared model is the plain r2, as it is with accuracies.
 
     Args:
         model: `jaxfl.models.Model`, static.
         data: `{"x": [N, ...], "y": [N, ...]}`.
-        label_weights: `[n, classes]`, of `label_weights`.
+        label_weights: `[n, groups]`, of `label_weights`.
         share: `[n]`, weights of the clients in means, equal by default; 0 leaves a client out (a
             Byzantine one).
-        counts: `[n]`, weights of the clients in `personal`, times `share`; equal by default.
+        counts: `[n]`, weights of the clients in `own`, times `share`; equal by default.
         block: examples at once, static; 0 chooses by their size.
+        groups: `[N]`, group of each example; by default its label.
+        owner: `[N]`, the client whose example it is, n for nobody's.
+        rows: `[M]`, which of the N examples are held out; all by default.
         pad: of labels `[N, T]`, the one that marks padding, as in `sequence_cross_entropy`; static.
 
     Raises:
@@ -69,6 +77,9 @@ class Evaluate:
     share: Any = None
     counts: Any = None
     block: int = struct.field(pytree_node=False, default=0)
+    groups: Any = None
+    owner: Any = None
+    rows: Any = None
     pad: int = struct.field(pytree_node=False, default=-1)
 
     def check(self) -> None:
@@ -77,64 +88,93 @@ class Evaluate:
 
         def check():
             _check(self.model, self.data, self.pad)
-            most = np.max(np.asarray(self.data["y"]), initial=0) + 1
+            groups = np.asarray(self.data["y"] if self.groups is None else self.groups)
+            most = np.max(groups, initial=0) + 1
             if own and most > own[0]:
                 raise ValueError(
                     f"label_weights must have a column per class, got {own[0]} for labels 0 to "
                     f"{most - 1}; `label_weights(partition, labels, held, classes={most})`"
                 )
 
-        check_once(check, (self.model, self.pad, own), self.data)
+        check_once(check, (self.model, self.pad, own), (self.data, self.groups))
 
     def __call__(self, state: Any) -> dict[str, Scalar]:
         """The scores of a state."""
         self.check()
         if not self.data["y"].shape[0]:
             raise ValueError("data holds no examples to evaluate on; `load(name, test=0.2)`")
-        params, personal = state.params, getattr(state, "personal", None)
+        params = state.params
+        personal = getattr(state, "personal", params)
         stacked = is_stacked(params, self.model)
-        scores = self._of(params, stacked)
-        by_class = scores.pop("by_class")
-        if personal is not None:
-            by_class = self._of(personal, True)["by_class"]
+        examples = self._held()
+        scores, own = self._of(params, stacked, *examples)
+        first = next(iter(scores))
         if stacked:
-            first = next(iter(scores))
             each, share = scores[first], _normal(self.share, scores[first])
             scores = comm.mix(share, scores) | {"each": each}
             mean = comm.mix(share, params)
-            scores["average"] = self._of(mean, False)[first]
+            scores["average"] = self._of(mean, False, *examples)[0][first]
             scores["consensus"] = consensus(params, share)
-        if self.label_weights is not None:
-            own = self._clients(by_class)
-            scores |= {"clients": own, "worst": worst(own, share=self.share)}
-            if personal is not None:
-                scores["personal"] = comm.mix(_product(self.share, self.counts, own), own)
+        if personal is not params:
+            theirs, own = self._of(personal, True, *examples)
+            scores["personal"] = comm.mix(_normal(self.share, theirs[first]), theirs[first])
+        if own is not None:
+            clients, losses = own
+            w = _product(self.share, self.counts, clients)
+            scores |= {"own": comm.mix(w, clients), "own_loss": comm.mix(w, losses)}
+            scores |= {"clients": clients, "worst": worst(clients, share=self.share)}
         return scores
 
-    def _of(self, params, stacked):
-        """Scores of one model, or of each, leaves `[n, ...]`, some at a time."""
-        if not stacked:
-            return self._one(params)
-        n = jax.tree.leaves(params)[0].shape[0]
-        at_once = max(1, _NUMBERS // max(self.data["x"].size, 1))
-        if at_once >= n:
-            return jax.vmap(self._one)(params)
-        return jax.lax.map(self._one, params, batch_size=at_once)
+    def _held(self):
+        """x, y, groups and owners of the held-out examples."""
+        groups = self.data["y"] if self.groups is None else self.groups
+        examples = self.data["x"], self.data["y"], groups
+        if self.rows is not None:
+            examples = tuple(a[self.rows] for a in examples)
+        return *examples, self.owner if self.rows is None or self.owner is None else (
+            self.owner[self.rows]
+        )
 
-    def _one(self, params):
-        x, y = self.data["x"], self.data["y"]
-        hit, loss, kept = self._examples(params, x, y)
-        mean, total = loss.sum() / kept.sum(), hit.sum() / kept.sum()
-        if not _labels(y):
-            r2 = 1 - mean / jnp.square(y - y.mean(0)[None]).mean()
-            return {"r2": r2, "mse": mean, "mae": total, "loss": mean, "by_class": None}
-        finite = jnp.isfinite(loss).all()
-        by_class = None
-        if self.label_weights is not None:
-            mine = jax.nn.one_hot(y, self.label_weights.shape[-1], dtype=hit.dtype)
-            by_class = jnp.where(finite, jnp.stack([hit @ mine, mine.sum(0)]), jnp.nan)
-        accuracy = jnp.where(finite, total, jnp.nan)
-        return {"accuracy": accuracy, "loss": mean, "by_class": by_class}
+    def _of(self, params, stacked, x, y, groups, owner):
+        """Scores, and those on own labels, of one model, or of each, leaves `[n, ...]`."""
+        q = None if self.label_weights is None else jnp.asarray(self.label_weights)
+        who = None if q is None else jnp.arange(len(q))
+        one = lambda row: self._one(*row, x, y, groups, owner)
+        if not stacked:
+            return one((params, q, who))
+        n = jax.tree.leaves(params)[0].shape[0]
+        at_once = max(1, _NUMBERS // max(x.size, 1))
+        if at_once >= n:
+            return jax.vmap(one)((params, q, who))
+        return jax.lax.map(one, (params, q, who), batch_size=at_once)
+
+    def _one(self, params, q, who, x, y, groups, owner):
+        """Scores of one model, and those on the own labels of client `who`, or of each client."""
+        sums = jnp.stack(self._examples(params, x, y))  # hits or errors, losses, how many
+        variance = None if _labels(y) else jnp.square(y - y.mean(0)[None]).mean()
+        finite = jnp.isfinite(sums[1]).all()
+
+        def scores(hit, loss, kept):
+            if variance is None:
+                return jnp.where(finite, hit / kept, jnp.nan), loss / kept
+            return 1 - loss / kept / variance, loss / kept
+
+        hit, loss, kept = sums.sum(1)
+        score, mean = scores(hit, loss, kept)
+        found = {"accuracy": score} if variance is None else {"r2": score, "mse": mean}
+        found |= {"loss": mean} if variance is None else {"mae": hit / kept, "loss": mean}
+        if q is None:
+            return found, None
+        by_group = jax.ops.segment_sum(sums.T, groups, q.shape[-1])  # [groups, 3]
+        by_group = by_group.reshape((1,) * (q.ndim - 1) + by_group.shape)
+        own = (q[..., None].astype(sums.dtype) * by_group).sum(-2)  # [3] or [n, 3]
+        if owner is not None:
+            if q.ndim == 1:
+                theirs = jnp.where((owner == who)[None], sums, 0).sum(1)
+            else:
+                theirs = jax.ops.segment_sum(sums.T, owner, len(q))
+            own = jnp.where(theirs[..., 2:] > 0, theirs, own)
+        return found, scores(*jnp.moveaxis(own, -1, 0))
 
     def _examples(self, params, x, y):
         """What `_score` says of every example, in blocks of examples."""
@@ -149,12 +189,6 @@ class Evaluate:
         one = lambda part: _score(self.model.apply(params, part[0]), part[1], self.pad)
         out = jax.lax.map(one, parts)
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], out)
-
-    def _clients(self, by_class):
-        """`[n]` accuracies from hits and totals by class, `[2, C]` or `[n, 2, C]`."""
-        q = jnp.asarray(self.label_weights, by_class.dtype)
-        hit, total = jnp.moveaxis(jnp.broadcast_to(by_class, (len(q), *by_class.shape[-2:])), 1, 0)
-        return (q * hit).sum(1) / (q * total).sum(1)
 
 
 @struct.dataclass
@@ -415,7 +449,7 @@ def _product(share, counts, like):
 
 
 def label_weights(
-    partition: Any, labels: ArrayLike, held: ArrayLike, classes: int
+    partition: Any, labels: ArrayLike, held: ArrayLike, classes: int, *, strict: bool = True
 ) -> Float[np.ndarray, "n classes"]:
     """Weights of held-out examples that give each client its own share of labels.
 
@@ -426,6 +460,8 @@ def label_weights(
         labels: `[N]`, of the training examples.
         held: labels of the held-out examples.
         classes: their number.
+        strict: whether a client none of whose labels is held out is an error; else it weights all
+            examples alike.
 
     Raises:
         ValueError: labels that are no integers from 0 to `classes` - 1; all of a client's labels
@@ -447,6 +483,7 @@ def label_weights(
     )
     total = np.bincount(held, minlength=classes)
     weights = own * (total > 0) / np.maximum(total, 1)
+    weights[~weights.any(1) & (not strict)] = 1
     if not weights.any(1).all():
         raise ValueError(
             f"clients {np.flatnonzero(~weights.any(1))[:5].tolist()} hold only labels that no "
@@ -513,6 +550,54 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
     if n < 2:
         return mean, np.full_like(mean, np.nan)
     return mean, stdtrit(n - 1, (1 + level) / 2) * values.std(-1, ddof=1) / math.sqrt(n)
+
+
+FEWEST = 4  # seeds of a t interval; with two its half width is 9 times their distance
+
+
+def interval(values: ArrayLike, level: float = 0.95) -> tuple[Any, Any, Any, Any]:
+    """Mean over the last axis, and between what: a t interval, or of fewer than 4 values the range.
+
+    A value that is not finite makes all of it NaN.
+
+    Returns:
+        Mean, half width of the t interval (NaN where it is the range), lower and upper end.
+
+    Example:
+        >>> [round(float(v), 2) for v in metrics.interval([0.8, 0.9, 1.0])]
+        [0.9, nan, 0.8, 1.0]
+        >>> [round(float(v), 2) for v in metrics.interval([0.8, 0.8, 1.0, 1.0])]
+        [0.9, 0.18, 0.72, 1.08]
+    """
+    values = np.asarray(values, float)
+    values = np.where(np.isfinite(values).all(-1, keepdims=True), values, np.nan)
+    mean, half = t_interval(values, level)
+    if values.shape[-1] < FEWEST:
+        return mean, np.full_like(mean, np.nan), values.min(-1), values.max(-1)
+    return mean, half, mean - half, mean + half
+
+
+def spelled(values: ArrayLike, scale: float = 1.0, digits: int = 3, sign: str = "") -> str:
+    """A mean over seeds as text, with half its 95% t interval, or with the range of a few seeds.
+
+    Args:
+        values: by seed.
+        scale: 100 for percent.
+        digits: after the point.
+        sign: "+" to show it.
+
+    Example:
+        >>> metrics.spelled([0.588, 0.767], 100, 1), metrics.spelled([0.5, 0.5, 0.6, 0.6], 100, 1)
+        ('67.8 (58.8 to 76.7)', '55.0 ± 9.2')
+    """
+    values = scale * np.asarray(values, float)
+    mean, half, low, high = interval(values)
+    if not np.isfinite(mean):
+        return "NaN"
+    form = lambda a: f"{a:{sign}.{digits}f}"
+    if np.isfinite(half):
+        return f"{form(mean)} ± {half:.{digits}f}"
+    return form(mean) + (f" ({form(low)} to {form(high)})" if len(values) > 1 else "")
 
 
 def paired(values: ArrayLike, reference: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:

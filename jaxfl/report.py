@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl import folder as files
-from jaxfl import results
+from jaxfl import metrics, results
 from jaxfl.config import Config
 from jaxfl.plots import style
 
@@ -219,13 +219,18 @@ def _pictures(
     curves: dict[str, Any] = {"against": ("rounds",), "width": 3.3}
     if others == lines:
         curves = {"width": 7.0}
-    draw = lambda part: plots.learning_curves(part, by=by, **curves)[0]
-    yield f"Learning curves{at_best}, with 95% t bands over seeds", _each(best, lines, draw)
+    spread = "95% t bands over seeds" if ds.sizes["seed"] >= metrics.FEWEST else "ranges of seeds"
+    for name, words in ((score, "all labels"), (f"own_{score}", "clients' own labels")):
+        if name in best:
+            draw = lambda part, name=name: plots.learning_curves(part, by=by, name=name, **curves)[
+                0
+            ]
+            yield f"Learning curves on {words}{at_best}, with {spread}", _each(best, lines, draw)
     for x in others:
         if x in ds.coords and x not in ("algorithm", "point") and ds[x].dtype.kind in "fiu":
             keep = [x, *(["algorithm"] if "algorithm" in others else [])]
             draw = lambda part, x=x, keep=keep: plots.robustness(part, x, by="".join(keep[1:]))
-            about = f"Final score against {style.dimension(ds, x)}{at_best}"
+            about = f"Final score on all labels against {style.dimension(ds, x)}{at_best}"
             yield about, _each(best, keep, draw)
     grid = [*tuned, *(d for d in others if d != "algorithm")][:2]
     grid = [*grid, "algorithm"] if len(grid) == 1 and "algorithm" in dims else grid
@@ -237,11 +242,13 @@ def _pictures(
         part = _best(ds, [d for d in tuned if d == "lr"])
         points = [d for d in style.swept(part[score]) if d in ("algorithm", "point", *tuned)]
         if points:
-            about = "Scores and what they cost; the line joins what nothing beats in both"
+            about = (
+                "Scores on all labels and what they cost; the line joins what nothing beats in both"
+            )
             yield about, _each(part, points, plots.pareto)
-    if "client_accuracy" in ds:
+    if f"client_{score}" in ds:
         draw = lambda part: plots.ecdf(part, by=by)
-        yield f"Accuracy across clients, all seeds{at_best}", _each(best, lines, draw)
+        yield f"Scores of clients on their own labels, all seeds{at_best}", _each(best, lines, draw)
     if "consensus" in ds:
         draw = lambda part: plots.consensus(part, by=by)
         yield f"Distance between the models of clients{at_best}", _each(best, lines, draw)

@@ -1,5 +1,6 @@
 """What to ask of the result of a sweep: the best setting, intervals, pairs, ranks, costs."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ def best(
 ) -> "xarray.Dataset":
     """The results at the setting with the best final validation score, its mean over seeds.
 
-    Settings with a seed that diverged are not chosen while there are others.
+    On clients' own labels for methods with personal models, else on all labels, as `select` of the
+    sweep's configuration says. Of settings at which seeds diverged, those with the fewest are
+    chosen, and only where there are no others.
 
     Args:
         ds: of `jaxfl.sweep`.
@@ -93,8 +96,11 @@ def best(
         _dimension(ds, name)
     if not over:
         return ds
-    score = _mean(final(ds, f"valid_{ds.attrs['metric']}"))
-    flat = score.stack(setting=over)
+    scores = final(ds, choice(ds)).stack(setting=over)
+    bad, mean = scores.isnull(), scores
+    if "seed" in scores.dims:
+        bad, mean = bad.sum("seed"), scores.mean("seed")  # of the seeds that did not diverge
+    flat = mean.where(bad == bad.min("setting"))
     chosen = flat.fillna(-np.inf).argmax("setting")
     place = np.unravel_index(chosen.values, [ds.sizes[name] for name in over])
     index = {name: xr.DataArray(k, dims=chosen.dims) for name, k in zip(over, place)}
@@ -117,7 +123,9 @@ def best(
 
 
 def interval(ds: "xarray.Dataset", name: str = "", *, level: float = 0.95) -> "xarray.Dataset":
-    """Mean over seeds and half a Student t interval.
+    """Mean over seeds and a Student t interval, or of fewer than 4 seeds their range.
+
+    If a seed diverged there is no mean.
 
     Args:
         ds: of `jaxfl.sweep`.
@@ -125,7 +133,8 @@ def interval(ds: "xarray.Dataset", name: str = "", *, level: float = 0.95) -> "x
         level: of confidence.
 
     Returns:
-        `mean` and `half`, without the dimension seed.
+        `mean`, `half` (of the t interval, NaN where it is the range), `low` and `high`, without the
+        dimension seed.
 
     Example:
         >>> from jaxfl import results
@@ -133,19 +142,22 @@ def interval(ds: "xarray.Dataset", name: str = "", *, level: float = 0.95) -> "x
         >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
         >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
         >>> sorted(results.interval(ds)), results.interval(ds)["mean"].dims
-        (['half', 'mean'], ('lr',))
+        (['half', 'high', 'low', 'mean'], ('lr',))
     """
     return _interval(_named(ds, name) if name else final(ds), level)
 
 
 def _interval(values, level=0.95):
-    return _apply(values, lambda a: metrics.t_interval(a, level))
+    return _apply(values, lambda a: metrics.interval(a, level))
 
 
 def paired(
     ds: "xarray.Dataset", dim: str, reference: Any = None, name: str = "", *, level: float = 0.95
 ) -> "xarray.Dataset":
-    """Differences to a reference, seed by seed: their mean, half a t interval, and a p-value.
+    """Differences to a reference, seed by seed: their mean, a t interval, and a p-value.
+
+    Of fewer than 4 seeds `low` and `high` are the range, `half` and `p` are NaN. If a seed of
+    either diverged there is no mean.
 
     Args:
         ds: of `jaxfl.sweep`.
@@ -155,7 +167,8 @@ def paired(
         level: of confidence.
 
     Returns:
-        `mean`, `half` and `p` (of a two-sided paired t test), without the dimension seed.
+        `mean`, `half`, `low`, `high` and `p` (of a two-sided paired t test), without the dimension
+        seed.
 
     Example:
         >>> from jaxfl import results
@@ -175,15 +188,17 @@ def paired(
         raise ValueError(f"reference must be one of {list(ds[dim].values)}, got {reference!r}")
 
     def compared(a):
-        mean, half = metrics.t_interval(a, level)
-        n = a.shape[-1]
-        if n < 2:
-            return mean, half, np.full_like(mean, np.nan)
+        found, n = metrics.interval(a, level), a.shape[-1]
+        if n < metrics.FEWEST:
+            return *found, np.full_like(found[0], np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):  # a difference that never varies
-            t = abs(mean) / (a.std(-1, ddof=1) / np.sqrt(n))
-        return mean, half, 2 * stdtr(n - 1, -t)
+            t = abs(found[0]) / (a.std(-1, ddof=1) / np.sqrt(n))
+        return *found, 2 * stdtr(n - 1, -t)
 
-    return _apply(values - values.sel({dim: reference}), compared, ("mean", "half", "p"))
+    return _apply(values - values.sel({dim: reference}), compared, (*_ENDS, "p"))
+
+
+_ENDS = ("mean", "half", "low", "high")
 
 
 def ranks(ds: "xarray.Dataset", dim: str = "algorithm", name: str = "") -> "xarray.DataArray":
@@ -288,7 +303,7 @@ class Summary:
         >>> over = {"lr": [0.03, 0.3, 3.0], "seed": 2}
         >>> ds = jaxfl.sweep(over, data="iris", model="logistic", **small)
         >>> results.Summary(ds).cells()[0]
-        ['lr', 'validation [%]', 'test [%]']
+        ['lr', 'validation [%]', 'all labels [%]', 'own labels [%]', 'worst tenth']
     """
 
     ds: "xarray.Dataset"
@@ -299,19 +314,17 @@ class Summary:
         chosen = best(ds, quiet=True)
         metric = ds.attrs["metric"]
         scale, digits, unit = (100, 1, " [%]") if metric == "accuracy" else (1, 3, "")
-        test, valid = (
-            interval(chosen),
-            interval(chosen.assign(v=final(chosen, f"valid_{metric}")), "v"),
-        )
-        dims = [str(d) for d in test["mean"].dims]
+        columns = {f"validation{unit}": choice(ds), f"all labels{unit}": metric}
+        columns |= {f"own labels{unit}": f"own_{metric}", "worst tenth": "worst"}
+        columns = {header: final(chosen, k) for header, k in columns.items() if k in chosen}
+        first = next(iter(columns.values()))
+        dims = [str(d) for d in first.dims if d != "seed"]
         more = [d for d in hyper if d in ds.dims]
         count = lambda k: (chosen["status"] == k).sum("seed")
-        ended = {
-            word: count(k) for k, word in enumerate(("", "at target", "stopped", "diverged")) if k
-        }
+        ended = {word: count(k) for k, word in ((1, "at target"), (2, "stopped"))}
         ended = {word: k for word, k in ended.items() if bool((k > 0).any())}
-        seeds = ds.sizes["seed"]
-        headers = [*dims, *more, f"validation{unit}", f"test{unit}", *ended]
+        seeds, lost = ds.sizes["seed"], count(3)
+        headers = [*dims, *more, *columns, *ended]
         rows = []
         for at in np.ndindex(*(chosen.sizes[d] for d in dims)):
             here = dict(zip(dims, at, strict=True))
@@ -325,10 +338,11 @@ class Summary:
                 numbered = d == "point" and own.dtype.kind in "iu"
                 text = _point(ds, int(own)) if numbered else _short(own.values[()])
                 row.append(text + ("*" if edge else ""))
-            for scores in (valid, test):
-                mean, half = (float(scores[k].isel(here)) * scale for k in ("mean", "half"))
-                text = f"{mean:.{digits}f}" if np.isfinite(mean) else "NaN"
-                row.append(text + (f" ± {half:.{digits}f}" if np.isfinite(half) else ""))
+            if bad := int(lost.isel(here)):
+                row += [f"{bad} of {seeds} diverged", *["–"] * (len(columns) - 1)]
+            else:
+                values = (v.isel(here).values for v in columns.values())
+                row += [metrics.spelled(v, scale, digits) for v in values]
             row += [f"{int(k.isel(here))}/{seeds}" for k in ended.values()]
             rows.append(row)
         return headers, rows
@@ -352,11 +366,20 @@ class Summary:
     def notes(self) -> list[str]:
         """What a reader of the table must know."""
         seeds = self.ds.sizes["seed"]
-        half = "mean and half a 95% t interval over" if seeds > 1 else "of"
+        spread = "half a 95% t interval" if seeds >= metrics.FEWEST else "range"
+        words = f"mean and {spread} over {seeds} seeds" if seeds > 1 else "of 1 seed"
         hyper = [d for d in _hyper(self.ds) if d in self.ds.dims]
-        lines = [f"Scores: {half} {seeds} seed{'s' if seeds > 1 else ''}, in the last round."]
+        lines = [f"Test scores: {words}, in the last round."]
+        if "config" in self.ds.attrs:
+            lines.append(_covers(self.ds))
+        if f"own_{self.ds.attrs['metric']}" in self.ds:
+            lines.append(
+                "All labels: the shared model, or the mean over one for each client; own labels, "
+                "and the worst tenth of the clients: each client's model on its own."
+            )
         if hyper:
-            lines.append(f"{', '.join(hyper)}: the best on validation data.")
+            by = " (own labels for personal models)" if "valid_choice" in self.ds else ""
+            lines.append(f"{', '.join(hyper)}: the best on validation data{by}.")
         chosen = best(self.ds, quiet=True)
         if any(bool(chosen[k].any()) for k in chosen.coords if str(k).endswith("_edge")):
             lines.append("* best at the edge of the grid, a wider one may do better.")
@@ -366,8 +389,24 @@ class Summary:
 # Everything that is about the world, and not chosen by whoever trains.
 _WORLD = (
     *("seed", "algorithm", "data", "clients", "partition", "alpha", "minimum", "graph", "cohort"),
-    *("byzantine", "adversary", "failures", "churn", "compute", "latency", "up", "down"),
+    *("vary", "byzantine", "adversary", "failures", "churn", "compute", "latency", "up", "down"),
 )
+
+
+def choice(ds: "xarray.Dataset") -> str:
+    """The name of the validation score that chooses.
+
+    Args:
+        ds: of `jaxfl.sweep`.
+
+    Example:
+        >>> from jaxfl import results
+        >>> small = dict(clients=3, cohort=2, minimum=1, steps=2, rounds=8, every=4)
+        >>> setting = dict(data="iris", model="logistic", **small)
+        >>> results.choice(jaxfl.sweep({"lr": [0.1], "algorithm": ["ditto", "fedavg"]}, **setting))
+        'valid_choice'
+    """
+    return "valid_choice" if "valid_choice" in ds else f"valid_{ds.attrs['metric']}"
 
 
 def _hyper(ds):
@@ -392,12 +431,27 @@ def _mean(values):
     return values.mean("seed", skipna=False) if "seed" in values.dims else values
 
 
-def _apply(values, function, names=("mean", "half")):
+def _apply(values, function, names=_ENDS):
     import xarray as xr
 
     outputs = [[] for _ in names]
     found = xr.apply_ufunc(function, values, input_core_dims=[["seed"]], output_core_dims=outputs)
     return xr.Dataset(dict(zip(names, found, strict=True)))
+
+
+def _covers(ds):
+    """What the intervals of a sweep cover."""
+    from jaxfl import experiment
+    from jaxfl.config import Config
+
+    config = Config.make(**json.loads(ds.attrs["config"]))
+    swept = lambda name: [str(v) for v in np.unique(ds.coords.get(name, []))]
+    said = [
+        (f"{name}: " * bool(swept("vary")))
+        + experiment.covers(config.make(config, vary=name), swept("algorithm"), swept("graph"))
+        for name in swept("vary") or [config.vary]
+    ]
+    return " ".join(said)
 
 
 def _short(value):

@@ -21,12 +21,14 @@ from oracles import (
     fedprox,
     gossip_learning,
     gradient_tracking,
+    local_only,
     monna,
     scaffold,
     sgp,
 )
 from oracles.problem import limit, whole
 
+from jaxfl import comm
 from jaxfl.algorithms import (
     DADAO,
     DSGD,
@@ -42,6 +44,7 @@ from jaxfl.algorithms import (
     FedYogi,
     GossipLearning,
     GradientTracking,
+    Local,
     MoNNA,
     Scaffold,
 )
@@ -85,7 +88,7 @@ class Case:
         exact: reaches x* of heterogeneous quadratics; otherwise `fixed` is where it goes.
         tuned: hyperparameters for the exactness test, if not those above.
         fixed: `fixed(problem Q) -> limit of the mean model`, known in closed form, or None.
-        limit: `limit(problem Q, algorithm, W) -> limit of every node [n, d]`; without it and
+        limit: `limit(problem Q, algorithm, network) -> limit of every node [n, d]`; without it and
             without `fixed`, a method that is not exact must end where its oracle does.
         still: state fields of clients outside the cohort, kept bit for bit.
         long: network and number of rounds for the exactness test; by default what is inside
@@ -126,17 +129,22 @@ def _params(state):
     return state.params
 
 
-def _dsgd_limit(problem, alg, w):
+def _dsgd_limit(problem, alg, network):
     """One round of D-SGD is an affine map of all models at once."""
+    return _affine_limit(problem, alg, np.asarray(comm.to_dense(network.w)))
+
+
+def _affine_limit(problem, alg, w):
     record = [{"W": w, "samples": whole(np.arange(N), getattr(alg, "steps", 1))}]
     step = lambda x: dsgd.run(problem, x.reshape(N, -1), record, lr=alg.lr, order=alg.order)
     return limit(lambda x: step(x)[-1]["params"].ravel(), N * problem.d).reshape(N, -1)
 
 
-def _choco_limit(problem, alg, w):
+def _choco_limit(problem, alg, network):
     """Once the public copies are true, CHOCO is D-SGD with weights (1 - gamma) I + gamma W."""
+    w = np.asarray(comm.to_dense(network.w))
     twin = DSGD(lr=alg.lr, order={"icml": "atc", "code": "cta"}[alg.order])
-    return _dsgd_limit(problem, twin, (1 - alg.gamma) * np.eye(N) + alg.gamma * w)
+    return _affine_limit(problem, twin, (1 - alg.gamma) * np.eye(N) + alg.gamma * w)
 
 
 COHORT = Uniform(N, 3)
@@ -245,6 +253,16 @@ CASES = (
         fixed=lambda q: q.x_fa(0.1, 5),
         tuned=dict(lr=0.1, server_lr=1.0, steps=5),
         still=("personal",),
+    ),
+    Case(
+        "local",
+        Local(lr=0.05, steps=3),
+        COHORT,
+        local_only,
+        {"params": _params, "personal": lambda s: s.personal},
+        up=0.0,
+        limit=lambda q, alg, network: q.b,
+        still=("params",),
     ),
     Case(
         "dsgd-atc",

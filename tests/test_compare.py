@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import dataclasses
 import functools
 import itertools
 import json
@@ -11,14 +12,15 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import harness
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
-from harness import record_world, row
 
 import jaxfl
-from jaxfl import comm, data, metrics, models, networks, plots
+from jaxfl import comm, data, experiment, metrics, models, networks, plots
 from jaxfl.algorithms import FedAvg
 from jaxfl.compare import Comparison
 from jaxfl.config import DEFAULT, Config, parse
@@ -54,21 +56,25 @@ def small():
 def test_results_are_labelled():
     found, _ = small()
     ds = found.to_xarray()
-    assert list(ds["algorithm"].values) == ["FedAvg", "DSGD @ ring"]
+    assert list(ds["algorithm"].values) == ["FedAvg", "DSGD @ ring", "Local"]
     assert dict(ds.sizes) == {
-        "algorithm": 2, "lr": 3, "seed": 2, "evaluation": 2, "client": 4, "round": 4,
+        "algorithm": 3, "lr": 3, "seed": 2, "evaluation": 2, "client": 4, "round": 4,
     }  # fmt: skip
     np.testing.assert_array_equal(ds["evaluation"], [2, 4])
-    np.testing.assert_array_equal(ds["rate"], [[0.1, 1, HUGE], [0.1, 1, np.nan]])
+    rates = [0.1, 1, HUGE]
+    np.testing.assert_array_equal(ds["rate"], [rates, [0.1, 1, np.nan], rates])
     assert all("long_name" in v.attrs and "units" in v.attrs for v in ds.data_vars.values())
-    assert {ds[k].dtype for k in ("diverged", "edge", "personal")} == {np.dtype("int8")}
+    flags = ("diverged", "edge", "personal", "reference")
+    assert {ds[k].dtype for k in flags} == {np.dtype("int8")}
+    assert ds["reference"].values.tolist() == ds["personal"].values.tolist() == [0, 0, 1]
     assert Config.make(**json.loads(ds.attrs["config"])) == found.config
     assert jax.tree.leaves(found.states["DSGD @ ring"].params)[0].shape[:2] == (2, 4)
 
 
 def test_validation_chooses():
     ds = small()[0].results
-    valid = ds["valid_score"].isel(evaluation=-1).values.mean(-1)
+    names = ("valid_score", "valid_score", "valid_own_score")  # Local is made for its own labels
+    valid = np.stack([ds[k].values[i, :, :, -1].mean(-1) for i, k in enumerate(names)])
     np.testing.assert_array_equal(ds["chosen"], np.where(valid == valid, valid, -1).argmax(1))
 
 
@@ -76,17 +82,20 @@ def test_validation_chooses():
 def test_test_data_do_not_choose(best):
     """Planted: test scores rank the learning rates the other way round."""
     result = sys.modules["jaxfl.compare"]._result
-    valid = np.full((2, 3, 1), 0.5)  # seed, lr, evaluation
+    valid, diverged = np.full((2, 3, 1), 0.5), np.zeros((2, 3, 1), bool)  # seed, lr, evaluation
     valid[:, best] = 0.6
-    scores = {"valid_score": valid, "score": 1 - valid}
+    scores = {"choice": valid, "score": 1 - valid, "diverged": diverged}
     totals = dict.fromkeys(("grads", "megabytes", "seconds"), np.zeros((2, 3, 1)))
     history = SimpleNamespace(loss=np.zeros((2, 3, 1)), totals=lambda: totals)
     found = result(SimpleNamespace(lr=np.ones(3)), history, scores)
     assert found["chosen"] == best
     assert found["edge"] == (best != 1)
-    valid[0, best] = np.nan  # one diverged seed: the mean over seeds is not finite
+    diverged[0, best] = True  # one seed, with a finite score that is the best
     assert result(SimpleNamespace(lr=np.ones(3)), history, scores)["chosen"] != best
-    valid[:] = np.nan
+    diverged[0] = True  # nothing is left without: the fewest, not the best of what is left
+    valid[1, (best + 1) % 3], diverged[1, (best + 1) % 3] = 0.9, True
+    assert result(SimpleNamespace(lr=np.ones(3)), history, scores)["chosen"] == best
+    valid[:], diverged[:] = np.nan, True
     found = result(SimpleNamespace(lr=np.ones(3)), history, scores)
     assert found["chosen"] == 0 and not found["edge"]
 
@@ -95,10 +104,11 @@ def test_edge_is_flagged():
     found, _ = small()
     edges = found.results["edge"].values.astype(bool)
     chosen = found.results["chosen"].values
-    np.testing.assert_array_equal(edges, [chosen[0] in (0, 2), True])
+    np.testing.assert_array_equal(edges, [chosen[0] in (0, 2), True, chosen[2] in (0, 2)])
     assert [r.edge for r in found.rows()] == list(edges)
     assert [row[1].endswith("*") for row in found.cells()[1]] == list(edges)
-    assert "edge of the grid" in found.text() and "DSGD @ ring." in found.text()
+    named = ", ".join(r.algorithm for r in found.rows() if r.edge)
+    assert f"a wider one may do better: {named}." in found.notes()[-4]
 
 
 def test_diverged_runs_are_named_beside_the_others():
@@ -106,42 +116,144 @@ def test_diverged_runs_are_named_beside_the_others():
     assert "FedAvg diverged at lr=1e+200 (2 of 2 seeds)." in found.notes()
     assert np.isfinite([r.score for r in found.rows()]).all()
     ds = found.results.copy(deep=True)  # planted: every run of the second one diverged
-    for name in ("score", "valid_score", "worst"):
+    for name in ("score", "worst"):  # own scores stay finite, as after a loss of 1e28
         ds[name][1] = np.nan
     ds["diverged"][1, :2] = 1
-    fedavg, dsgd = Comparison(found.config, ds).rows()
+    fedavg, dsgd, _ = Comparison(found.config, ds).rows()
     assert fedavg == found.rows()[0]._replace(
         **{k: getattr(fedavg, k) for k in ("reached", "rounds", "grads", "megabytes", "seconds")}
     )
-    assert np.isnan([dsgd.score, dsgd.difference, dsgd.worst]).all()
-    assert dsgd.diverged and not dsgd.reached and np.isinf(dsgd.rounds)
-    lines = Comparison(found.config, ds).text().splitlines()
-    assert lines[2].split()[4:7] == ["NaN"] * 3
+    assert np.isnan([dsgd.score, dsgd.difference, dsgd.own, dsgd.own_difference, dsgd.worst]).all()
+    assert dsgd.diverged == 2 and not dsgd.reached and np.isinf(dsgd.rounds)
+    assert Comparison(found.config, ds).cells()[1][1][2:7] == ["2 of 2 diverged", *"––––"]
+    lines = Comparison(found.config, ds).text(200).splitlines()
     assert "DSGD @ ring diverged at lr=0.1 (2 of 2 seeds), lr=1 (2 of 2 seeds)." in lines
     Comparison(found.config, ds).plot()
     matplotlib.pyplot.close("all")
+    ds["diverged"][1, 0, 1] = ds["diverged"][1, 1, 1] = 0  # one seed is enough: no mean of the rest
+    one = Comparison(found.config, ds)
+    assert one.rows()[1].diverged == 1 and np.isnan(one.rows()[1].own)
+    assert one.cells()[1][1][2] == "1 of 2 diverged"
+    assert one.target == 0.9 * found.rows()[0].score  # of what did not diverge, without Local
 
 
-def test_table_by_hand():
-    found, _ = small()
+def _people():
+    """A regression of six people, who differ; one has no test example of its own."""
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(6), 20)
+    x = rng.normal(size=(120, 3))
+    y = x @ [1.0, -1.0, 0.5] + 0.7 * who + 0.1 * rng.normal(size=120)
+    made = data.from_arrays(x, y.astype("f4"), client=[f"p{i}" for i in who], test=0.3)
+    owner = np.empty(len(made.test["y"]), int)
+    owner[made.partitions["test"].order] = made.partitions["test"].owner()
+    keep = owner != 2
+    test = {k: v[keep] for k, v in made.test.items()}
+    split = made.partitions | {"test": data.natural(owner[keep])[0]}
+    order = split["test"].order
+    count = np.bincount(owner[keep], minlength=6).astype(np.int32)
+    start = (np.cumsum(count) - count).astype(np.int32)
+    split["test"] = data.Partition(order, start, count)
+    return dataclasses.replace(made, test=test, partitions=split)
+
+
+@pytest.mark.parametrize(
+    ("source", "partition", "seeds"), [("iris", "dirichlet", 4), (_people, "natural", 2)]
+)
+def test_every_score_by_hand(source, partition, seeds):
+    """All labels, own labels, worst tenth, intervals, differences, costs from the final models."""
+    given = source if isinstance(source, str) else source()
+    names = ["fedavg", "ditto(lam=0.5)", "dsgd @ ring"]
+    some = {**SMALL, "model": "logistic", "lr": (0.05, 0.2), "byzantine": 1, "seeds": seeds}
+    found = jaxfl.compare(data=given, partition=partition, algorithms=names, **some)
+    known = dataset("iris") if isinstance(given, str) else given
+    labels = known.classes is not None
+    x, y, trained = known.test["x"], known.test["y"], known.train["y"]
+    if not labels:
+        mean, deviation = trained.mean(0), trained.std(0)
+        y, trained = (y - mean) / deviation, (trained - mean) / deviation
+        tenths = np.quantile(known.train["y"].astype(float), np.linspace(0, 1, 11)[1:-1])
+    kind = lambda v: v if labels else np.digitize(deviation * v + mean, tenths)
+
+    def own_weights(split, i):
+        if not labels:
+            mine = np.zeros(len(y))
+            p = known.partitions["test"]
+            mine[p.order[p.start[i] : p.start[i] + p.count[i]]] = 1
+            if mine.any():
+                return mine
+        rows = kind(trained[split.order[split.start[i] : split.start[i] + split.count[i]]])
+        group = kind(y)
+        return np.array([(rows == g).sum() / (group == g).sum() for g in group])
+
+    expected = {k: [] for k in ("score", "own", "worst")}
+    splits = partitions(found.config, known)
+    for state in found.states.values():
+        score, own, worst = [], [], []
+        for s, split in enumerate(splits):
+
+            def outputs(tree, at, s=s):
+                head = jax.tree.map(lambda a: np.asarray(a[s], float)[at], tree["head"])
+                return x @ head["kernel"].T + head["bias"]
+
+            def quality(z, w):
+                if labels:
+                    return w @ (z.argmax(1) == y) / w.sum()
+                return 1 - (w @ np.square(z[:, 0] - y) / w.sum()) / y.var()
+
+            shared = jax.tree.leaves(state.params)[0].ndim == 3
+            n = len(split.count)
+            mine = getattr(state, "personal", state.params)
+            one = jax.tree.leaves(mine)[0].ndim == 3
+            nodes = [()] if shared else range(1, n)  # the first is Byzantine
+            every = [quality(outputs(state.params, i), np.ones(len(y))) for i in nodes]
+            each = np.array(
+                [quality(outputs(mine, () if one else i), own_weights(split, i)) for i in range(n)]
+            )
+            score.append(np.mean(every))
+            own.append(np.average(each[1:], weights=split.count[1:]))
+            worst.append(each[1:].min())
+        for name, values in zip(expected, (score, own, worst), strict=True):
+            expected[name].append(values)
+    values = {k: np.array(v) for k, v in expected.items()}
+    values["difference"] = values["score"] - values["score"][0]
+    values["own_difference"] = values["own"] - values["own"][0]
+    t = 3.182446305284263  # t(.975, 3)
+    rows, cells = found.rows(), found.cells()[1]
+    scale, digits = (100, 1) if labels else (1, 3)
+    for i, row in enumerate(rows):
+        for k, v in enumerate(("score", "difference", "own", "own_difference", "worst")):
+            mine = values[v][i]
+            np.testing.assert_allclose(getattr(row, v), mine.mean(), atol=1e-9, err_msg=v)
+            half = t * mine.std(ddof=1) / 2 if seeds == 4 else np.nan
+            np.testing.assert_allclose(getattr(row, f"{v}_half"), half, atol=1e-9)
+            sign = "+" if "difference" in v else ""
+            spelled = [f"{scale * a:{sign}.{digits}f}" for a in (mine.mean(), min(mine), max(mine))]
+            text = f"{spelled[0]} ({spelled[1]} to {spelled[2]})"
+            if seeds == 4:
+                text = f"{spelled[0]} ± {scale * half:.{digits}f}"
+            text += "†" * (v == "own" and row.personal)
+            assert cells[i][2 + k] == ("" if i == 0 and sign else text)
+    assert [r.personal for r in rows] == [False, True, False, True]
+    np.testing.assert_allclose(found.target, 0.9 * np.median(values["score"][:3].mean(1)))
     best = found.best()
-    final = best["score"].isel(evaluation=-1).values.astype(float)
-    rows = found.rows()
-    t = 12.706204736174698  # t(.975, 1)
-    np.testing.assert_allclose(rows[0].score, final[0].mean())
-    np.testing.assert_allclose(rows[0].score_half, t * final[0].std(ddof=1) / np.sqrt(2))
-    gap = final[1] - final[0]
-    np.testing.assert_allclose(rows[1].difference, gap.mean())
-    np.testing.assert_allclose(rows[1].difference_half, t * gap.std(ddof=1) / np.sqrt(2))
-    assert found.target == 0.9 * np.median(final.mean(1))
+    for i, row in enumerate(rows):
+        reached = best["score"].values[i] >= found.target
+        first = np.where(reached[:, 0], 2, np.where(reached[:, 1], 4, np.inf))
+        assert row.reached == np.isfinite(first).sum()
+        if row.reached:
+            np.testing.assert_allclose(row.rounds, first[np.isfinite(first)].mean())
+    matplotlib.pyplot.close("all")
+
+
+def test_costs_by_hand():
+    found, _ = small()
     model = models.make("mlp", {"x": np.zeros((1, 4))}, 3, hidden=[4])
     sent = 2 * 2 * model.size * 64 / 8e6  # cohort of 2, both ways, float64
     ds = found.results.sel(algorithm="FedAvg").isel(lr=0, seed=0)
     np.testing.assert_allclose(ds["megabytes"], sent * np.arange(1, 5), rtol=1e-6)
     np.testing.assert_allclose(ds["grads"], 2 * 3 * np.arange(1, 5))
-    reached = best["score"].values[0] >= found.target
-    rounds = np.where(reached[:, 0], 2, np.where(reached[:, 1], 4, np.nan))
-    np.testing.assert_allclose(rows[0].rounds, np.nanmean(rounds))
+    alone = found.results.sel(algorithm="Local").isel(lr=0, seed=0)
+    assert (alone["megabytes"] == 0).all() and (alone["grads"] == ds["grads"]).all()
 
 
 def test_equals_simulate():
@@ -188,9 +300,9 @@ def test_columns_from_raw_results():
     splits, costs = partitions(found.config, iris), np.zeros((3, 2, 6, 3))
     for (i, world), seed in itertools.product(enumerate(worlds), range(2)):
         batches = -(-splits[seed].count // 5) if i < 2 else np.ones(n)
-        tape = record_world(world, 6, jax.random.split(jax.random.key(seed))[1])
+        tape = harness.record_world(world, 6, jax.random.split(jax.random.key(seed))[1])
         for t in range(6):
-            net = row(tape, t)
+            net = harness.row(tape, t)
             if i == 0:
                 here, sent, heard = np.asarray(net.idx), np.ones(n), np.ones(n)
             else:
@@ -243,7 +355,7 @@ def test_files():
     assert again.text() == (folder / "table.txt").read_text(encoding="utf-8")
     written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [float(r["score"]) for r in written] == [r.score for r in found.rows()]
-    assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 3
+    assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 4
     assert (
         repr(found) == str(found) == found.text()
         and found.text(200).splitlines()[0] in found._repr_html_()
@@ -252,11 +364,14 @@ def test_files():
 
 def test_table_fits_a_narrow_terminal():
     found, _ = small()
-    wide, narrow = found.text(120), found.text(80)
-    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines()))
-    for words in map(str.split, wide.splitlines()[1:3]):
-        assert all(word in narrow.split() for word in words)
-    assert "…" not in narrow
+    headers, rows = found.cells()
+    for width, tables in ((200, 1), (120, 2), (80, 3)):
+        text = found.text(width)
+        assert max(map(len, text.splitlines())) <= width and "…" not in text
+        lines = text.splitlines()
+        assert sum(line.startswith("algorithm ") for line in lines) == tables
+        words = [w for line in (headers, *rows) for cell in line for w in cell.split()]
+        assert all(word in text.split() for word in words)
 
 
 def test_text_is_text_in_a_notebook_too(monkeypatch):
@@ -274,15 +389,26 @@ def test_pictures():
     found, folder = small()
     before = dict(matplotlib.rcParams)
     axes = found.plot()
-    assert [ax.get_xlabel() for ax in axes] == [
+    assert [ax.get_xlabel() for ax in axes] == 2 * [
         "communication rounds", "sent and received (MB)", "simulated time (s)",
     ]  # fmt: skip
-    assert [len(ax.lines) for ax in axes] == [2, 2, 2]
-    best = found.best()["score"].values[0].mean(0)
-    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), 100 * best)
+    assert [len(ax.lines) for ax in axes] == [3] * 6
+    for k, name in ((0, "score"), (3, "own_score")):
+        best = found.best()[name].values[0].mean(0)
+        np.testing.assert_allclose(axes[k].lines[0].get_ydata(), 100 * best)
+        bars = axes[k].collections[0].get_segments()  # of two seeds: from the one to the other
+        ends = np.sort(100 * found.best()[name].values[0, :, 0])
+        np.testing.assert_allclose(np.array(bars[0])[:, 1], ends)
+    assert axes[0].get_ylabel().startswith("test accuracy, all labels (%)")
+    assert axes[3].get_ylabel().startswith("test accuracy, own labels (%)")
+    assert all("logarithmic in the error" in axes[k].get_ylabel() for k in (0, 3))
     styles = {(line.get_color(), line.get_marker()) for line in axes[0].lines}
-    assert len(styles) == 2
-    (one,) = found.plot(folder / "one.png", against=("grads",), scale="linear", width=3.4)
+    assert len(styles) == 3 and axes[0].lines[2].get_label() == "Local (reference)"
+    flat = axes[1].lines[2].get_ydata()  # what it sends, nothing, has no place on that axis
+    assert flat[0] == flat[1]
+    (one,) = found.plot(
+        folder / "one.png", name="own_accuracy", against=("grads",), scale="linear", width=3.4
+    )
     assert (folder / "one.png").stat().st_size > 10_000
     (folder / "one.png").unlink()
     with pytest.raises(ValueError, match="scale"):
@@ -307,19 +433,20 @@ def test_describe_of_graphs():
 
 
 def test_personal_models_byzantine_clients_and_schedules():
-    """Ditto is scored by its personal models, the others have a schedule for each seed."""
+    """Ditto's own labels are scored by its personal models; schedules differ by seed."""
     names = "ditto", "fedbuff", "gossiplearning @ complete"
     changes = {**SMALL, "algorithms": names, "lr": (0.1,), "byzantine": 1, "failures": 0.2}
     found = jaxfl.compare(**changes)
     ds = found.results.isel(lr=0, evaluation=-1)
-    np.testing.assert_array_equal(ds["personal"], [1, 0, 0])
-    assert "†" in found.cells()[1][0][2] and "†" in found.text()
-    assert (ds["score"][0] != ds["shared_score"][0]).any()
+    np.testing.assert_array_equal(ds["personal"], [1, 0, 0, 1])
+    assert "†" in found.cells()[1][0][4] and "†" in found.text()
+    assert (ds["score"][0] != ds["personal_score"][0]).any()
+    assert np.isnan(ds["personal_score"][1:]).all()
     counts = [p.count for p in partitions(found.config, dataset("iris"))]
     for seed, count in enumerate(counts):
         clients = ds["clients"].values[0, seed]
         mean = np.dot(count[1:], clients[1:]) / count[1:].sum()  # the first is Byzantine
-        np.testing.assert_allclose(ds["score"][0, seed], mean)
+        np.testing.assert_allclose(ds["own_score"][0, seed], mean)
     np.testing.assert_allclose(ds["worst"], ds["clients"].values[..., 1:].min(-1))
     seconds = found.results["seconds"].isel(algorithm=1, lr=0)
     assert (seconds[0] != seconds[1]).any()
@@ -333,11 +460,176 @@ def test_regression_and_objects():
     found = jaxfl.train(
         "fedavg", **SMALL | {"data": table, "model": models.logistic(10, 1), "lr": 0.1}
     )
-    assert found.metric == "r2" and "R²" in found.text() and "worst" not in found.results
+    assert found.metric == "r2" and "R²" in found.text() and "tenths of its targets" in found.text()
     assert found.results["score"].isel(evaluation=-1).max() > 0
     assert len(found.rows()) == 1 and not found.rows()[0].edge
     found.plot()
     matplotlib.pyplot.close("all")
+
+
+def test_the_reference():
+    """Alone it is not there; what is named is not added; nobody attacks it; a name of its own."""
+    few = {**SMALL, "seeds": 1, "rounds": 2, "lr": 0.1, "model": "logistic"}
+    labels = lambda **k: [r.algorithm for r in jaxfl.compare(**few | k).rows()]
+    assert labels(algorithms=["fedavg"], reference="") == ["FedAvg"]
+    assert labels(algorithms=["local", "fedavg"]) == ["Local", "FedAvg"]
+    with pytest.raises(ValueError, match="no algorithm 'locla'"):
+        labels(algorithms=["fedavg"], reference="locla")
+    attack = {"byzantine": 1, "adversary": "dissensus"}  # which needs a graph
+    found = jaxfl.compare(algorithms=["dsgd"], reference="local(steps=1)", **few | attack)
+    assert [r.reference for r in found.rows()] == [False, True]
+    assert found.cells()[1][1][0] == "Local(steps=1)‡"
+    assert float(found.results["grads"][1].max()) == 2 * 2 * 1  # two rounds, two clients, a step
+
+
+def test_who_never_took_part_is_counted():
+    few = {**SMALL, "seeds": 2, "rounds": 2, "lr": 0.1, "model": "logistic", "cohort": 1}
+    found = jaxfl.compare(algorithms=["ditto"], **few)
+    drawn = found.results["untrained"].values
+    assert (drawn >= 2).all() and (drawn[0] == drawn[1]).all()  # one of four, twice
+    assert f"Local: up to {drawn.max()} of 4 clients never took part" in found.text(200)
+    moved = [
+        (a[s, i] != b[s, i]).any()
+        for a in jax.tree.leaves(found.states["Ditto"].personal)
+        for b in [np.broadcast_to(a[:, :1], a.shape)]
+        for s in range(2)
+        for i in range(4)
+    ]
+    assert any(moved)
+
+
+# What a seed draws ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "partition"),
+    [("iris", "dirichlet"), ("diabetes", "dirichlet"), (_people, "natural")],
+    ids=["labels", "targets", "natural"],
+)
+def test_seeds_draw_the_split(source, partition):
+    """Every example trains, validates or tests, another way for every seed, and does only one."""
+    known = dataset(source) if isinstance(source, str) else _people()
+    if partition == "natural":  # whole again: everybody has test examples
+        known = data.from_arrays(*(known.train[k] for k in "xy"), client=_who(known))
+    config = Config.make(
+        data="own", vary="split", partition=partition, clients=4, minimum=2, seeds=3, cohort=2
+    )
+    task = experiment.task(config, known, models.logistic(known.train["x"].shape[1], 3))
+    pool = experiment.pooled(task.data)
+    seen = []
+    for seed, split in enumerate(partitions(config, task.data)):
+        scores = task.scores(split, config, seed)
+        parts = [split.order, *(np.asarray(getattr(scores, k).rows) for k in ("valid", "test"))]
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), range(len(pool["y"])))
+        sizes = [len(getattr(known, k)["y"]) for k in ("train", "valid", "test")]
+        assert np.allclose([len(p) for p in parts], sizes, atol=3)
+        seen.append(set(parts[2].tolist()))
+        if partition == "natural":
+            owner = np.concatenate([experiment.owners(known, k) for k in experiment._PARTS])
+            np.testing.assert_array_equal(np.asarray(scores.test.owner), owner)
+            assert (owner[split.order] == split.owner()).all()
+        if known.classes:
+            shares = [np.bincount(pool["y"][p]) / len(p) for p in parts]
+            np.testing.assert_allclose(shares, shares[:1] * 3, atol=0.05)
+    assert len(set(map(frozenset, seen))) == 3
+    again = experiment.divided(config, task.data, 1)
+    assert again is not None and set(again["test"].tolist()) == seen[1]
+
+
+def _who(known):
+    owner = np.empty(len(known.train["y"]), int)
+    owner[known.partition.order] = known.partition.owner()
+    return owner
+
+
+def test_who_never_trains_cannot_be_drawn():
+    who = np.repeat(np.arange(10), 4)
+    known = data.from_arrays(np.ones((40, 1)), np.arange(40) % 2, client=who, by="clients")
+    with pytest.raises(ValueError, match="clients that never train.*vary='run'"):
+        jaxfl.compare(data=known, partition="natural", vary="split", cohort=2)
+
+
+def test_intervals_cover_what_seeds_draw():
+    """A model that never changes: the interval is nothing but that of the split."""
+    iris = dataset("iris")
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(4, 3)))
+    model = models.from_functions(lambda key: {"w": w}, lambda params, x: x @ params["w"])
+    halves, notes = {}, {}
+    for vary in ("run", "split"):
+        options = {**SMALL, "data": iris, "model": model, "seeds": 4, "lr": 1e-12, "rounds": 2}
+        found = jaxfl.train("fedavg", vary=vary, **options)
+        halves[vary], notes[vary] = found.rows()[0].score_half, found.notes()[1]
+        if vary == "split":
+            pool = experiment.pooled(iris)
+            for seed in range(4):
+                rows = experiment.divided(found.config, iris, seed)
+                hit = (pool["x"] @ np.asarray(w)).argmax(1) == pool["y"]
+                got = found.results["score"].values[0, 0, seed, -1]
+                np.testing.assert_allclose(got, hit[rows["test"]].mean())
+    assert halves["run"] == 0 < 0.01 < halves["split"]
+    assert notes["run"].endswith(
+        "do not cover the split into training, validation and test examples."
+    )
+    assert "A seed draws the split into" in notes["split"] and "do not" not in notes["split"]
+
+
+def test_seeds_draw_the_graph():
+    """Random graphs differ by seed, in one form; without it, and of a ring, there is one."""
+    job = sys.modules["jaxfl.compare"]._job
+    make = lambda text, **k: job(text, Config.make(seeds=3, **k), 20).networks
+    for text in ("dsgd @ erdos_renyi(p=0.2)", "dsgd @ erdos_renyi(p=0.5)", "choco @ regular"):
+        several = make(text, vary="graph", failures=0.1)
+        assert len(several) == 3 and len({jax.tree.structure(a) for a in several}) == 1
+        shapes = {tuple(np.shape(a) for a in jax.tree.leaves(net)) for net in several}
+        assert len(shapes) == 1
+        dense = [np.asarray(comm.to_dense(net.network.w)) for net in several]
+        assert (dense[0] != dense[1]).any() and (dense[1] != dense[2]).any()
+        on = parse(text).on
+        for seed, w in enumerate(dense):
+            own = networks.graph(on.name, 20, seed=seed, **on.options).w
+            np.testing.assert_allclose(w, comm.to_dense(own), atol=1e-12)
+        assert len(make(text)) == 1
+    assert len(make("dsgd @ ring", vary="graph")) == len(make("dsgd @ random_out", vary="all")) == 1
+    many = make("gossiplearning @ erdos_renyi", vary="graph", rounds=20)
+    assert len({jax.tree.structure(a) for a in many}) == 1
+
+
+def test_what_intervals_cover_is_said():
+    covers = lambda *names, **k: experiment.covers(Config.make(algorithms=names, **k))
+    split = "the split into training, validation and test examples"
+    assert covers("fedavg").endswith(f"intervals do not cover {split}.")
+    assert covers("dsgd @ erdos_renyi").endswith(f"do not cover {split} nor the random graph.")
+    assert covers("fedavg", "dsgd", graph="regular", vary="split").endswith("the random graph.")
+    assert covers("dsgd @ erdos_renyi", vary="all").count("not") == 0
+    assert "the partition" not in covers("fedavg", partition="natural")
+    assert "random graph" not in covers("dsgd @ ring", "choco @ random_out", vary="run")
+
+
+def test_divergence_is_seen_in_the_loss():
+    """An r2 of -1e28 is finite and diverged; a huge loss of a classifier that is right is not."""
+    for name, huge in (("diabetes", True), ("iris", False)):
+        config = Config.make(data=name, model="logistic", clients=4, cohort=2)
+        task = experiment.task(config, dataset(name))
+        scores = task.scores(partitions(config, task.data)[0], config, 0)
+        state = FedAvg(lr=0.1).init(task.model.init(jax.random.key(0)), None, None)
+        score = jax.jit(lambda scores, state: scores(state))
+        assert not score(scores, state)["diverged"]
+        x, y = task.data.train["x"], task.data.train["y"]
+        target = np.eye(3)[y] if name == "iris" else y[:, None]
+        kernel = np.linalg.lstsq(x, target, rcond=None)[0].T
+        bias = target.mean(0) * np.ones(len(kernel))
+        fit = {"head": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
+        for factor in (1.0, 1e14):
+            found = score(
+                scores, state._replace(params=jax.tree.map(lambda a, k=factor: k * a, fit))
+            )
+            assert np.isfinite(found["valid_score"])
+            assert found["diverged"] == (huge and factor > 1)
+            if factor > 1:
+                assert found["loss"] > 1e6 and (not huge or found["score"] < -1e20)
+        wrong = jax.tree.map(lambda a: -1e14 * a, fit)
+        assert score(scores, state._replace(params=wrong))["diverged"]
 
 
 # Configuration -------------------------------------------------------------------------------
@@ -405,6 +697,8 @@ REFUSED = [
     ({"byzantine": 20}, "byzantine must be below clients=20"),
     ({"failures": 1.0}, r"failures must be in \[0, 1\)"),
     ({"up": -1.0}, "up must be above 0"),
+    ({"select": "test"}, "select must be auto, all or own, got 'test'"),
+    ({"vary": "seed"}, "vary must be one of run, split, graph, all, got 'seed'"),
     ({"algorithms": ()}, "algorithms must be one name or more"),
     ({"algorithms": "fedavgg"}, "did you mean 'fedavg'"),
     ({"algorithms": "fedavg(mu=1)"}, "FedAvg has no field 'mu'"),

@@ -69,7 +69,7 @@ def own(params, i):
 def test_server_model():
     found = score(metrics.Evaluate(MODEL, EXAMPLES, WEIGHTS), State(ONE))
     clients = np.array([own(ONE, i) for i in range(N)])
-    assert set(found) == {"accuracy", "loss", "clients", "worst"}
+    assert set(found) == {"accuracy", "loss", "own", "own_loss", "clients", "worst"}
     np.testing.assert_allclose(found["accuracy"], accuracy(ONE), atol=1e-12)
     np.testing.assert_allclose(found["loss"], loss(ONE), atol=1e-12)
     np.testing.assert_allclose(found["clients"], clients, atol=1e-12)
@@ -104,7 +104,79 @@ def test_personal_models():
     np.testing.assert_allclose(found["accuracy"], accuracy(ONE), atol=1e-12)
     np.testing.assert_allclose(found["clients"], clients, atol=1e-12)
     mean = (counts * clients).sum() / counts.sum()
-    np.testing.assert_allclose(found["personal"], mean, atol=1e-12)
+    np.testing.assert_allclose(found["own"], mean, atol=1e-12)
+    everywhere = np.mean([accuracy(row(MANY, i)) for i in range(N)])
+    np.testing.assert_allclose(found["personal"], everywhere, atol=1e-12)
+
+
+class Alone(NamedTuple):
+    """Personal models and no other, as of `Local`."""
+
+    params: Any
+
+    @property
+    def personal(self):
+        return self.params
+
+
+@pytest.mark.parametrize(
+    ("state", "model"),
+    [
+        (State(ONE), lambda i: ONE),
+        (State(MANY), lambda i: row(MANY, i)),
+        (Both(ONE, MANY), lambda i: row(MANY, i)),
+        (Alone(MANY), lambda i: row(MANY, i)),
+    ],
+    ids=["shared", "nodes", "personal", "alone"],
+)
+@pytest.mark.parametrize("targets", [False, True], ids=["labels", "targets"])
+def test_own_examples(state, model, targets):
+    """Own examples where a client has some, else all by groups; rows pick what is held out."""
+    groups = RNG.integers(0, CLASSES, TEST)
+    owner = RNG.integers(0, N - 2, TEST)  # two have none, and some examples are nobody's
+    owner[:3] = N
+    rows = RNG.permutation(TEST)[: TEST - 4]
+    y = RNG.normal(size=(TEST, CLASSES)) if targets else Y
+    counts, share = RNG.integers(1, 9, N), (np.arange(N) > 0).astype(float)
+    evaluate = metrics.Evaluate(
+        MODEL, {"x": EXAMPLES["x"], "y": jnp.asarray(y)}, WEIGHTS, share, counts, 5,
+        jnp.asarray(groups), jnp.asarray(owner), jnp.asarray(rows),
+    )  # fmt: skip
+    found = score(evaluate, state)
+    scores, losses = [], []
+    for i in range(N):
+        z = logits(model(i))[rows]
+        if targets:
+            loss = np.square(z - y[rows]).mean(1)
+            variance = np.square(y[rows] - y[rows].mean(0)).mean()
+        else:
+            loss = np.log(np.exp(z).sum(1)) - z[np.arange(len(rows)), y[rows]]
+        w = (owner[rows] == i).astype(float)
+        w = w if w.any() else WEIGHTS[i][groups[rows]]
+        losses.append((w * loss).sum() / w.sum())
+        hits = z.argmax(1) == y[rows] if not targets else None
+        scores.append(1 - losses[-1] / variance if targets else (w * hits).sum() / w.sum())
+    weight = counts * share / (counts * share).sum()
+    np.testing.assert_allclose(found["clients"], scores, atol=1e-12)
+    np.testing.assert_allclose(found["own"], weight @ scores, atol=1e-12)
+    np.testing.assert_allclose(found["own_loss"], weight @ losses, atol=1e-12)
+    np.testing.assert_allclose(found["worst"], min(scores[1:]), atol=1e-12)
+    assert ("personal" in found) == isinstance(state, Both)
+
+
+def test_one_shared_model_scores_the_same_on_own_examples():
+    """The mean by number of own examples is the score on all of them, of targets too."""
+    owner = RNG.integers(0, N, TEST)
+    counts = np.bincount(owner, minlength=N)
+    weights = np.ones((N, 1))
+    for y in (Y, RNG.normal(size=(TEST, CLASSES))):
+        held = {"x": EXAMPLES["x"], "y": jnp.asarray(y)}
+        groups = jnp.zeros(TEST, int)
+        found = score(
+            metrics.Evaluate(MODEL, held, weights, None, counts, 0, groups, jnp.asarray(owner)),
+            State(ONE),
+        )
+        np.testing.assert_allclose(found["own"], found.get("accuracy", found.get("r2")), atol=1e-12)
 
 
 def test_shared_model_as_a_personal_one_has_the_plain_accuracy():
@@ -121,7 +193,7 @@ def test_shared_model_as_a_personal_one_has_the_plain_accuracy():
     )
     same = jax.tree.map(lambda a: jnp.stack([a] * N), ONE)
     found = score(metrics.Evaluate(MODEL, EXAMPLES, weights, counts=split.count), Both(ONE, same))
-    np.testing.assert_allclose(found["personal"], accuracy(ONE), atol=1e-12)
+    np.testing.assert_allclose(found["own"], accuracy(ONE), atol=1e-12)
 
 
 def test_blocks_of_examples():

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib import pyplot
 from matplotlib.text import Text
 
-from jaxfl import networks, plots
+from jaxfl import metrics, networks, plots
 from jaxfl.networks import graphs, spectra, weights
 from jaxfl.plots import style
 from jaxfl.results import final
@@ -106,6 +106,30 @@ def test_learning_curves_of_a_sweep():
     assert len(ax.lines) == 1 and ax.get_ylabel() == "loss"
     (ax,) = plots.learning_curves(ds.sel(lr=0.1, algorithm="FedAvg"), "grads", by="alpha")
     assert len(ax.lines) == 2
+
+
+def test_the_score_is_named_and_few_seeds_are_a_range():
+    """Bands of four seeds, bars of three; a row of panels for every score."""
+    ds = sweep().sel(alpha=1.0, lr=0.1)
+    ds = ds.assign(own_accuracy=ds["accuracy"] + 0.02)
+    names = ("accuracy", "own_accuracy")
+    axes = plots.learning_curves(ds, ("rounds", "megabytes"), name=names, width=5.5)
+    whole(axes)
+    labels = [f"test accuracy, {k} labels (%)\nlogarithmic in the error" for k in ("all", "own")]
+    assert [ax.get_ylabel() for ax in axes] == [labels[0], "", labels[1], ""]
+    np.testing.assert_allclose(axes[2].lines[0].get_ydata(), axes[0].lines[0].get_ydata() + 2)
+    scores = 100 * ds["own_accuracy"][0].values
+    ends = np.array(axes[2].collections[0].get_segments())[..., 1]
+    np.testing.assert_allclose(ends, np.stack([scores.min(0), scores.max(0)], 1))
+    (ax,) = plots.learning_curves(ds, "rounds", scale="linear", width=3.3)
+    assert ax.get_ylabel() == "test accuracy, all labels (%)"
+    four = xr.concat([ds, ds.isel(seed=[0]).assign_coords(seed=[3])], "seed")
+    (ax,) = plots.learning_curves(four, "rounds", width=3.3)
+    band = ax.collections[0].get_paths()[0].vertices
+    mean, half = metrics.t_interval(100 * four["accuracy"][0].transpose("round", "seed").values)
+    assert np.isclose(band[:, 1].max(), (mean + half).max())
+    (ax,) = plots.learning_curves(ds.isel(seed=[0]), "rounds", width=3.3)
+    assert not ax.collections
 
 
 def test_what_is_too_much_says_what_to_select():
@@ -233,7 +257,7 @@ def test_ecdf():
     ax = plots.ecdf({"ours": [0.5, 0.7], "gone": [np.nan, 0.1]})
     np.testing.assert_allclose(ax.lines[0].get_xdata()[1:], [50, 70])
     assert [ln.get_label() for ln in ax.lines] == ["ours", "gone (diverged)"]
-    with pytest.raises(ValueError, match="regression"):
+    with pytest.raises(ValueError, match="no 'client_accuracy', the scores of clients"):
         plots.ecdf(ds.drop_vars("client_accuracy"))
 
 
@@ -310,6 +334,10 @@ def test_partition():
         _, ax = pyplot.subplots(figsize=(3.3, 1.8), layout="constrained")
     whole(plots.partition(counts, ax=ax))
     assert len(ax.collections[0].get_offsets()) == (counts > 0).sum()
+    above, right = ax.child_axes  # totals of the clients, and of the labels
+    assert [bar.get_height() for bar in above.patches] == counts.sum(1).tolist()
+    assert [bar.get_width() for bar in right.patches] == counts.sum(0).tolist()
+    assert above.get_xlim() == ax.get_xlim() and right.get_ylim() == ax.get_ylim()
     ax = plots.partition(rng.integers(0, 50, (500, 62)))  # too many for dots
     np.testing.assert_array_equal(ax.images[0].get_array().shape, (62, 500))
     whole(ax)

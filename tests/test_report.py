@@ -101,7 +101,7 @@ def test_of_a_sweep(tmp_path, capsys):
         "Final score",
         "validation scores",
         "cost",
-        "Accuracy across",
+        "Scores of clients on their own labels",
         "Distance",
     )
     for kind in kinds:

@@ -142,7 +142,7 @@ def test_the_worst_case():
 def test_the_summary():
     ds = ends(made(0.0), (1, 2, 0, 0), 20, 3)
     headers, rows = results.Summary(ds).cells()
-    assert headers == ["algorithm", "adversary", "lr", "validation [%]", "test [%]"]
+    assert headers == ["algorithm", "adversary", "lr", "validation [%]", "all labels [%]"]
     assert rows[0][:4] == ["a", "x", "0.3", "70.0 ± 0.0"] and rows[3][2] == "1*"
     assert any("wider one" in note for note in results.Summary(ds).notes())
 
@@ -152,3 +152,53 @@ def test_points_are_named_in_the_summary():
     ds = ds.assign_coords(point=range(3), mu=("point", [0.0, 0.1, 1.0]), w=("point", [*"abc"]))
     headers, rows = results.Summary(ds).cells()
     assert headers[1] == "point" and [row[1] for row in rows] == ["mu 0.1, w b", "mu 1, w c"]
+
+
+def test_methods_with_personal_models_are_chosen_on_their_own_labels():
+    """`valid_choice` is there where it differs, and is what chooses."""
+    ds = made(0.0).isel(adversary=0)
+    ds["valid_choice"] = ds["valid_accuracy"].copy()
+    ds["valid_choice"][1, 0] = 0.95  # of "b" the own labels like the least rate
+    assert results.choice(ds) == "valid_choice"
+    assert results.choice(ds.drop_vars("valid_choice")) == "valid_accuracy"
+    assert results.best(ds, quiet=True).lr.values.tolist() == [0.3, 0.1]
+    ds = ds.assign(own_accuracy=ds["accuracy"] + 0.01, worst=ds["accuracy"] - 0.1)
+    headers, rows = results.Summary(ds).cells()
+    assert headers[2:] == ["validation [%]", "all labels [%]", "own labels [%]", "worst tenth"]
+    assert rows[1][1] == "0.1*" and rows[1][2] == "95.0 ± 0.0" and rows[0][4] == "76.0 ± 0.0"
+    assert any("own labels for personal models" in note for note in results.Summary(ds).notes())
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 4])
+def test_few_seeds_have_a_range_and_no_t_interval(seeds):
+    ds = made().isel(seed=range(seeds))
+    a = ds.accuracy.values[..., -1]
+    found, pairs = results.interval(ds), results.paired(ds, "algorithm", "a")
+    for one, values in ((found, a), (pairs, a - a[:1])):
+        np.testing.assert_allclose(one["mean"], values.mean(-1))
+        if seeds < 4:
+            np.testing.assert_allclose(one["low"], values.min(-1))
+            np.testing.assert_allclose(one["high"], values.max(-1))
+            assert np.isnan(one["half"]).all()
+        else:
+            np.testing.assert_allclose(one["high"] - one["mean"], one["half"])
+            np.testing.assert_allclose(one["mean"] - one["low"], one["half"])
+    assert np.isnan(pairs["p"]).all() == (seeds < 4)
+    text = results.Summary(ds).cells()[1][0][4]
+    assert ("±" in text, "to" in text) == (seeds == 4, seeds in (2, 3))
+
+
+def test_a_seed_that_diverged_leaves_no_mean():
+    """Not that of the others, in any answer; chosen only where no setting is without."""
+    ds = ends(made(0.0), (1, 2, 0, 3), 20, 3)
+    place = dict(algorithm="b", lr=1.0, adversary="x")
+    for found in (results.interval(ds), results.paired(ds, "lr", 0.1)):
+        assert all(np.isnan(float(found[k].sel(place))) for k in found)
+    every = made(0.0)
+    for k, seeds in enumerate([(0, 1), (0,), (0, 1, 2)]):
+        for seed in seeds:
+            every = ends(every, (0, k, 0, seed), 20, 3)
+    chosen = results.best(every, quiet=True)
+    assert chosen.lr.sel(algorithm="a").values.tolist() == [0.3, 0.3]
+    assert (chosen["status"].sel(algorithm="a", adversary="x") == 3).sum() == 1
+    assert results.Summary(every).cells()[1][0][3:] == ["1 of 4 diverged", "–"]

@@ -153,7 +153,8 @@ def test_labels_and_shapes(small):
 def test_a_run_has_the_numbers_of_a_comparison(small):
     ds, _ = small
     for alpha in (0.3, 3.0):
-        found = jaxfl.compare(algorithms=["fedavg"], seeds=2, alpha=alpha, lr=OVER["lr"], **SMALL)
+        options = {"seeds": 2, "alpha": alpha, "lr": OVER["lr"], "reference": ""}
+        found = jaxfl.compare(algorithms=["fedavg"], **options, **SMALL)
         old = found.results.isel(algorithm=0)
         new = ds.sel(alpha=alpha)
         live = ~np.asarray(new.status == 3)
@@ -179,7 +180,7 @@ def test_networks_of_all_kinds_have_the_numbers_of_a_comparison():
     options = {**SMALL, "lr": 0.1, "byzantine": 1, "adversary": "signflip", "failures": 0.2}
     ds = jaxfl.sweep({"failures": [0.0, 0.2], "seed": 2}, algorithms=names, devices=1,
                      **{k: v for k, v in options.items() if k != "failures"})  # fmt: skip
-    old = jaxfl.compare(algorithms=names, seeds=2, **options).results.isel(lr=0)
+    old = jaxfl.compare(algorithms=names, seeds=2, reference="", **options).results.isel(lr=0)
     new = ds.sel(failures=0.2)
     np.testing.assert_allclose(new.accuracy, old.score, rtol=1e-9)
     np.testing.assert_allclose(new.seconds, old.seconds.isel(round=[1, 3]), rtol=1e-9)
@@ -201,6 +202,38 @@ def test_a_run_that_diverges_leaves(small):
     assert np.isnan(bad.megabytes.isel(round=1)).all()
     meanings = ds.status.attrs["flag_meanings"].split()
     assert meanings[3] == "diverged" and len(meanings) == len(ds.status.attrs["flag_values"])
+
+
+def test_a_run_whose_loss_is_absurd_has_diverged():
+    """A finite r2 of minus a million: it ran to the end, and counts as diverged there."""
+    options = {**SMALL, "data": "diabetes", "model": "logistic"}
+    ds = jaxfl.sweep({"lr": [0.03, 3.0], "seed": 2}, devices=1, **options)
+    assert np.isfinite(ds.r2).all() and (ds.r2.sel(lr=3.0).isel(round=-1) < -1e3).all()
+    assert ds.status.values.tolist() == [[0, 0], [3, 3]] and (ds.stopped == 4).all()
+    assert np.isnan(results.final(ds).sel(lr=3.0)).all()
+    found = jaxfl.compare(algorithms=["fedavg"], seeds=2, lr=(0.03, 3.0), reference="", **options)
+    assert found.results["diverged"].values.tolist() == [[[0, 0], [1, 1]]]
+    np.testing.assert_allclose(ds.client_r2[0], found.results["clients"][0, 0, :, -1], rtol=1e-9)
+
+
+def test_two_scores_and_what_seeds_draw_are_those_of_a_comparison():
+    """Split and graph by seed, personal models, and runs of both kinds side by side."""
+    names = ["ditto", "dsgd @ erdos_renyi(p=0.3)"]
+    options = {**SMALL, "lr": 0.1, "clients": 6, "model": "logistic"}
+    ds = jaxfl.sweep({"vary": ["run", "all"], "seed": 2}, algorithms=names, devices=1, **options)
+    for vary in ("run", "all"):
+        options["vary"] = vary
+        old = jaxfl.compare(algorithms=names, seeds=2, reference="", **options).results.isel(lr=0)
+        new = ds.sel(vary=vary)
+        pairs = {"accuracy": "score", "own_accuracy": "own_score", "worst": "worst"}
+        pairs |= {"valid_own_accuracy": "valid_own_score", "personal_accuracy": "personal_score"}
+        for name, other in pairs.items():
+            np.testing.assert_allclose(new[name], old[other], rtol=1e-9, err_msg=name)
+        np.testing.assert_array_equal(new.valid_choice[0], new.valid_own_accuracy[0])
+        np.testing.assert_array_equal(new.valid_choice[1], new.valid_accuracy[1])
+    assert (ds.loss.sel(vary="run") != ds.loss.sel(vary="all")).all()
+    notes = results.Summary(ds).notes()
+    assert any("intervals do not cover the split" in note for note in notes)
 
 
 def test_early_stops_change_no_other_run(monkeypatch):
@@ -399,6 +432,7 @@ def test_a_full_disk_loses_nothing(small, tmp_path, monkeypatch):
         ({"mu": [1.0]}, {}, "has 'mu'"),  # FedAvg has none
         ({"compress.fraction": [1.0]}, {}, "none of these settings has"),
         ({"rounds": [10, 20]}, {}, "rounds cannot be swept"),
+        ({"select": ["own", "all"]}, {}, "select cannot be swept"),
         ({"alpha": [0.1]}, {"alpha": 1.0}, "both swept and set"),
         ({"algorithm": ["fedavg"]}, {"algorithms": ["dsgd", "fedavg"]}, "both swept and set"),
         ({"algorithm": ["fedagv"]}, {}, "did you mean 'fedavg'"),

@@ -20,6 +20,7 @@ from jaxfl.algorithms import (
     FedOpt,
     FedProx,
     GradientTracking,
+    Local,
     MoNNA,
     Scaffold,
 )
@@ -76,7 +77,7 @@ def test_where_it_ends(case):
     if case.fixed is not None:
         expected = case.fixed(Q)
     elif case.limit is not None:
-        expected = case.limit(Q, alg, np.asarray(comm.to_dense(network.w)))
+        expected = case.limit(Q, alg, network)
     else:
         steps = getattr(alg, "epochs", 0) or getattr(alg, "steps", 1)
         record = full_record(record_world(network, rounds), rounds, steps)
@@ -197,6 +198,14 @@ def test_degenerate_cases(name):
     )
     np.testing.assert_allclose(_mean(a), _mean(b), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(a.history.loss, b.history.loss, rtol=1e-12, atol=1e-12)
+
+
+def test_personal_models_that_nothing_pulls_train_alone():
+    """Ditto(lam=0)'s personal models are Local's, under the same cohorts and key."""
+    ditto = play(Ditto(lr=0.05, lam=0.0, steps=3), _world("cohort"), rounds=10).state.state
+    alone = play(Local(lr=0.05, steps=3), _world("cohort"), rounds=10).state.state
+    np.testing.assert_allclose(alone.personal, ditto.personal, rtol=1e-12, atol=1e-12)
+    assert alone.personal is alone.params
 
 
 def test_one_local_step_of_everyone_is_gradient_descent():

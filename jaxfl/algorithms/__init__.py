@@ -11,6 +11,7 @@ from jaxfl.algorithms.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
 from jaxfl.algorithms.fedprox import FedProx
 from jaxfl.algorithms.gossip_learning import GossipLearning
 from jaxfl.algorithms.gradient_tracking import GradientTracking
+from jaxfl.algorithms.local_only import Local
 from jaxfl.algorithms.monna import MoNNA
 from jaxfl.algorithms.scaffold import Scaffold
 from jaxfl.algorithms.sgp import SGP
@@ -26,6 +27,7 @@ ALGORITHMS = {
         FedYogi,
         Scaffold,
         Ditto,
+        Local,
         DSGD,
         GradientTracking,
         ExactDiffusion,

@@ -1,7 +1,7 @@
 """Networks of nodes: fixed and time-varying graphs, link failures, churn, and who is Byzantine."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -252,6 +252,39 @@ def _widen(idx, w, back, k):
         np.concatenate([w, np.zeros((n, extra))], 1),
         np.concatenate([back, np.zeros((n, extra), back.dtype)], 1),
     )
+
+
+def level(networks: Sequence[Any]) -> list[Any]:
+    """Networks of one kind whose mixing weights have one form and size: stack them, and `vmap`.
+
+    Args:
+        networks: which differ in their graphs only.
+
+    Example:
+        >>> several = [networks.graph("erdos_renyi", 8, seed=s) for s in range(3)]
+        >>> leaves = [jax.tree.leaves(one)[0].shape for one in networks.level(several)]
+        >>> len(set(leaves))
+        1
+    """
+    forms = (comm.Dense, comm.Near, comm.Shifts)
+    flat = [jax.tree.flatten(one, is_leaf=lambda a: isinstance(a, forms)) for one in networks]
+    columns = []
+    for column in zip(*(leaves for leaves, _ in flat), strict=True):
+        if isinstance(column[0], forms) and len({_form(w) for w in column}) > 1:
+            if any(isinstance(w, comm.Dense) for w in column):
+                column = [comm.Dense(comm.to_dense(w)) for w in column]
+            else:
+                near = [comm.to_near(w) for w in column]
+                k = max(w.idx.shape[1] for w in near)
+                parts = ((np.asarray(a) for a in (w.idx, w.w, w.back)) for w in near)
+                column = [comm.Near(*map(jnp.asarray, _widen(*part, k))) for part in parts]
+        columns.append(column)
+    rows = zip(*columns, strict=True)
+    return [jax.tree.unflatten(tree, row) for row, (_, tree) in zip(rows, flat, strict=True)]
+
+
+def _form(w):
+    return jax.tree.structure(w), tuple(jnp.shape(a) for a in jax.tree.leaves(w))
 
 
 def _pairs(sources, links):

@@ -16,7 +16,8 @@ def partition(
 ) -> "Axes":
     """Who holds what: the area of a dot is the number of a client's examples with a label.
 
-    Where dots would be too small to see, colours take their place.
+    Where dots would be too small to see, colours take their place. Bars beside it are totals: the
+    examples of each client above, those of each label at the right.
 
     Args:
         counts: `[n, classes]`, `partition.describe(labels)["histogram"]`.
@@ -26,39 +27,59 @@ def partition(
     Example:
         >>> y = data.load("iris").train["y"]
         >>> ax = plots.partition(data.shards(y, n=6).describe(y)["histogram"], title="iris")
-        >>> ax.get_title(), ax.get_xlabel()
-        ('iris', 'client')
+        >>> ax.get_xlabel(), len(ax.child_axes[0].patches)
+        ('client', 6)
     """
-    from matplotlib import colors
+    from matplotlib import colors, ticker
 
     counts = np.asarray(counts)
     n, classes = counts.shape
-    width, height = np.clip(0.9 + 0.15 * n, 2.6, 7.0), np.clip(0.7 + 0.17 * classes, 1.6, 6)
+    width, height = np.clip(1.3 + 0.15 * n, 2.9, 7.0), np.clip(1.3 + 0.17 * classes, 2.2, 6.5)
     with style.panel(ax, height, width) as ax:
+        ax.figure.canvas.draw()
         box = ax.get_window_extent()
-        cell = min(box.width / n, box.height / classes) * 72 / ax.figure.dpi
+        tall = min(0.3, 35 / box.height * ax.figure.dpi / 72)  # of the bars, in parts of the axes
+        wide = min(0.3, 40 / box.width * ax.figure.dpi / 72)
+        above = ax.inset_axes((0, 1.03, 1, tall), sharex=ax)
+        right = ax.inset_axes((1.02, 0, wide, 1), sharey=ax)
+        box = ax.get_window_extent()
+        cell = min(box.width / n / (1 + wide), box.height / classes / (1 + tall))
+        cell *= 72 / ax.figure.dpi
         if cell < 4:
             look: dict[str, Any] = {"cmap": "Blues", "origin": "lower", "aspect": "auto"}
             image = ax.imshow(counts.T, norm=colors.PowerNorm(0.5, 0, counts.max()), **look)
-            bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
-            bar.set_label("examples")
+            place = ax.inset_axes((1.05 + wide, 0, 0.03, 1))
+            ax.figure.colorbar(image, cax=place).set_label("examples")
         else:
             client, label = np.nonzero(counts)
             area = counts[client, label] / max(counts.max(), 1) * (0.95 * cell) ** 2
             ax.scatter(client, label, s=area, color=style.COLOURS[0], linewidths=0)
             ax.set(xlim=(-0.7, n - 0.3), ylim=(-0.7, classes - 0.3))
             style.grid(ax)
+        bars: dict[str, Any] = {"color": style.COLOURS[0], "alpha": 0.5, "linewidth": 0}
+        above.bar(range(n), counts.sum(1), 0.8, **bars)
+        right.barh(range(classes), counts.sum(0), 0.8, **bars)
+        above.set_ylabel("examples", size=6)
+        right.set_xlabel("examples", size=6)
+        for side, axis in ((above, above.yaxis), (right, right.xaxis)):
+            other = side.xaxis if axis is side.yaxis else side.yaxis
+            other.set_tick_params(length=0, which="both", **{_INNER[other.axis_name]: False})
+            axis.set_major_locator(ticker.MaxNLocator(2, integer=True))
+            axis.set_tick_params(labelsize=6)
         ax.set(xlabel="client", ylabel="label")
         ax.set_xticks(range(0, n, max(1, -(-n // 20))))
         ax.set_yticks(range(0, classes, max(1, -(-classes // 20))))
         if title:
-            ax.set_title(title)
+            above.set_title(title)
         style.thin(ax)
     return ax
 
 
+_INNER = {"x": "labelbottom", "y": "labelleft"}
+
+
 def ecdf(results: Any, *, by: str | None = None, ax: Any = None) -> "Axes":
-    """How accuracy is spread over clients: the share of clients with at most that accuracy.
+    """How scores on own labels are spread: the share of clients with at most that score.
 
     All seeds together. Byzantine clients, the first ones, are left out.
 
@@ -77,33 +98,36 @@ def ecdf(results: Any, *, by: str | None = None, ax: Any = None) -> "Axes":
         >>> ax.get_ylabel()
         'share of clients'
     """
-    title = ""
+    title, factor, words = "", 100, "test accuracy, own labels, of a client (%)"
     if not (hasattr(results, "data_vars") or hasattr(results, "best")):
         found = [(k, style.look(i, k), np.ravel(v)) for i, (k, v) in enumerate(results.items())]
     else:
         ds = style.results(results)
-        if "client_accuracy" not in ds:
-            raise ValueError("results have no accuracies of clients: they are of a regression")
+        name = f"client_{style.metric(ds)}"
+        if name not in ds:
+            raise ValueError(f"results have no {name!r}, the scores of clients; name another sweep")
         by = style.colour_by(ds, by)
-        style.only(ds["client_accuracy"], [by] if by else [], "ecdf")
+        style.only(ds[name], [by] if by else [], "ecdf")
+        if not style.percent(ds, name):
+            factor, words = 1, "test R², own labels, of a client"
         title = style.titled(ds, by)
         found = [
             (
                 label,
                 look,
-                one["client_accuracy"].transpose("client", "seed").values[_byzantine(one) :],
+                one[name].transpose("client", "seed").values[_byzantine(one) :],
             )
             for label, look, one in style.lines(ds, by)
         ]
     own = ax is None
     with style.panel(ax) as ax:
         for label, look, values in found:
-            values = 100 * np.ravel(values).astype(float)
+            values = factor * np.ravel(values).astype(float)
             if not len(values) or not np.isfinite(values).all():
                 ax.plot([], [], label=f"{label} (diverged)", **look | {"marker": ""})
                 continue
             ax.ecdf(values, label=label or None, **look | {"marker": ""})
-        ax.set(xlabel="test accuracy (%) of a client", ylabel="share of clients", ylim=(0, 1))
+        ax.set(xlabel=words, ylabel="share of clients", ylim=(0, 1))
         ax.autoscale(axis="x")
         style.grid(ax)
         style.legend(ax, own, title)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxfl import metrics
 from jaxfl.plots import style
 
 if TYPE_CHECKING:
@@ -241,13 +240,11 @@ def consensus(
         firsts = []
         for label, look, values in found:
             look = look | {"marker": look["marker"] if len(at) <= 30 else ""}
-            mean, half = metrics.t_interval(np.log(values).T)  # of the logarithm: the axis is one
-            ax.plot(at, np.exp(mean), label=label or None, **look)
-            half = np.nan_to_num(half)
-            low, high = np.exp(mean - half), np.exp(mean + half)
-            ax.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
+            logs = np.log(values).T  # intervals of the logarithm: the axis is one
+            mean = style.spread(ax, at, logs, look["color"], exp=True)
+            ax.plot(at, mean, label=label or None, **look)
             first = np.isfinite(mean).argmax()
-            firsts.append((float(np.exp(mean[first])), at[first], look["color"], label))
+            firsts.append((float(mean[first]), at[first], look["color"], label))
         ax.set_yscale("log")
         low, high = ax.get_ylim()
         rates = {k: _gap(v) for k, v in {str(k): v for k, v in named.items()}.items()}

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxfl import metrics
 from jaxfl.plots import style
-from jaxfl.results import final
+from jaxfl.results import choice, final
 from jaxfl.types import nearest
 
 if TYPE_CHECKING:
@@ -28,12 +27,14 @@ def learning_curves(
     against: Sequence[str] = ("rounds", "megabytes", "seconds"),
     *,
     by: str | None = None,
-    name: str = "",
+    name: str | Sequence[str] = "",
     scale: str = "error",
     width: float = 5.5,
     axes: Any = None,
 ) -> "list[Axes]":
-    """Scores against costs: means and 95% t bands over seeds; of a comparison at the chosen rates.
+    """Scores against costs: means over seeds; of a comparison at the chosen rates.
+
+    Bands are 95% t intervals, below 4 seeds bars go from the least to the largest.
 
     Accuracies are drawn on a logarithmic scale of the error, which keeps the best ones apart. Lines
     of server methods are solid, of decentralised ones dashed. A line ends where the first of its
@@ -44,11 +45,12 @@ def learning_curves(
         against: any of "rounds", "megabytes", "bits", "seconds", "grads"; a panel each, all but
             rounds logarithmic.
         by: the dimension of a sweep that gets colours; "algorithm" by default, or the only one.
-        name: what is drawn: "accuracy" or "r2" by default, "loss", "worst", "train_loss", ...
+        name: what is drawn: "accuracy" or "r2" (on all labels) by default, "own_accuracy", "loss",
+            "worst", "train_loss", ...; of several, each in a row of panels.
         scale: of accuracies: "error" or "linear".
         width: of the figure in inches; below 4.5, one column of a two-column page, panels are
             stacked.
-        axes: matplotlib axes to draw on, one per panel; a new figure by default.
+        axes: matplotlib axes to draw on, one per panel, row by row; a new figure by default.
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select.
@@ -70,47 +72,55 @@ def learning_curves(
     for cost in against:
         _known(cost)
     ds = style.results(results)
-    name, by = name or style.metric(ds), style.colour_by(ds, by)
-    style.only(style.variable(ds, name), [by] if by else [], "learning_curves")
-    factor = 100 if style.percent(ds, name) else 1
+    by = style.colour_by(ds, by)
+    drawn = [name or style.metric(ds)] if isinstance(name, str) else list(name)
+    for one in drawn:
+        style.only(style.variable(ds, one), [by] if by else [], "learning_curves")
     with mpl.rc_context(style.STYLE):
-        own = axes is None
+        own, tall = axes is None, width < 4.5
         if own:
-            tall = width < 4.5
-            shape = (len(against), 1) if tall else (1, len(against))
-            height = 1.75 * len(against) + 0.5 if tall else 2.45
+            panels = len(drawn) * len(against)
+            shape = (panels, 1) if tall else (len(drawn), len(against))
+            height = (1.75 * panels if tall else 1.95 * len(drawn)) + 0.5
+            share = "row" if len(drawn) > 1 else True
             _, axes = pyplot.subplots(
-                *shape, figsize=(width, height), sharey=True, squeeze=False, layout="constrained"
+                *shape, figsize=(width, height), sharey=share, squeeze=False, layout="constrained"
             )
         axes = list(np.ravel(axes))
-        for label, look, one in style.lines(ds, by):
-            scores = factor * one[name].transpose("round", "seed").values.astype(float)
-            mean, half = metrics.t_interval(scores)
-            half, live = np.nan_to_num(half), np.isfinite(mean)
-            last = live.nonzero()[0].max(initial=-1)
-            cross = last >= 0 and bool(style.diverged(one).any())
-            for ax, cost in zip(axes, against, strict=True):
-                x = _cost(one, cost).broadcast_like(one[name]).mean("seed").values
-                ax.plot(x, mean, label=label or None, **look)
-                low, high = mean - half, mean + half
-                ax.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
-                if cross:
-                    ax.plot(x[last], mean[last], "x", color=look["color"], markersize=7, mew=1.4)
-        for ax, cost in zip(axes, against, strict=True):
+        places = [(one, cost) for one in drawn for cost in against]
+        for ax, (one, cost) in zip(axes, places, strict=True):
+            _curves(ax, ds, by, one, cost)
             ax.set_xlabel(_AGAINST[cost])
             if cost == "rounds":
                 ax.set_xlim(left=0)
             else:
                 style.logarithmic(ax.xaxis)
             style.grid(ax)
-            if name in (style.metric(ds), f"valid_{style.metric(ds)}", "worst"):
-                style.vertical(ax, factor * ds[name].values, factor == 100 and scale == "error")
-        rows = {ax.get_subplotspec().rowspan.start for ax in axes if ax.get_subplotspec()}
-        for ax in axes if len(rows) > 1 else axes[:1]:
-            ax.set_ylabel(style.words(ds, name))
+            if tall or cost == against[0]:
+                ax.set_ylabel(style.words(ds, one))
+            if style.scored(ds, one):
+                factor = 100 if style.percent(ds, one) else 1
+                values = factor * ds[one].values
+                style.vertical(ax, values, factor == 100 and scale == "error")
         style.legend(axes[0], own, style.titled(ds, by))
         axes[0].figure.canvas.draw()
     return axes
+
+
+def _curves(ax, ds, by, name, cost):
+    """The lines of a panel."""
+    factor = 100 if style.percent(ds, name) else 1
+    for label, look, one in style.lines(ds, by):
+        scores = factor * one[name].transpose("round", "seed").values.astype(float)
+        x = _cost(one, cost).broadcast_like(one[name]).mean("seed", skipna=False).values
+        mean = style.spread(ax, x, scores, look["color"])
+        last = np.isfinite(mean).nonzero()[0].max(initial=-1)
+        if last >= 0 and cost != "rounds" and not x[last]:  # free: nowhere on a logarithmic axis
+            ax.axhline(mean[last], label=label or None, **look | {"marker": ""})
+            continue
+        ax.plot(x, mean, label=label or None, **look)
+        if last >= 0 and bool(style.diverged(one).any()):
+            ax.plot(x[last], mean[last], "x", color=look["color"], markersize=7, mew=1.4)
 
 
 def heatmap(
@@ -145,7 +155,7 @@ def heatmap(
     from matplotlib import colors, patches
 
     ds = style.results(results)
-    valid = f"valid_{style.metric(ds)}"
+    valid = choice(ds)
     name = name or valid
     values = final(ds, name)
     style.only(values, [x, y], "heatmap")
@@ -172,6 +182,7 @@ def heatmap(
         bar.set_label(textwrap.fill(style.words(ds, name), max(12, 5 * rows)))
         bar.outline.set_visible(False)
         if error:
+            bar.set_label(f"{bar.ax.get_ylabel()}\n{style.SCALE}")
             bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
             bar.set_ticks([], minor=True)
         for axis, dim, count in ((ax.xaxis, x, columns), (ax.yaxis, y, rows)):
@@ -257,8 +268,8 @@ def robustness(
 ) -> "Axes":
     """Final scores against the number or strength of attackers, or against any other numbers.
 
-    Means and 95% t bands over seeds. Where a seed diverged there is no mean, but a cross at the
-    bottom.
+    Means over seeds and 95% t bands, below 4 seeds bars from the least to the largest. Where a seed
+    diverged there is no mean, but a cross at the bottom.
 
     Args:
         results: of `jaxfl.sweep`.
@@ -299,10 +310,7 @@ def robustness(
         lost = []
         for label, look, one in style.lines(ds, by):
             scores = factor * final(one, name).transpose(x, "seed").values.astype(float)
-            mean, half = metrics.t_interval(scores)
-            ax.plot(at, mean, label=label or None, **look)
-            half = np.nan_to_num(half)
-            ax.fill_between(at, mean - half, mean + half, color=look["color"], alpha=0.13, lw=0)
+            ax.plot(at, style.spread(ax, at, scores, look["color"]), label=label or None, **look)
             lost.append((look["color"], style.diverged(one).any("seed").values))
         if chance is not None:
             ax.axhline(factor * chance, color="0.4", linewidth=0.8, linestyle=":")
@@ -354,7 +362,7 @@ def pareto(
 
     _known(cost)
     ds = style.results(results)
-    name, valid = name or style.metric(ds), f"valid_{style.metric(ds)}"
+    name, valid = name or style.metric(ds), choice(ds)
     style.variable(ds, name)
     ds = ds.assign(cost=_cost(ds, cost).broadcast_like(ds[name]))
     points = ds[["cost", name, valid, *(k for k in ("status", "stopped") if k in ds)]]
@@ -369,7 +377,7 @@ def pareto(
     rest = [d for d in dims if d != by]
     names = {d: style.names(ds, d) for d in dims}
     costs = costs.transpose(*scores.dims)
-    found = []  # cost, score, colour's index, label
+    found, free = [], []  # cost, score, colour's index, label; what costs nothing
     for at in np.ndindex(*scores.shape):
         place = dict(zip(map(str, scores.dims), at))
         texts = [
@@ -377,7 +385,9 @@ def pareto(
             for d in rest
         ]
         values = float(costs.values[at]), float(scores.values[at])
-        if np.isfinite(values).all():
+        if np.isfinite(values).all() and not values[0]:
+            free.append((values[1], ", ".join(texts)))
+        elif np.isfinite(values).all():
             found.append((*values, place.get(by, 0), ", ".join(texts)))
     if not found:
         raise style.Nothing("pareto has nothing to draw: every setting diverged")
@@ -398,6 +408,8 @@ def pareto(
                 ax.scatter(*mine.T, s=16, alpha=alpha, lw=0, zorder=3, clip_on=False, **dots)
             if by:
                 ax.scatter([], [], s=16, linewidths=0, label=names[by][i], **dots)
+        for level, label in free:
+            ax.axhline(level, color="0.45", linestyle=":", lw=1.0, label=f"{label}, at no cost")
         ax.margins(x=0.12)
         if min(p[0] for p in found) > 0 and cost != "rounds":
             style.logarithmic(ax.xaxis)

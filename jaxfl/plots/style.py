@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxfl import metrics
+
 if TYPE_CHECKING:
     import xarray
     from matplotlib.axes import Axes
@@ -38,6 +40,7 @@ STYLE: Any = {
     "text.parse_math": False,  # a dollar sign in somebody's name is one
     "savefig.pad_inches": 0.02,
 }
+REFERENCE = " (reference)"  # ends the name of what is there to compare with
 _TICKS = (0, 20, 50, 80, 90, 95, 98, 99, 99.5, 99.8)
 _RUN = ("seed", "round", "client")  # dimensions of a run, not of a sweep
 
@@ -121,6 +124,8 @@ def look(i: int, label: str, position: float | None = None) -> dict[str, Any]:
     colour = COLOURS[i % len(COLOURS)]
     if position is not None:
         colour = colormaps["viridis"](0.9 * position)
+    if label.endswith(REFERENCE):
+        return {"color": "0.45", "linestyle": ":", "marker": "", "linewidth": 1.3}
     return {
         "color": colour,
         "linestyle": (0, (3.5, 1.2)) if "@" in label else "-",
@@ -173,6 +178,9 @@ def _error(a):
 ERROR = (_error, lambda b: 100 - 10.0**-b)  # keeps the best accuracies in percent apart
 
 
+SCALE = "logarithmic in the error"
+
+
 def error_ticks(low: float, high: float, apart: float = 0.1) -> list[float]:
     """Round percentages on the scale `ERROR`, at least the share `apart` of it between them."""
     for some in (_TICKS, (*range(0, 80, 10), *range(80, 100, 2), 99, 99.5, 99.8), range(100)):
@@ -185,6 +193,27 @@ def error_ticks(low: float, high: float, apart: float = 0.1) -> list[float]:
         if not kept or place[kept[-1]] - place[tick] >= apart:
             kept.append(tick)
     return kept[::-1]
+
+
+def spread(ax: "Axes", x: Any, values: Any, colour: Any, exp: bool = False) -> np.ndarray:
+    """Means of values `[..., seeds]`, which are returned, with a band, or bars of few seeds.
+
+    The band is a 95% t interval; below 4 seeds bars go from the least to the largest.
+
+    Args:
+        ax: where to draw.
+        x: `[...]`.
+        values: of the runs.
+        colour: of the band.
+        exp: the values are logarithms of what is drawn.
+    """
+    mean, half, low, high = metrics.interval(values)
+    mean, low, high = map(np.exp if exp else np.asarray, (mean, low, high))
+    if np.isfinite(half).any():
+        ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+    elif np.shape(values)[-1] > 1:
+        ax.vlines(x, low, high, color=colour, alpha=0.6, linewidth=0.9)
+    return mean
 
 
 def vertical(ax: "Axes", scores: np.ndarray, error: bool) -> None:
@@ -201,6 +230,8 @@ def vertical(ax: "Axes", scores: np.ndarray, error: bool) -> None:
         ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
         ax.set_yticks([], minor=True)
         ax.set_ylim(bottom, top)
+        if ax.get_ylabel():
+            ax.set_ylabel(f"{ax.get_ylabel()}\n{SCALE}")
     elif high <= 1.01:  # R2: one run that goes wrong must not hide the others
         ax.set_ylim(max(-0.5, low - 0.05), min(1.02, high + 0.05))
 
@@ -230,12 +261,13 @@ def results(source: Any) -> "xarray.Dataset":
         )
     best, score = source.best(), source.metric
     costs = best[["grads", "megabytes", "seconds"]].sel(round=best["evaluation"].values)
-    names = {"score": score, "valid_score": f"valid_{score}", "evaluation": "round"}
-    scores = best[[k for k in ("score", "valid_score", "loss", "worst", "consensus") if k in best]]
-    ds = scores.rename(names).merge(costs)
-    if "clients" in best:
-        ds["client_accuracy"] = best["clients"].isel(evaluation=-1, drop=True)
-    marks = np.where(best["personal"].values, "†", "")  # scored by personal models
+    names = {k: k.replace("score", score) for k in best if str(k).endswith("score")}
+    kept = [*names, *(k for k in ("loss", "own_loss", "worst", "consensus") if k in best)]
+    ds = best[kept].rename(names | {"evaluation": "round"}).merge(costs)
+    ds[f"client_{score}"] = best["clients"].isel(evaluation=-1, drop=True)
+    ds["status"] = 3 * best["diverged"].astype(int)
+    ds["stopped"] = 0 * ds["status"] + int(ds["round"][-1])
+    marks = np.where(best["reference"].values, REFERENCE, "")
     ds = ds.assign_coords(algorithm=[f"{a}{m}" for a, m in zip(ds["algorithm"].values, marks)])
     return _complete(ds.drop_vars("lr").assign_attrs(best.attrs, metric=score))
 
@@ -256,18 +288,29 @@ def metric(ds: "xarray.Dataset") -> str:
 
 def percent(ds: "xarray.Dataset", name: str) -> bool:
     """Whether a variable is a share of examples."""
-    return "accuracy" in name or (name == "worst" and metric(ds) == "accuracy")
+    scores = ("worst", "valid_choice")
+    return "accuracy" in name or (name in scores and metric(ds) == "accuracy")
 
 
 def words(ds: "xarray.Dataset", name: str) -> str:
     """A variable for an axis: name and unit."""
-    known = {"accuracy": "test accuracy", "r2": "test R²"}
-    known |= {"valid_accuracy": "validation accuracy", "valid_r2": "validation R²"}
-    known |= {"megabytes": "sent and received", "seconds": "simulated time"}
-    known |= {"worst": "worst tenth of the clients", "consensus": "consensus distance"}
+    known = {"megabytes": "sent and received", "seconds": "simulated time"}
+    known |= {"worst": "worst tenth, own labels", "consensus": "consensus distance"}
+    known |= {"loss": "test loss, all labels", "own_loss": "test loss, own labels"}
+    for key, score in (("accuracy", "accuracy"), ("r2", "R²")):
+        known |= {key: f"test {score}, all labels", f"own_{key}": f"test {score}, own labels"}
+        known[f"valid_{key}"] = f"validation {score}, all labels"
+        known[f"valid_own_{key}"] = f"validation {score}, own labels"
+        known[f"personal_{key}"] = f"personal models, test {score}, all labels"
+    known["valid_choice"] = "validation score"
     unit = "%" if percent(ds, name) else str(ds[name].attrs.get("units", "1"))
     text = known.get(name) or str(ds[name].attrs.get("long_name", name))
     return text if unit in ("", "1") else f"{text} ({unit})"
+
+
+def scored(ds: "xarray.Dataset", name: str) -> bool:
+    """Whether a variable is a score, of any labels and part."""
+    return name in ("worst", "valid_choice") or name.endswith(metric(ds))
 
 
 def variable(ds: "xarray.Dataset", name: str) -> "xarray.DataArray":

@@ -58,6 +58,7 @@ class _Record:
             self.totals[:, at] += cost[:, :, here].sum(-1)
             place, live = t // self.every + e, self.status[at] == 0
             values = {k: a[:few, e] for k, a in scores.items()}
+            lost = values.pop("diverged")
             values |= dict(zip(("megabytes", "grads", "seconds"), self.totals[:, at], strict=True))
             values["train_loss"] = mean_loss(loss[:, here], grads[:, here])
             shape = (self.rounds // self.every,)
@@ -66,16 +67,17 @@ class _Record:
                     self._row(name, value, value.shape[1:])[at[live]] = value[live]
                 else:
                     self._row(name, value, shape)[at[live], place] = value[live]
-            self._judge(at[live], values["valid_score"][live], t + (e + 1) * self.every)
+            self._judge(at[live], values["choice"][live], lost[live], t + (e + 1) * self.every)
 
-    def _judge(self, at, score, t):
+    def _judge(self, at, score, lost, t):
         better = score > self.best[at]
         self.since[at] = np.where(better, 0, self.since[at] + 1)
         self.best[at] = np.where(better, score, self.best[at])
         patience = self.stop.patience
-        ended = np.where(np.isfinite(score), 0, 3)
-        ended = np.where((ended == 0) & (score >= self.stop.at), 1, ended)
-        ended = np.where((ended == 0) & bool(patience) & (self.since[at] >= patience), 2, ended)
+        ended = np.where(bool(patience) & (self.since[at] >= patience), 2, 0)
+        ended = np.where(score >= self.stop.at, 1, ended)
+        lost = lost & ((ended > 0) | (t == self.rounds))  # a finite loss may come down again
+        ended = np.where(lost | ~np.isfinite(score), 3, ended)
         self.status[at] = ended
         self.stopped[at[ended > 0]] = t
 

@@ -18,6 +18,7 @@ from jaxfl.config import Config
 from jaxfl.experiment import compiled
 from jaxfl.identity import Summed, identity
 from jaxfl.networks import alike
+from jaxfl.networks.topologies import level
 from jaxfl.simulate import _rounds, check, check_ranges, init, strong
 from jaxfl.sweeps.space import Space
 from jaxfl.types import whole
@@ -44,7 +45,7 @@ class Pieces:
         if data is None:
             data = self.get(("data", c.data), lambda: experiment.dataset(c.data))
         make = lambda: experiment.task(c, data, self.model)
-        return self.get(("task", c.data, c.model), make)
+        return self.get(("task", c.data, c.model, experiment.varies(c, "split")), make)
 
     def job(self, c: Config) -> experiment.Job:
         """The algorithm."""
@@ -57,6 +58,8 @@ class Pieces:
         if not c.partition.startswith("natural"):
             alpha = c.alpha if c.partition.startswith("dirichlet") else 0
             key = (*key, c.clients, c.minimum, alpha, c.seed)
+        if experiment.varies(c, "split"):
+            key = (*key, "split", c.seed)
         data = self.task(c).data
         return self.get(key, lambda: experiment.partition(c, data, c.seed)), key
 
@@ -65,18 +68,20 @@ class Pieces:
         job = self.job(c)
         kind = job.alg.needs.net.__name__
         names = _WORLD.get(kind, ())
-        seed = c.seed if experiment.drawn(job.alg) else 0
+        seed = c.seed if experiment.drawn(c, job) else 0
         needs = job.alg.needs
         settings = tuple(getattr(c, name) for name in names)
         key = (kind, n, str(experiment.graph(c, job)), settings, seed, needs.rows, needs.columns)
         return self.get(key, lambda: experiment.network(c, job, n, seed)), key
 
     def level(self) -> None:
-        """Messages of all runs in one shape, so that they share a program."""
-        keys = [k for k in self.made if k[0] == "Messages"]
-        for n in {k[1] for k in keys}:
-            same = [k for k in keys if k[1] == n]
-            self.made |= zip(same, alike([self.made[k] for k in same]), strict=True)
+        """Messages of all runs in one shape, graphs of all seeds, so that they share a program."""
+        shared = {"Messages": (alike, lambda k: k[:2]), "Graph": (level, lambda k: k[:4] + k[5:])}
+        for kind, (filled, group) in shared.items():
+            keys = [k for k in self.made if k[0] == kind]
+            for one in {group(k) for k in keys}:
+                same = [k for k in keys if group(k) == one]
+                self.made |= zip(same, filled([self.made[k] for k in same]), strict=True)
 
     def start(self, configs: Sequence[Config]) -> None:
         """Initial models and keys, and the size of the largest client of all partitions."""
@@ -98,13 +103,14 @@ class Pieces:
         task, job, (split, key) = self.task(c), self.job(c), self.split(c)
         raw, world = self.network(c, split.n)
         first = ("clients", c.data, c.model, split.n, c.batch, c.precision)
+        first = (*first, experiment.varies(c, "split"))
         most = self.made["largest", c.data, split.n]
         template = self.get(first, lambda: task.clients(split, c, most))
         clients = self.get(("rows", first, key), lambda: _rows(template, split))
         attacked = ("attacked", world, c.byzantine, c.adversary)
         network = self.get(attacked, lambda: experiment.attacked(c, raw, split.n))
         scored = ("scores", c.data, c.model, key, c.byzantine)
-        scores = self.get(scored, lambda: task.scores(split, c.byzantine))
+        scores = self.get(scored, lambda: task.scores(split, c, c.seed))
         start = self.made["start", c.data, c.model, c.seed]
         chosen = ("alg", c.algorithms, c.steps)
         alg = self.get(chosen, lambda: dataclasses.replace(job.alg, lr=job.lr[0]))

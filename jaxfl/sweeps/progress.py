@@ -95,7 +95,7 @@ def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
 
 def _final(found):
     """The last validation scores of the runs of a chunk, NaN if they diverged."""
-    scores = found["valid_score"]
+    scores = found["choice"]
     last = np.isfinite(scores).sum(1) - 1
     final = np.take_along_axis(scores, np.maximum(last, 0)[:, None], 1)[:, 0]
     return np.where((found["status"] == 3) | (last < 0), np.nan, final)

@@ -13,16 +13,16 @@ STATUS = ("complete", "target", "patience", "diverged")
 
 # name in a record: (name in the result with {m} for the metric, long name, unit)
 _VARIABLES = {
-    "score": ("{m}", "test score", "1"),
-    "valid_score": ("valid_{m}", "validation score", "1"),
-    "shared_score": ("shared_{m}", "test score of the shared model", "1"),
-    "loss": ("loss", "test loss", "1"),
-    "worst": ("worst", "test score of the worst tenth of the clients", "1"),
-    "clients": (
-        "client_{m}",
-        "last test score with the test set re-weighted by the client's labels",
-        "1",
-    ),
+    "score": ("{m}", "test score on all labels", "1"),
+    "own_score": ("own_{m}", "test score on clients' own labels", "1"),
+    "personal_score": ("personal_{m}", "test score of the personal models on all labels", "1"),
+    "valid_score": ("valid_{m}", "validation score on all labels", "1"),
+    "valid_own_score": ("valid_own_{m}", "validation score on clients' own labels", "1"),
+    "choice": ("valid_choice", "validation score that chooses", "1"),
+    "loss": ("loss", "test loss on all labels", "1"),
+    "own_loss": ("own_loss", "test loss on clients' own labels", "1"),
+    "worst": ("worst", "test score on own labels of the worst tenth of the clients", "1"),
+    "clients": ("client_{m}", "last test score of each client on its own labels", "1"),
     "consensus": ("consensus", "mean squared distance to the mean model", "1"),
     "train_loss": ("train_loss", "training loss since the last evaluation", "1"),
     "megabytes": ("megabytes", "sent and received so far, all clients", "MB"),
@@ -63,7 +63,7 @@ def dataset(made: Any, results: list[Any], stop: Any, provenance: Any) -> "xarra
         rows = [found.get(name) for found in results]
         if all(row is None for row in rows):
             continue
-        if name == "shared_score" and all(_equal(f["shared_score"], f["score"]) for f in results):
+        if name == "choice" and all(_equal(f["choice"], f["valid_score"]) for f in results):
             continue  # no personal models
         dims = {"clients": ("client",), "status": (), "stopped": ()}.get(name, ("round",))
         size = tuple(

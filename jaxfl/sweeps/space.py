@@ -168,6 +168,8 @@ _FIXED = {
     "seeds": 'the axis is called "seed"',
     "rounds": "it is the length of the result; take the largest, and look along `round`",
     "every": "all runs are evaluated in the same rounds; set it: `every=10`",
+    "select": "it changes no run; `jaxfl.results.best` chooses by it: `select='own'`",
+    "reference": 'it changes no run; the axis is called "algorithm": ["fedavg", "local"]',
     "target": "it changes no run; `jaxfl.results.to_target(ds, target)` takes any",
 }
 
