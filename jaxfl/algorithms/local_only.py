@@ -2,14 +2,13 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
 from flax import struct
 
 from jaxfl import comm
 from jaxfl.local import SGD, live_steps, train
 from jaxfl.networks import Cohort
 from jaxfl.simulate import Needs, count, hyper
-from jaxfl.types import Info, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -60,7 +59,7 @@ class Local:
         return self.State(comm.stack(params, clients.n))
 
     def round(self, state, clients, net, key):
-        v, w = state.params, clients.weights(net, "uniform")
+        v = state.params
 
         def local(client, v, key):
             xi = client.samples(key, self.steps, self.epochs)
@@ -70,6 +69,5 @@ class Local:
         own, loss, grads = clients[net.idx].each(
             local, comm.pick(v, net.idx), key=fork(key, "personal")
         )
-        nothing = jnp.float32(0)
-        info = Info(comm.mix(w, loss), nothing, nothing, comm.mix(w, grads))
+        info = net.info(loss, grads, up=0.0, down=0.0)
         return self.State(comm.put(v, net.idx, own)), info
