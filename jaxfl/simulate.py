@@ -689,7 +689,7 @@ def check_ranges(alg: Any, *, single: bool = False) -> None:
     for field in dataclasses.fields(alg):
         value = getattr(alg, field.name)
         if _component(value):
-            drawn = isinstance(value, getattr(alg, "kind", ()))  # nets, stacked over rounds
+            drawn = type(value) is getattr(alg, "kind", None)  # nets, stacked over rounds
             check_ranges(value, single=single and not drawn)
             continue
         if value is None:  # off
