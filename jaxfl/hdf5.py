@@ -13,16 +13,14 @@ def inside(file: Any) -> None:
         ValueError: it does, naming the link or the array.
     """
     import h5py
-    from h5py import h5o
 
     groups, seen = [file["/"]], set()
     while groups:
         group = groups.pop()
         for name in group:
             thing = member(group, name)
-            address = h5o.get_info(thing.id).addr
-            if isinstance(thing, h5py.Group) and address not in seen:
-                seen.add(address)
+            if isinstance(thing, h5py.Group) and thing not in seen:
+                seen.add(thing)
                 groups.append(thing)
 
 
@@ -33,7 +31,7 @@ def member(group: Any, name: str) -> Any:
         ValueError: another link, or an array whose bytes are not in this file.
     """
     import h5py
-    from h5py import h5l
+    from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
 
     links, key = group.id.links, name.encode("utf-8", "surrogateescape")  # `in` follows links
     if not links.exists(key):

@@ -260,7 +260,7 @@ def test_natural_groups():
         assert data.natural(ids)[1].tolist() == ["1", "a"]
     big = [2**63, 2**63 + 1, -1]  # one float
     assert data.natural(big)[1].tolist() == sorted(big)
-    for ids in (["a", 1], [1, "1"], ("a", 1.5), np.array(["a", 1], object)):
+    for ids in (["a", 1], [1, "1"], ["a", 1.5], np.array(["a", 1], object)):
         with pytest.raises(
             ValueError, match=r"all texts or all numbers.*\[str\(i\) for i in ids\]"
         ):

@@ -421,7 +421,7 @@ def npz(
         if x is None or y is None or not (x.ndim and y.ndim):
             raise bad(path, "x and y with a leading axis of examples", "a single number")
         parts[part] = Part(x, y, client)
-    layout = Layout(dtype, classes, regression, tuple(missing))
+    layout = Layout(dtype, classes, regression, missing)
     return assemble(path, parts, layout, valid=valid, test=test, by=by, seed=seed)
 
 

@@ -288,7 +288,7 @@ def table(
     except LookupError as error:
         raise ValueError(f"{error}: encoding='latin-1'") from error
     files, valid, test = collect(path, valid, test)
-    layout = Layout(dtype, classes, regression, tuple(missing), tuple(features or ()))
+    layout = Layout(dtype, classes, regression, missing, tuple(features or ()))
     parts = {}
     for part, file in files.items():
         with open(file, "rb") as stream:
@@ -407,7 +407,7 @@ def huggingface(
     return assemble(
         path,
         parts,
-        Layout(dtype, classes, regression, tuple(missing)),
+        Layout(dtype, classes, regression, missing),
         valid=valid,
         test=test,
         by=by,
