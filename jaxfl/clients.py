@@ -715,9 +715,9 @@ def check_once(check: Callable[[], None], what: Any, tree: Any) -> None:
 def _check_lists(data):
     """To JAX a list of numbers is a tree of as many leaves, not an array."""
     for path, a in jax.tree.leaves_with_path(data):
-        if isinstance(a, int | float | complex):
-            lists = (i for i, k in enumerate(path) if isinstance(k, jax.tree_util.SequenceKey))
-            name = "data" + jax.tree_util.keystr(path[: next(lists, None)])
+        lists = [i for i, k in enumerate(path) if isinstance(k, jax.tree_util.SequenceKey)]
+        if lists and isinstance(a, int | float | complex):
+            name = "data" + jax.tree_util.keystr(path[: lists[0]])
             raise ValueError(
                 f"{name} must be an array with one row per example, got numbers outside of one; "
                 f"make it one: `np.asarray({name})`"

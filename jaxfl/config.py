@@ -227,8 +227,8 @@ def _rising(lr):
 
 def _typed(name, value: Any, default):
     """The value as the type of the default, or a ValueError."""
-    if name == "batch" and isinstance(value, str) and value == "all":
-        return value
+    if name == "batch" and str(value) == "all":
+        return "all"
     if isinstance(default, tuple):
         several = value if isinstance(value, list) else [value]
         return tuple(_typed(name, item, default[0]) for item in several)

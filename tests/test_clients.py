@@ -155,7 +155,7 @@ def test_full_batches_in_blocks_and_from_the_host(options):
 
 
 def simulation(alg, clients, network, params, rounds=6):
-    return jaxfl.run(alg, clients, network, params, KEY, rounds=rounds, chunk=3)
+    return jaxfl.run(alg, clients, network, params, KEY, rounds=rounds, chunk=rounds // 2)
 
 
 def mean_squares(i, x):
