@@ -102,7 +102,7 @@ def test_what_ties_is_paid_for(compress, shapes, monkeypatch):
 
 def test_ties_under_gradients_and_sweeps():
     """Selection is a mask: a sweep is a loop, and the gradient is that of what was kept."""
-    v = jnp.asarray(VECTORS["ties"])
+    v = jnp.asarray(VECTORS["ties"], float)
     loss = lambda v, f: jnp.square(TopK(f)(v, KEY)).sum() / 2
     many = jax.vmap(jax.grad(loss), (None, 0))(v, jnp.array([0.1, 0.5]))
     np.testing.assert_array_equal(many, [TopK(0.1)(v, KEY), TopK(0.5)(v, KEY)])
