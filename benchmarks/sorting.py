@@ -80,7 +80,16 @@ def timed(f):
 def fresh(name, n, d):
     """Cold seconds and peak megabytes of a process with one rule."""
     begin = time.perf_counter()
-    command = [sys.executable, __file__, "--only", name, "--clients", str(n), "--parameters", str(d)]
+    command = [
+        sys.executable,
+        __file__,
+        "--only",
+        name,
+        "--clients",
+        str(n),
+        "--parameters",
+        str(d),
+    ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {"cold": time.perf_counter() - begin, "peak megabytes": float(out.split()[-1])}
 
@@ -111,9 +120,16 @@ def main():
         }
         alone = {name: fresh(name, n, args.parameters) for name in times}
         for name, t in times.items():
-            print(f"{n:4d} {name:24s} {1e3 * t['median']:9.1f} ms, cold {alone[name]['cold']:.1f} s")
+            print(
+                f"{n:4d} {name:24s} {1e3 * t['median']:9.1f} ms, cold {alone[name]['cold']:.1f} s"
+            )
         print(over)
-        results[f"{n} clients"] = {"first": compiling, "warm": times, "alone": alone, "ratios": over}
+        results[f"{n} clients"] = {
+            "first": compiling,
+            "warm": times,
+            "alone": alone,
+            "ratios": over,
+        }
     record("sorting", {"parameters": args.parameters, **results})
 
 
