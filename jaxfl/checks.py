@@ -38,7 +38,7 @@ def form(alg: Any, needs: type) -> None:
             "`FedAvg(lr=0.1)`"
         )
     who = name(alg)
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(alg)):
+    if any(leaf is alg for leaf in jax.tree.leaves(alg)):
         raise ValueError(
             f"{who} must be a pytree, so that programs take its hyperparameters; `from flax import "
             "struct`, and above the class `@struct.dataclass`"

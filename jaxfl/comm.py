@@ -525,7 +525,6 @@ def by_rank(w: Any, x: Stacked, ranks: tuple[int, ...] | None = None) -> Params:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _ranked(ranks, x, w):
-    chosen = lambda rows: _sum([_product(w[i], rows[k]) for i, k in enumerate(ranks)])
     if jax.default_backend() != "cpu":
         return _weighted(w, jax.lax.sort(x, dimension=0)[np.array(ranks)]).sum(0)
     if len(x) > _COMPARED:
@@ -562,7 +561,7 @@ def _compared(x):
 
 
 def _bitonic(x):
-    """The rows sorted, filled up with inf to a power of two: as many passes for all rows at once."""
+    """The rows sorted, filled up with inf to a power of two, by passes over all of them."""
     n, width = 1 << (len(x) - 1).bit_length(), x.shape[1]
     x = jnp.concatenate([x, jnp.full((n - len(x), width), jnp.inf, x.dtype)])
     for size in range(1, n.bit_length()):

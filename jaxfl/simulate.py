@@ -615,18 +615,16 @@ def scaled(**schedules: Callable[[Scalar], Scalar]) -> Callable[[Any, Scalar], A
         1.0
     """
 
-    for name, f in schedules.items():
-        if not callable(f):
-            raise ValueError(
-                f"{name} must be a function of the round, got {shown(f)}; for example "
-                f"`scaled({name}=optax.cosine_decay_schedule(1.0, rounds))`"
-            )
-
     def schedule(alg, t):
-        traced = [f.name for f in dataclasses.fields(alg) if _traced(f)]
+        fields = {f.name: _traced(f) for f in dataclasses.fields(alg)}
         for name in schedules:
-            if name not in traced:
-                raise ValueError(_unknown(f"schedule: {_name(alg)}", name, traced))
+            if name not in fields:
+                raise ValueError(_unknown(_name(alg), name, [*fields]))
+            if not fields[name]:
+                raise ValueError(
+                    f"{_name(alg)}.{name} is static, one program per value, and cannot change with "
+                    "the round; scale a traced field: `scaled(lr=...)`"
+                )
         return alg.replace(**{name: getattr(alg, name) * f(t) for name, f in schedules.items()})
 
     return schedule

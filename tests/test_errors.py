@@ -1,13 +1,16 @@
 """What is refused, before anything is computed: the message names it and ends with the fix."""
 
+import dataclasses
 import re
 import warnings
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from flax.struct import dataclass
+from flax.struct import dataclass, field
 
 from jaxfl import problems
 from jaxfl.algorithms import (
@@ -22,6 +25,7 @@ from jaxfl.algorithms import (
 )
 from jaxfl.clients import Clients
 from jaxfl.compress import TopK
+from jaxfl.local import Momentum
 from jaxfl.networks import (
     ALIE,
     IPM,
@@ -29,6 +33,7 @@ from jaxfl.networks import (
     Attacked,
     Bernoulli,
     Churn,
+    Cohort,
     Cyclic,
     Dissensus,
     Drop,
@@ -52,7 +57,8 @@ from jaxfl.networks import (
     weights,
 )
 from jaxfl.networks.timelines import arrivals
-from jaxfl.simulate import Needs, grid, run, simulate
+from jaxfl.simulate import Needs, Run, _check_given, grid, hyper, run, scaled, simulate
+from jaxfl.types import Info
 
 N, D = 8, 3
 PROBLEM = problems.quadratics(N, D, zeta=1.0, seed=0)
@@ -321,6 +327,78 @@ ERRORS = {
         ),
         "chunk must be a multiple of every = 5, got 3",
     ),
+    # one run takes one number, in plain calls and inside `jit`
+    "grid": (
+        lambda: simulate(grid(FedAvg, lr=[0.1] * D), CLIENTS, HALF, X0, KEY, rounds=2),
+        "FedAvg.lr has 3 values `jax.vmap(run)(sweep)`",
+    ),
+    "grid, traced": (go(grid(FedAvg, lr=[0.1, 0.2]), HALF), "FedAvg.lr has 2 values vmap"),
+    "grid, chunks": (
+        lambda: run(grid(FedAvg, lr=[0.1]), CLIENTS, HALF, X0, KEY, rounds=2),
+        "FedAvg.lr has 1 value vmap",
+    ),
+    "grid, a component": (
+        go(Choco(lr=0.1, compress=TopK(np.full(D, 0.5))), RING),
+        "TopK.fraction has 3 values vmap",
+    ),
+    "grid, a solver": (
+        go(FedAvg(lr=0.1, solver=Momentum(beta=np.full(D, 0.5))), HALF),
+        "Momentum.beta has 3 values vmap",
+    ),
+    "list": (go(FedAvg(lr=[0.1, 0.2]), HALF), "FedAvg.lr has 2 values vmap"),
+    "tuple": (go(FedAvg(lr=0.1, server_lr=(1.0, 0.5)), HALF), "server_lr has 2 values vmap"),
+    "grid of networks": (
+        go(DSGD(lr=0.1), LinkFailures(RING, np.full(N, 0.1))),
+        "LinkFailures.rate has 8 values vmap",
+    ),
+    "grid of adversaries": (
+        go(DSGD(lr=0.1), Attacked(RING, first(1, N), ALIE(np.ones(2)))),
+        "ALIE.z has 2 values vmap",
+    ),
+    "rates as a list": (
+        go(FedAvg(lr=0.1), Bernoulli(N, [0.5] * N)),
+        "Bernoulli.rate a number or an array list np.array",
+    ),
+    "scheduled grid": (
+        go(FedAvg(lr=0.1), HALF, schedule=lambda alg, t: alg.replace(lr=alg.lr * jnp.ones(D))),
+        "FedAvg.lr has 3 values vmap",
+    ),
+    "seeds": (
+        lambda: simulate(FedAvg(lr=0.1), CLIENTS, HALF, X0, jax.random.split(KEY, 4), rounds=2),
+        "key holds 4 keys `jax.vmap(run)(keys)`",
+    ),
+    # things of the wrong kind
+    "seed": (lambda: simulate(FedAvg(lr=0.1), CLIENTS, HALF, X0, 0, rounds=2), "key got 0 key(0)"),
+    "run for state": (
+        lambda: simulate(
+            FedAvg(lr=0.1), CLIENTS, HALF, X0, KEY, rounds=2,
+            state=Run(FedAvg(lr=0.1).State(X0), None, ()),
+        ),
+        "state whole Run state=run.state",
+    ),
+    "rate as schedule": (
+        go(FedAvg(lr=optax.cosine_decay_schedule(1.0, 9)), HALF),
+        "FedAvg.lr number schedule=scaled(lr=...)",
+    ),
+    "optimiser": (
+        go(FedAvg(lr=0.1, solver=optax.adam(1.0)), HALF),
+        "FedAvg.solver optax solver=local.Optax(optax.adam(1.0))",
+    ),
+    "class of a component": (
+        go(Choco(lr=0.1, compress=TopK), RING), "Choco.compress number compress=TopK(...)"
+    ),
+    "rate as text": (go(FedAvg(lr="0.1"), HALF), "FedAvg.lr must be a number got '0.1'"),
+    "unknown schedule": (
+        go(FedAvg(lr=0.1), HALF, schedule=scaled(lrr=lambda t: 1.0)), "no field 'lrr' 'lr'"
+    ),
+    "static schedule": (
+        go(FedAvg(lr=0.1), HALF, schedule=scaled(steps=lambda t: 1.0)),
+        "FedAvg.steps is static scaled(lr=...)",
+    ),
+    "schedule of numbers": (
+        go(FedAvg(lr=0.1), HALF, schedule=lambda alg, t: alg.lr),
+        "schedule must return the algorithm alg.replace",
+    ),
     # grids
     "static": (lambda: grid(FedAvg, lr=[0.1], steps=[1, 2]), "steps is static for steps in [1, 2]"),
     "static name": (lambda: grid(DSGD, lr=0.1, order=["atc", "cta"]), "order is static"),
@@ -366,6 +444,124 @@ def test_errors(name):
     missing = [w for w in words.split() if w.strip(",") not in message]
     assert not missing, (missing, message)
     assert FIX.search(message), message
+
+
+class State(NamedTuple):
+    params: Any
+    m: Any
+
+
+@dataclass
+class Own:
+    """CONTRIBUTING's skeleton, with a slip."""
+
+    lr: Any = hyper(0.1)
+    start: Any = field(pytree_node=False, default=State)
+    back: Any = field(pytree_node=False, default=lambda state, info: (state, info))
+    needs: ClassVar[Needs] = Needs(Cohort)
+
+    def init(self, params, clients, key):
+        return self.start(params, jnp.zeros(()))
+
+    def round(self, state, clients, net, key):
+        return self.back(state, Info(jnp.zeros(()), 0.0, 0.0, 1.0))
+
+
+def mine(decorate, **body):
+    methods = {"init": Own.init, "round": Own.round, "__module__": __name__}
+    return go(decorate(type("Mine", (), {**methods, **body}))(), HALF)
+
+
+def slip(back=Own.back, **options):
+    return go(Own(back=back, **options), HALF)
+
+
+counted = lambda params, m: State(params, jnp.zeros((), int))
+SLIPS = {
+    "unhashable": (slip(start=[1]), "Own.start static hashable got [1] tuple"),
+    "no needs": (mine(dataclass), "Mine.needs class attribute ClassVar[Needs]"),
+    "needs a net": (mine(dataclass, needs=Cohort), "Mine.needs got Cohort ClassVar"),
+    "needs as a field": (
+        mine(dataclass, needs=Needs(Cohort), __annotations__={"needs": Needs}),
+        "Mine.needs attribute not a field ClassVar",
+    ),
+    "dataclass": (
+        mine(dataclasses.dataclass, needs=Needs(Cohort)),
+        "Mine pytree flax @struct.dataclass",
+    ),
+    "class": (mine(lambda a: a, needs=Needs(Cohort)), "Mine pytree flax @struct.dataclass"),
+    "no model": (slip(start=lambda params, m: (params, m)), "Own.init params got tuple self.State"),
+    "state alone": (
+        slip(lambda s, i: s),
+        "Own.round new state Info got State self.State(...), Info",
+    ),
+    "swapped": (slip(lambda s, i: (i, s)), "Own.round got ['Info', 'State'] Info(loss"),
+    "three": (slip(lambda s, i: (s, i, i)), "Own.round got ['State', 'Info', 'Info'] Info(loss"),
+    "list": (slip(lambda s, i: [s, i]), "Own.round got list Info(loss"),
+    "nothing": (slip(lambda s, i: None), "Own.round got NoneType Info(loss"),
+    "other leaves": (
+        slip(lambda s, i: (s._replace(m={"a": s.m}), i)),
+        "Own.round structure state.m is missing state.m['a'] is new state._replace",
+    ),
+    "other record": (slip(lambda s, i: (tuple(s), i)), "Own.round structure state[0] is new"),
+    "shape": (
+        slip(lambda s, i: (s._replace(m=s.m[None]), i)),
+        "Own.round shape state.m was () is (1,) init",
+    ),
+    "cast back": (
+        slip(lambda s, i: (s._replace(m=s.m + 0.5), i), start=counted),
+        "Own.round state.m was int64 is float64 cast back",
+    ),
+    "loss by slot": (
+        slip(lambda s, i: (s, i._replace(loss=jnp.zeros(4)))),
+        "Own.round one loss got shape (4,) `comm.mix(w, loss)`",
+    ),
+    "costs by example": (
+        slip(lambda s, i: (s, i._replace(grads=jnp.zeros(7)))),
+        "Own.round one grads got shape (7,) comm.mix(w, grads)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_slips_of_an_own_algorithm(name):
+    call, words = SLIPS[name]
+    with pytest.raises(ValueError) as error:
+        call()
+    message = str(error.value)
+    missing = [w for w in words.split() if w not in message]
+    assert not missing, (missing, message)
+    assert FIX.search(message), message
+
+
+def test_what_an_own_round_may_return():
+    """Narrower kinds and other widths are cast to what `init` made; costs may be one per slot."""
+    costs = lambda s, i: (s._replace(m=jnp.float32(1)), i._replace(grads=jnp.ones(4), up=1))
+    out = jax.eval_shape(slip(costs))
+    assert out.state.m.dtype == jnp.float64
+    out = jax.eval_shape(slip(lambda s, i: (s._replace(m=s.m + jnp.int32(1)), i), start=counted))
+    assert out.state.m.dtype == jnp.int64
+    plain = slip(lambda s, i: (s._replace(m=1), i))
+    assert jax.eval_shape(plain).state.m.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(clients=PROBLEM), "clients got Problem `problem.clients()`"),
+        (dict(clients=X0), "clients must be Clients `Clients.make(...)`"),
+        (dict(evaluate={"x": 1}), "evaluate function metrics.Evaluate"),
+        (dict(schedule=0.1), "schedule function 0.1 scaled(lr="),
+    ],
+)
+def test_things_of_the_wrong_kind(given, words):
+    """What the annotations say too, for who does not check them."""
+    fine = dict(clients=CLIENTS, key=KEY, state=None, evaluate=None, schedule=None)
+    _check_given(**fine)
+    with pytest.raises(ValueError) as error:
+        _check_given(**{**fine, **given})
+    assert all(w in str(error.value) for w in words.split())
+    assert FIX.search(str(error.value))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from oracles.monna import nearest_average
 from jaxfl import comm
 from jaxfl.networks import Dissensus, weights
 from jaxfl.networks.adversaries import Send
-from jaxfl.robust import nearest_neighbours
+from jaxfl.robust import median, nearest_neighbours, trimmed_mean
 
 N, F, D = 12, 3, 6
 RNG = np.random.default_rng(0)
@@ -180,3 +180,128 @@ def test_gradients_reach_the_messages():
 
     g = run(program, GRAPHS["complete"], attacked("nan"), 3.0)
     np.testing.assert_allclose(g, np.where(BAD[:, None], 0, 1 / 9) * np.ones((1, D)), rtol=1e-14)
+
+
+ROWS = (1, 2, 3, 4, 5, 8, 11, 16, 23, 33, 50, 64, 65, 70)
+
+
+def drawn(k, kind, seed=0):
+    """Messages `[k, 7]` and who takes part."""
+    rng = np.random.default_rng([k, seed])
+    x = rng.normal(size=(k, 7))
+    if kind == "ties":
+        x = rng.integers(-2, 3, size=(k, 7)) * 1.0
+    if kind == "broken":
+        x[rng.random(x.shape) < 0.15] = np.nan
+        x[rng.random(x.shape) < 0.1] = np.inf
+        x[rng.random(x.shape) < 0.1] = -np.inf
+    live = rng.random(k) < 0.7
+    live[rng.integers(k)] = True
+    return x, live
+
+
+def by_hand(x, live, f=None):
+    """NumPy: who takes part, sorted; NaN counts as inf."""
+    y = np.sort(np.where(np.isnan(x), np.inf, x)[live], 0)
+    with np.errstate(invalid="ignore"):
+        if f is None:
+            return np.median(y, 0)
+        f = min(f, (len(y) - 1) // 2)
+        return y[f : len(y) - f].mean(0)
+
+
+@pytest.fixture(params=["compared", "passes", "sorted"])
+def form(request, monkeypatch):
+    """The three ways to sort."""
+    if request.param == "passes":
+        monkeypatch.setattr(comm, "_COMPARED", 0)
+        monkeypatch.setattr(comm, "_BLOCK", 1 << 12)  # several blocks of columns
+    if request.param == "sorted":
+        monkeypatch.setattr(jax, "default_backend", lambda: "other")
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("k", ROWS)
+def test_medians_and_trimmed_means_are_numpys(k):
+    """With everybody and with some, ties, NaN and inf; f is traced."""
+    program = jax.jit(lambda x, f, live: (median(x, live), trimmed_mean(x, f, live)))
+    for kind in ("normal", "ties", "broken"):
+        for seed in range(3):
+            x, live = drawn(k, kind, seed)
+            for who in (live, np.ones(k, bool)):
+                for f in (0, 1, k // 4, k):
+                    middle, trimmed = program(x, float(f), who)
+                    np.testing.assert_array_equal(middle, by_hand(x, who))
+                    np.testing.assert_allclose(trimmed, by_hand(x, who, f), rtol=1e-12, atol=1e-13)
+    middle, trimmed = program(x, 1.0, np.zeros(k, bool))
+    assert (middle == 0).all() and (trimmed == 0).all()
+
+
+def test_all_forms_agree(form):
+    """Comparisons, passes by blocks, `lax.sort`: trees, three dtypes, mapped and scanned."""
+    k = 9
+    for dtype, kind in ((jnp.float64, "broken"), (jnp.float32, "ties"), (jnp.bfloat16, "normal")):
+        x, live = drawn(k, kind)
+        x = np.asarray(jnp.asarray(np.tile(x, (1, 20)), dtype).astype(float))  # 140 columns
+        wide = {
+            "a": jnp.asarray(x[:, :60].reshape(k, 6, 10), dtype),
+            "b": jnp.asarray(x[:, 60:], dtype),
+        }
+        got = jax.jit(median)(wide, live)
+        assert got["a"].dtype == dtype and got["a"].shape == (6, 10)
+        want = np.asarray(jnp.asarray(by_hand(x, live), dtype).astype(float))
+        np.testing.assert_array_equal(got["a"].astype(float).ravel(), want[:60])
+        np.testing.assert_array_equal(got["b"].astype(float), want[60:])
+        fs = jnp.arange(3.0)
+        many = jax.vmap(lambda f: trimmed_mean(wide, f, live)["b"])(fs)  # noqa: B023
+        scan = jax.lax.scan(lambda _, f: (_, trimmed_mean(wide, f, live)["b"]), 0, fs)[1]  # noqa: B023
+        np.testing.assert_array_equal(many.astype(float), scan.astype(float))
+        rtol = 1e-2 if dtype == jnp.bfloat16 else 1e-6
+        for f in range(3):
+            want = by_hand(x, live, f)[60:]
+            np.testing.assert_allclose(many[f].astype(float), want, rtol=rtol, atol=rtol)
+
+
+def test_who_does_not_take_part_may_hold_anything():
+    x, live = drawn(12, "normal")
+    spoiled = np.where(live[:, None], x, np.nan)
+    np.testing.assert_array_equal(median(spoiled, live), median(x, live))
+    np.testing.assert_array_equal(trimmed_mean(spoiled, 1, live), trimmed_mean(x, 1, live))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_minority_does_not_move_them_far(attack):
+    """Every number stays between those of honest clients."""
+    sent = attacked(attack)
+    for y in (median(sent), trimmed_mean(sent, float(F))):
+        assert (y >= X[~BAD].min(0)).all() and (y <= X[~BAD].max(0)).all()
+
+
+def test_gradients_reach_the_chosen(form):
+    """A median passes its cotangent to the middle values, a trimmed mean to those it averages."""
+    x, live = drawn(9, "normal")
+    x[2] = np.nan
+    order = np.argsort(np.where(live[:, None], np.where(np.isnan(x), np.inf, x), np.inf), 0)
+    m = live.sum()
+    for rule, chosen in (
+        (lambda x: median(x, live), range((m - 1) // 2, m // 2 + 1)),
+        (lambda x: trimmed_mean(x, 1.0, live), range(1, m - 1)),
+    ):
+        want = np.zeros_like(x)
+        for i in chosen:
+            want[order[i], np.arange(7)] += 1 / len(chosen)
+        g = jax.grad(lambda x: rule(x).sum())(jnp.asarray(x))  # noqa: B023
+        np.testing.assert_allclose(g, want, rtol=1e-14)
+    slope = jax.grad(lambda f: trimmed_mean(jnp.nan_to_num(x), f, live).sum())(1.0)
+    assert slope == 0
+
+
+def test_ranks_are_asked_for_by_number():
+    x = jnp.asarray(drawn(10, "normal")[0])
+    for i in range(10):
+        np.testing.assert_array_equal(comm.by_rank(jnp.ones(1), x, ranks=(i,)), jnp.sort(x, 0)[i])
+    held = comm.Held(x, jnp.zeros((10, 1, 10)))
+    with pytest.raises(TypeError, match="no ranks in common.*SignFlip"):
+        comm.by_rank(jnp.ones(10), held)

@@ -7,13 +7,24 @@ import optax
 import pytest
 from harness import CLIENTS, KEY, X0, D, N
 
-from jaxfl.algorithms import ALGORITHMS, DSGD, Choco, FedAvg, Scaffold
+from jaxfl import comm
+from jaxfl.algorithms import ALGORITHMS, DSGD, Choco, ExactDiffusion, FedAvg, Scaffold
 from jaxfl.checkpoint import load, save, to_numpy
 from jaxfl.clients import Clients
 from jaxfl.compress import TopK
 from jaxfl.local import Momentum, Optax
 from jaxfl.networks import Uniform, from_matrix, graph
-from jaxfl.simulate import Algorithm, _chunk, grid, run, scaled, simulate
+from jaxfl.simulate import (
+    Algorithm,
+    _chunk,
+    _init,
+    grid,
+    matrix,
+    run,
+    scaled,
+    simulate,
+    strong,
+)
 
 COHORT = Uniform(N, 3)
 same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -166,3 +177,100 @@ def test_totals_are_float64_sums():
     np.testing.assert_array_equal(totals["megabytes"], np.arange(1, 4) * 2 * 2 * 64 * 2**14 / 8e6)
     np.testing.assert_array_equal(totals["grads"], [2, 4, 6])
     np.testing.assert_array_equal(totals["rounds"], [1, 2, 3])
+
+
+class Watched:
+    """A loss that counts how often it is traced."""
+
+    def __init__(self):
+        self.traced = 0
+
+    def __call__(self, params, examples, key):
+        self.traced += 1
+        return jnp.square(params["x"][None] - examples["a"]).sum(1)
+
+
+def test_a_warm_call_traces_nothing():
+    """What passed is remembered; another loss, model, data, dtype or batch is checked again."""
+    loss, a = Watched(), np.arange(12.0).reshape(6, 2)
+    parts = np.arange(6), np.array([0, 3]), np.array([3, 3])
+    world, params = Uniform(2, 1), {"x": jnp.zeros(2)}
+
+    def traces(go=simulate, loss=loss, data=a, params=params, lr=0.1, **options):
+        clients = Clients.make({"a": data}, parts, loss, **options)
+        before = loss.traced
+        go(FedAvg(lr=lr, steps=1), clients, world, params, KEY, rounds=2)
+        return loss.traced - before
+
+    assert traces() > 0
+    assert traces() == 0 and traces(lr=0.2) == 0 and traces(data=a + 1) == 0
+    traces(run)
+    assert traces(run) == 0
+    assert traces(loss=Watched()) > 0
+    assert traces(data=a.astype(np.float32)) > 0
+    assert traces(params={"x": jnp.zeros(2, jnp.float32)}) > 0
+    assert traces(batch=3) > 0
+    with jax.enable_x64(False):
+        assert traces(params={"x": np.zeros(2, np.float32)}, data=a.astype(np.float32)) > 0
+    for change in (dict(params={"x": jnp.zeros(3)}), dict(params={"y": X0})):
+        for _ in range(2):  # what is refused is not remembered
+            with pytest.raises(ValueError, match="loss does not accept"):
+                traces(**change)
+    assert traces() == 0
+
+
+def test_the_spectrum_is_looked_at_once(monkeypatch):
+    """Exact diffusion asks for eigenvalues: of every matrix, but not in every call."""
+    seen = []
+    monkeypatch.setattr(
+        np.linalg, "eigvalsh", lambda w, f=np.linalg.eigvalsh: seen.append(1) or f(w)
+    )
+    go = lambda w: simulate(ExactDiffusion(lr=0.1), CLIENTS, w, X0, KEY, rounds=1)
+    ring = (
+        np.asarray(np.roll(np.eye(N), 1, 0) + np.roll(np.eye(N), -1, 0)) * 0.24 + np.eye(N) * 0.52
+    )
+    for w, times in ((ring, 1), (ring, 1), (0.9 * ring + 0.1 * np.eye(N), 2)):
+        go(from_matrix(w))
+        assert len(seen) == times
+
+
+@pytest.mark.parametrize("network", [graph("ring", N), graph("star", N), graph("complete", N)])
+def test_the_matrix_on_the_host(network):
+    np.testing.assert_allclose(matrix(network), comm.to_dense(network.w), rtol=1e-15)
+
+
+def test_a_plain_call_donates_only_what_it_made():
+    """The state that `init` made is overwritten in place; what the caller holds lives on."""
+    alg, x = Scaffold(lr=0.05, steps=2), {"x": jnp.array(X0), "y": jnp.zeros(2)}
+    loss = lambda p, e, key: CLIENTS.loss(p["x"], e, key) + p["y"].sum()
+    clients = CLIENTS.replace(loss=loss)
+    first = simulate(alg, clients, COHORT, x, KEY, rounds=2)
+    start = jax.device_get(first.state)
+    for go in (simulate, run):
+        more = go(alg, clients, COHORT, x, KEY, rounds=2, start=2, state=first.state)
+        same(start, first.state)
+        same(go(alg, clients, COHORT, x, KEY, rounds=4).state, more.state)
+    assert not any(a.is_deleted() for a in jax.tree.leaves((x, first.state, clients)))
+    made = _init(strong(alg, x), clients, x, KEY)
+    own = [a.unsafe_buffer_pointer() for a in jax.tree.leaves(made)]
+    assert len({*own, *(a.unsafe_buffer_pointer() for a in jax.tree.leaves(x))}) == len(own) + 2
+    assert _chunk.lower(
+        strong(alg, x), clients, COHORT, KEY, jnp.int32(0), made, None, None, rounds=2, every=2
+    ).as_text().count("tf.aliasing_output") == len(own)
+
+
+def test_states_that_are_given_under_transformations():
+    """Nothing is donated there: jit, vmap and grad give what plain calls give."""
+    alg = Scaffold(lr=0.05, steps=2)
+    state = simulate(alg, CLIENTS, COHORT, X0, KEY, rounds=1).state
+
+    def go(lr, state=None):
+        alg_ = alg.replace(lr=lr)
+        return simulate(alg_, CLIENTS, COHORT, X0, KEY, rounds=1, state=state).state.params
+
+    lrs = jnp.array([0.05, 0.1])
+    np.testing.assert_allclose(jax.jit(go)(0.1, state), go(0.1, state), rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(go, (0, None))(lrs, state)[1], go(0.1, state), rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(go)(lrs)[1], go(0.1), rtol=1e-12)
+    assert jax.grad(lambda lr: go(lr).sum())(0.1) != 0
+    assert not any(a.is_deleted() for a in jax.tree.leaves(state))
