@@ -256,12 +256,12 @@ def _record(alg, n, network, net, info, t):
 
     All n clients take part in the gradients of `init`, which are costs of round 0.
     """
-    here, count, seconds = net.here, net.participants(), net.seconds(info)
-    sums = [_total(k, getattr(info, k), here) for k in ("up", "down", "grads")]
+    sums = [_total(k, getattr(info, k), net.here) for k in ("up", "down", "grads")]
     if jnp.shape(info.loss):
         raise ValueError(
             f"info.loss must be one number, got shape {jnp.shape(info.loss)}; {_INFO_FIX}"
         )
+    count, seconds = net.participants(), net.seconds(info)
     loss = jnp.where(count > 0, jnp.asarray(info.loss, jnp.result_type(float)), jnp.nan)
     if first := getattr(alg, "init_grads", 0.0):
         compute = jnp.asarray(speeds(network).compute)

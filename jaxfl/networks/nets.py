@@ -108,7 +108,7 @@ class Cohort:
 
     def info(
         self,
-        loss: Float[Array, " s"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -169,7 +169,7 @@ class Arrivals:
 
     def info(
         self,
-        loss: Float[Array, " k"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -222,7 +222,7 @@ class Graph:
 
     def info(
         self,
-        loss: Float[Array, " n"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -317,7 +317,7 @@ class Events:
 
     def info(
         self,
-        loss: Float[Array, "v c"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -397,7 +397,7 @@ class Messages:
 
     def info(
         self,
-        loss: Float[Array, "v c"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
