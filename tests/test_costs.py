@@ -243,7 +243,8 @@ EVALUATED = {
     case.name: (case.algorithm, _ALWAYS[case.algorithm.needs.net])
     for case in CASES
     if case.algorithm.needs.net in _ALWAYS
-} | {
+}
+EVALUATED |= {
     "fedbuff": (FedBuff(**COUNT), arrivals(N, 3, ROUNDS)),
     "ditto-epochs": (Ditto(**COUNT), Uniform(N, 3)),
 }
