@@ -266,10 +266,10 @@ def _record(alg, n, network, net, info, t):
 
     All n clients take part in the gradients of `init`, which are costs of round 0.
     """
-    here, count, seconds = net.here, net.participants(), net.seconds(info)
+    count, seconds = net.participants(), net.seconds(info)
     # one number per slot of the net, or one for each of those who took part
     wide = lambda a: jnp.asarray(a, jnp.result_type(float))
-    sums = [jnp.where(here, wide(a), 0).sum() for a in (info.up, info.down, info.grads)]
+    sums = [jnp.where(net.here, wide(a), 0).sum() for a in (info.up, info.down, info.grads)]
     loss = jnp.where(count > 0, jnp.asarray(info.loss, jnp.result_type(float)), jnp.nan)
     if first := getattr(alg, "init_grads", 0.0):
         compute = jnp.asarray(speeds(network).compute)

@@ -293,7 +293,7 @@ def test_columns_from_raw_results():
     settings = SMALL | speed | {"lr": (0.3,), "failures": 0.3, "churn": 0.3, "rounds": 6}
     found = jaxfl.compare(algorithms=names, **settings)
     iris, model, n = dataset("iris"), models.make("mlp", {"x": np.zeros((1, 4))}, 3, hidden=[4]), 4
-    links, off, size = networks.Links(**speed), ~np.eye(n, dtype=bool), 64 * model.size
+    links, own, size = networks.Links(**speed), np.arange(n)[:, None], 64 * model.size
     ring, star = (networks.graph(name, n, links=links) for name in ("ring", "star"))
     unsure = lambda w: networks.Churn(networks.LinkFailures(w, 0.3, "row"), 0.7, "row")
     worlds = networks.Uniform(n, 2, links), unsure(star), unsure(ring)
@@ -301,15 +301,16 @@ def test_columns_from_raw_results():
     for (i, world), seed in itertools.product(enumerate(worlds), range(2)):
         batches = -(-splits[seed].count // 5) if i < 2 else np.ones(n)
         tape = harness.record_world(world, 6, jax.random.split(jax.random.key(seed))[1])
+        nets = jax.tree.map(np.asarray, tape.nets)
         for t in range(6):
-            net = harness.row(tape, t)
+            net = jax.tree.map(lambda a, t=t: a[t], nets)
             if i == 0:
-                here, sent, heard = np.asarray(net.idx), np.ones(n), np.ones(n)
+                here, sent, heard = net.idx, np.ones(n), np.ones(n)
             else:
                 graph = networks.graphs.make(("star", "ring")[i - 1], n)
                 here = np.flatnonzero(net.active)
                 sent = np.array([graph.degree(j) for j in range(n)]) * (1, 2)[i - 1]
-                heard = ((np.asarray(comm.to_dense(net.w)) != 0) & off).sum(1) * (1, 2)[i - 1]
+                heard = ((net.w.w != 0) & (net.w.idx != own)).sum(1) * (1, 2)[i - 1]
             ends = [0.5 * batches[j] + 0.1 + sent[j] * size / 1e4 for j in here]
             ends = [end + 0.1 + size / 2e4 for end in ends] if i == 0 else ends
             work = [batches[here].sum(), (sent + heard)[here].sum() * size / 8e6, max([0, *ends])]

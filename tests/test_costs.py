@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from flax import struct
-from harness import CLIENTS, COUNTS, KEY, X0, D, N, record_world, row, squares
+from harness import CLIENTS, COUNTS, KEY, X0, D, N, record_world, squares
 
 from jaxfl import comm, networks
 from jaxfl.algorithms import (
@@ -66,6 +66,11 @@ CIRCLE = graphs.make("ring", N)
 
 def go(alg, network, rounds=ROUNDS, clients=CLIENTS, **options):
     return simulate(alg, clients, network, X0, KEY, rounds=rounds, **options).history
+
+
+def drawn(network):
+    """The nets that `go` meets, as plain arrays."""
+    return jax.tree.map(np.asarray, record_world(network, ROUNDS).nets)
 
 
 # What each client does in a round: {client: (gradients, bits up, bits down)} ----------------------
@@ -214,12 +219,12 @@ WORK = {
 def test_unequal_work(name):
     """Gradients, bits and seconds of unequal clients, from who did what."""
     alg, network, work, *time = WORK[name]
-    history, tape = go(alg, network), record_world(network, ROUNDS)
+    history, nets = go(alg, network), drawn(network)
     default = slowest_client if network.kind is Cohort else slowest_node
     seconds = time[0] if time else lambda net, done: default(done)
     rows = []
     for t in range(ROUNDS):
-        net = jax.tree.map(np.asarray, row(tape, t))
+        net = jax.tree.map(lambda a, t=t: a[t], nets)
         done = work(net)
         rows.append((*np.sum([*done.values(), (0, 0, 0)], 0), seconds(net, done)))
     grads, up, down, seconds = np.cumsum(rows, 0).T
@@ -238,13 +243,18 @@ EVALUATED = {
     case.name: (case.algorithm, _ALWAYS[case.algorithm.needs.net])
     for case in CASES
     if case.algorithm.needs.net in _ALWAYS
-} | {"fedbuff": (FedBuff(**COUNT), arrivals(N, 3, 2)), "ditto-epochs": (Ditto(**COUNT), UNEQUAL)}
+}
+EVALUATED |= {
+    "fedbuff": (FedBuff(**COUNT), arrivals(N, 3, ROUNDS)),
+    "ditto-epochs": (Ditto(**COUNT), Uniform(N, 3)),
+}
 
 
 @pytest.mark.parametrize("name", EVALUATED)
 def test_gradients_are_those_of_the_program(name, monkeypatch):
     """As many as the program evaluates for clients that take part, in `init` and two rounds."""
     (alg, network), evaluated, grad = EVALUATED[name], [], Client.grad
+    nets = drawn(network)
 
     def logged(client, x, xi):
         jax.debug.callback(lambda *a: evaluated.append(a), client.id, (xi.weight != 0).any())
@@ -255,8 +265,7 @@ def test_gradients_are_those_of_the_program(name, monkeypatch):
     clients = CLIENTS.replace(loss=lambda params, examples, key: squares(params, examples, key))
     totals, state, start = [], None, 0
     for t in range(2):
-        tape = row(record_world(network, 2), t)
-        here = set(range(N)) if not hasattr(tape, "idx") else {int(i) for i in tape.idx}
+        here = set(nets.idx[t].tolist()) if hasattr(nets, "idx") else set(range(N))
         evaluated.clear()
         part = simulate(alg, clients, network, X0, KEY, rounds=1, start=t, state=state)
         jax.effects_barrier()
@@ -274,10 +283,10 @@ def test_gradients_of_init(wrap):
     """All nodes compute before round 0, also those that are then away; a resumed run does not."""
     network, alg = wrap(RANDOM), GradientTracking(lr=0.01)
     whole = simulate(alg, CLIENTS, network, X0, KEY, rounds=4)
-    tape = record_world(network, 4)
-    active = np.asarray(tape.nets.active).sum(1)
+    nets = drawn(network)
+    active = nets.active[:4].sum(1)
     np.testing.assert_allclose(whole.history.totals()["grads"], N + np.cumsum(active))
-    net = jax.tree.map(np.asarray, row(tape, 0))
+    net = jax.tree.map(lambda a: a[0], nets)
     first = slowest_node(nodes(net, np.ones(N), 2 * BITS, EVERY))
     np.testing.assert_allclose(whole.history.seconds[0], LINKS.compute.max() + first, rtol=1e-6)
     half = simulate(alg, CLIENTS, network, X0, KEY, rounds=2)
@@ -293,7 +302,7 @@ def test_gradients_of_init(wrap):
 
 AWAY = np.ones((ROUNDS, N), bool)
 AWAY[[0, 2]] = False
-QUIET = np.array([[0.1, 0.2], [3.1, 3.2]]).T  # of rounds of 1 s, nothing in 1, 2, 4, 5
+TIMES = np.array([0.1, 0.2, 3.1, 3.2])  # of rounds of 1 s, nothing in 1, 2, 4, 5
 
 
 def empty(case):
@@ -305,11 +314,11 @@ def empty(case):
         return Churn(case.network, AWAY), ~AWAY.any(1)
     quiet = np.isin(np.arange(ROUNDS), [1, 2, 4, 5])
     if needs.net is Events:
-        return from_events(QUIET[0], np.array([0, 3]), np.array([N, N]), N, rounds=ROUNDS), quiet
+        ends = np.array([0, 1, 3, 4]), np.array([N, 2, N, 5])  # a gradient, an exchange
+        return from_events(TIMES, *ends, N, rounds=ROUNDS), quiet
     if needs.net is Messages:
-        sent, received = QUIET
-        ends = np.array([0, 3]), np.array([1, 4])
-        return networks.from_messages(sent, received, *ends, N, rounds=ROUNDS), quiet
+        ends = np.array([0, 1, 3, 4]), np.array([1, 4, 0, 2])
+        return networks.from_messages(TIMES, TIMES + 0.5, *ends, N, rounds=ROUNDS), quiet
     return None
 
 
@@ -334,10 +343,9 @@ def test_nothing_arrives_alone():
     one = Clients.make(
         {"a": np.ones((2, D)), "b": np.ones(2)}, (np.arange(2), [0], [2]), squares, batch=3
     )
-    history = go(DSGD(lr=0.1), graph("complete", 1), clients=one)
-    assert np.isfinite(history.loss).all() and (history.up == 0).all()
-    lost = gossip(graphs.make("ring", N), ROUNDS, drop=1.0)
-    history = go(GossipLearning(lr=0.1), lost)
+    history = go(GossipLearning(lr=0.1), gossip(np.zeros((1, 1)), ROUNDS), clients=one)
+    assert np.isnan(history.loss).all() and (history.up == 0).all()
+    history = go(GossipLearning(lr=0.1), gossip(CIRCLE, ROUNDS, drop=1.0))
     assert np.isnan(history.loss).all() and (history.up > 0).any()
 
 

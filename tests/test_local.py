@@ -147,7 +147,7 @@ def test_training_is_the_loop(trained, name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_padding_freezes_everything(trained, name):
     y, loss, memory = trained[name]["frozen"]
-    assert loss == 0
+    assert np.isnan(loss)  # nothing was measured
     tree(np.testing.assert_array_equal, (y, memory), trained[name]["first"][::2])
 
 

@@ -108,7 +108,7 @@ class Cohort:
 
     def info(
         self,
-        loss: Float[Array, " s"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -174,7 +174,7 @@ class Arrivals:
 
     def info(
         self,
-        loss: Float[Array, " k"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -227,7 +227,7 @@ class Graph:
 
     def info(
         self,
-        loss: Float[Array, " n"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -322,7 +322,7 @@ class Events:
 
     def info(
         self,
-        loss: Float[Array, "v c"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
@@ -402,7 +402,7 @@ class Messages:
 
     def info(
         self,
-        loss: Float[Array, "v c"],
+        loss: Scalar,
         grads: Scalar,
         *,
         up: Scalar,
