@@ -495,7 +495,7 @@ def _check_given(clients, key, state, evaluate, schedule):
     if not isinstance(clients, Clients):
         fix = "problem.clients()" if hasattr(clients, "clients") else "Clients.make(...)"
         raise ValueError(f"clients must be Clients, got {type(clients).__name__}; use `{fix}`")
-    dtype, shape = getattr(key, "dtype", None), jnp.shape(key)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
     new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if dtype is None or not (new or (dtype == jnp.uint32 and shape)):
         raise ValueError(
@@ -815,9 +815,7 @@ def matrix(network: Any) -> np.ndarray | None:
         if not hasattr(network, "network"):
             return None
         network = network.network
-    w = jax.tree.map(
-        np.asarray, network.w
-    )  # on the host: operations of JAX may be traced, and slow
+    w = jax.tree.map(np.asarray, network.w)  # on the host: what JAX does may be traced
     if isinstance(w, comm.Dense):
         return np.asarray(w.w, float)
     out, own = np.zeros((network.n, network.n)), np.arange(network.n)
