@@ -163,6 +163,8 @@ class Config:
         )
         for name, low in least.items():
             need(name, getattr(self, name) >= low, f"at least {low}", _DEFAULTS[name])
+            most = _LARGEST if name == "seed" else _MOST
+            need(name, getattr(self, name) <= most, f"at most {most:,}", _DEFAULTS[name])
         if not self.partition.startswith("natural"):  # then clients follow from the data
             n = self.clients
             need("cohort", self.cohort <= n, f"at most clients={n}", n)
@@ -185,6 +187,7 @@ class Config:
 
 
 MOST = 1_000_000  # runs of one sweep or comparison
+_MOST = 2**31 - 1  # rounds, steps and clients are counted in int32
 _LARGEST = 2**53  # whole numbers up to here are floats too
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 
