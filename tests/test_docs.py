@@ -425,7 +425,7 @@ def test_no_addresses_and_no_paths_of_machines():
     assert not found
 
 
-# What is installed ---------------------------------------------------------------------------------
+# What is installed --------------------------------------------------------------------------------
 
 
 def test_docstrings_are_there_without_docstrings():

@@ -184,6 +184,12 @@ def _resumed(path, text, objects):
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else about
         raise ValueError(f"{str(path)!r} has format {found!r}, this is {FORMAT}; {other}")
+    for name, kind in (("objects", dict), ("widths", list), ("sessions", list)):
+        if not isinstance(about.get(name), kind):
+            raise ValueError(
+                f"{str(path / 'provenance.json')!r} is damaged: its {name} are "
+                f"{about.get(name)!r}; {other}"
+            )
     try:
         old = tomllib.loads((path / "sweep.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
