@@ -382,19 +382,23 @@ class Saver:
 
 
 @contextlib.contextmanager
-def graceful() -> Iterator[Callable[[], bool]]:
+def graceful(say: Callable[[str], Any] | None = None) -> Iterator[Callable[[], bool]]:
     """Turns Ctrl-C and SIGTERM into a question: yields a function that tells whether to stop.
 
     A second one stops at once. Outside the main thread, where signals do not arrive, nothing
     changes.
+
+    Args:
+        say: what tells that it was heard; by default a line on stderr.
     """
+    say = say or (lambda words: os.write(2, f"\n{words}\n".encode()))
     asked: list[int] = []
 
     def handler(number, frame):
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        os.write(2, b"\nstopping after this chunk of rounds; once more to stop at once\n")
+        say("stopping after this chunk of rounds; once more to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -97,7 +97,8 @@ def _spelled(text):
     """Python's `clients=20` as --clients 20; options of names, "fedprox(mu=0.1)", stay."""
     from jaxfl.config import Config
 
-    names = "|".join([*(f.name for f in dataclasses.fields(Config)), "out"])
+    text = re.sub(r"\bn=(\d+) clients", r"clients=\1", text)
+    names = "|".join([*(f.name for f in dataclasses.fields(Config)), "out", "n"])
     value = r"'[^']*'|\"[^\"]*\"|\[[^]]*\]|\([^)]*\)|[^\s,;:`()]*[^\s,;:.`()]"
     call = r"\w\([^()]*(?:\([^()]*\)[^()]*)*\)"
 
@@ -566,8 +567,11 @@ def cache_dir() -> Path | None:
     settings: Any = jax.config
     if given := settings.jax_compilation_cache_dir:
         return Path(given)
-    root = platformdirs.user_cache_path("jaxfl", appauthor=False)
-    return root / "xla" if root.is_absolute() else None  # "~" of nobody stays as it is
+    try:
+        root = platformdirs.user_cache_path("jaxfl", appauthor=False)
+    except RuntimeError:  # some releases say so, others give "~/.cache"
+        return None
+    return root / "xla" if root.is_absolute() else None
 
 
 def cache() -> None:

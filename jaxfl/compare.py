@@ -330,8 +330,8 @@ def _compare(config, problem, jobs, report, objects):
     except KeyboardInterrupt:  # a program cannot be stopped, but nobody waits for it
         wait = False
         raise Interrupted(
-            f"interrupted with {len(results)} of {len(jobs)} algorithms done, and nothing is kept; "
-            "a sweep over algorithm, lr and seed with `out=` keeps what is done, and goes on"
+            f"interrupted with {len(results)} of {len(jobs)} algorithms done, and nothing is kept "
+            "(a sweep into a folder keeps what is done, and goes on)"
         ) from None
     finally:
         compilers.shutdown(wait=False, cancel_futures=True)  # first, so that no run waits for one

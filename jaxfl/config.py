@@ -170,8 +170,11 @@ class Config:
             ("clients", "rounds", "every", "seeds", "cohort", "steps", "batch"), 1
         )
         for name, low in least.items():
-            value = getattr(self, name)
-            need(name, value == "all" or value >= low, f"at least {low}", _DEFAULTS[name])
+            value, most = getattr(self, name), _LARGEST if name == "seed" else _MOST
+            if value == "all":  # of a batch
+                continue
+            need(name, value >= low, f"at least {low}", _DEFAULTS[name])
+            need(name, value <= most, f"at most {most:,}", _DEFAULTS[name])
         if not self.partition.startswith("natural"):  # then clients follow from the data
             n = self.clients
             need("cohort", self.cohort <= n, f"at most clients={n}", n)
@@ -197,6 +200,7 @@ class Config:
 
 MOST = 1_000_000  # runs of one sweep or comparison
 VARY = ("run", "split", "graph", "all")
+_MOST = 2**31 - 1  # rounds, steps and clients are counted in int32
 _LARGEST = 2**53  # whole numbers up to here are floats too
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 

@@ -57,10 +57,12 @@ def _even(n: Count, m: Count) -> Partition:
     return Partition(np.arange(n * m, dtype=np.int32), start, np.full(n, m, np.int32))
 
 
-def _whole(**values: int) -> None:
-    for name, value in values.items():
-        if whole(name, value) < 1:
+def _whole(**values: Count) -> list[int]:
+    counts = {name: whole(name, value) for name, value in values.items()}
+    for name, value in counts.items():
+        if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}: {name}=1")
+    return list(counts.values())
 
 
 def _nonnegative(**values: Number) -> None:
@@ -157,7 +159,7 @@ def quadratics(
         >>> problem.data["b"].shape, problem.optimum.shape
         ((4, 3), (3,))
     """
-    _whole(n=n, d=d)
+    n, d = _whole(n=n, d=d)
     _nonnegative(zeta=zeta, sigma=sigma, L=L)
     if not 0 < mu <= L:
         raise ValueError(f"mu must be above 0 and at most L={L}; got {mu}: mu={0.1 * L:g}")
@@ -243,7 +245,7 @@ def least_squares(
         >>> problem.data["x"].shape, problem.partition.count.tolist()
         ((40, 3), [10, 10, 10, 10])
     """
-    _whole(n=n, m=m, d=d)
+    n, m, d = _whole(n=n, m=m, d=d)
     _nonnegative(delta=delta, noise=noise)
     if n * m < d:
         raise ValueError(
@@ -329,7 +331,7 @@ def logistic(
         >>> [float(problem.data["y"][problem.partition.of(i)].mean()) for i in range(4)]
         [-1.0, -0.8, 1.0, 1.0]
     """
-    _whole(n=n, m=m, d=d)
+    n, m, d = _whole(n=n, m=m, d=d)
     if not 0 < l2 < math.inf:
         raise ValueError(
             f"l2 must be above 0, and finite, for the optimum to be unique; got {l2}: l2=0.01"

@@ -597,7 +597,7 @@ def grid(alg: Any, **values: Any) -> Any:
     )
 
 
-def scaled(**schedules: Callable[[Scalar], Scalar]) -> Callable[[Any, Scalar], Any]:
+def scaled(**schedules: Any) -> Callable[[Any, Scalar], Any]:
     """A schedule for `simulate` that multiplies hyperparameters by functions of the round.
 
     Args:

@@ -1,7 +1,13 @@
 """The command line parses and prints; the numbers are Python's to the last digit."""
 
+import io
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +144,16 @@ def test_help_fits_a_screen(capsys):
         ("compare --data digit", "did you mean 'digits'"),
         ("compare --config nowhere.toml", "cannot read the configuration"),
         ("compare --config", "--config"),
-        ("compare --cohort 21", "cohort must be at most clients=20"),
+        ("compare --cohort 21", "cohort must be at most --clients 20, got 21; use `--cohort 20`"),
+        ("compare --lr 0.3 0.1", "use `--lr 0.1 0.3 1.0`"),
+        ("compare --clients 1000000000000", "1000000000000"),
+        ("compare --rounds 1000000000000", "rounds must be at most 2,147,483,647"),
+        ("compare --steps 1000000000000", "steps must be at most"),
+        ("compare --seeds 10000000", "seeds must be at most 22,222"),
+        ("graph ring --n 1000000000000", "n=1000000000000 nodes have about 1e+12 edges"),
+        ("graph complete --n 1000000", "edges"),
+        ("compare --data nowhere.csv", "there is no such file"),
+        ("compare --algorithms fedavg(steps=0)", "`FedAvg(steps=1)`"),
         ("compare --lr -0.1", "lr must be positive"),
         ("compare --alpha -1", "alpha must be above 0"),
         ("compare --steps 0", "steps must be at least 1"),
@@ -150,7 +165,11 @@ def test_help_fits_a_screen(capsys):
         ("graph ring --n 0", "n"),
         ("graph ring --out nowhere/x.png", "cannot write the picture"),
         ("partition --data diabetes", "no labels to draw"),
-        ("partition --minimum 1000", "minimum=1000"),
+        ("partition --minimum 1000", "--minimum 1000 for --clients 20"),
+        ("graph " + "x" * 9000, "unknown graph 'xxx"),
+        ("graph " + "x" * 10**7, "no word may be longer"),
+        ("list " + "x" * 9000, "no kind 'xxx"),
+        ("y" * 10**7, "no command 'yyy"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(words, message, capsys, tmp_path, monkeypatch):
@@ -158,7 +177,7 @@ def test_bad_input_is_one_message_and_status_2(words, message, capsys, tmp_path,
     Path("file").write_text("")
     status, out, err = run(capsys, *words.split())
     assert status == 2
-    assert message in err and "Traceback" not in err + out
+    assert message in err and "Traceback" not in err + out and len(err) < 5000
     assert [p.name for p in tmp_path.iterdir()] == ["file"]  # nothing half done
 
 
@@ -177,18 +196,125 @@ def test_debug_shows_where_errors_come_from(capsys):
         cli.main(["--debug", "bla"])
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="where XDG says")
 def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli.cache_dir() == tmp_path / "jaxfl" / "xla"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cli.cache_dir().parts[-4:] == ("Library", "Caches", "jaxfl", "xla")
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    assert cli.cache_dir() == tmp_path / "jaxfl" / "xla"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.cache_dir() == tmp_path / ".cache" / "jaxfl" / "xla"
+
+
+@pytest.mark.parametrize("found", [Path("~/.cache/jaxfl"), RuntimeError("no home")])
+def test_nobody_has_no_home(monkeypatch, found, capsys):
+    """An unknown user without HOME: nothing is cached, and no folder is called ~."""
+    import platformdirs
+
+    def nowhere(*names, **options):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.undo()  # the real `cache`
+    monkeypatch.setattr(platformdirs, "user_cache_path", nowhere)
+    assert cli.cache_dir() is None
+    cli.cache()
+    assert not Path("~").exists()
+    status, out, _ = run(capsys, "info")
+    assert status == 0 and "none, for there is no home" in out
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (ImportError('fastest needs cvxpy: pip install "jaxfl[sdp]"'), "fastest needs cvxpy"),
+        (MemoryError(), "not enough memory"),
+        (OverflowError("too large to convert"), "OverflowError: too large to convert; --debug"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 3 PB\n"), "RESOURCE_EXHAUSTED: 3 PB; --debug shows"),
+        (AttributeError("x" * 10**6), "AttributeError: xxx"),
+        (KeyError("objects"), "KeyError: 'objects'; --debug"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("use `rounds=5`, `lr=[0.1, 0.3]` or `data='digits'`"),
+         "use `--rounds 5`, `--lr 0.1 0.3` or `--data 'digits'`"),
+        (ValueError("write \"fedavg(steps=5) @ torus\", `algorithms=('fedavg',)`"),
+         "write \"fedavg(steps=5) @ torus\", `--algorithms 'fedavg'`"),
+        (ValueError("for n=20 clients: use `minimum=1`; the same call goes on"),
+         "for --clients 20: use `--minimum 1`; the same command goes on"),
+        (KeyboardInterrupt(), "jaxfl: interrupted\n"),
+        (Interrupted("stopped; the same call goes on"), "stopped; the same command goes on"),
+    ],
+)  # fmt: skip
+def test_whatever_a_command_raises_is_one_message(error, words, monkeypatch, capsys):
+    def command(_):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", command)
+    status, out, err = run(capsys, "info")
+    assert status == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert words in err and not out and len(err) < 5000
+    assert "nothing was written" not in err
+    if not isinstance(error, KeyboardInterrupt):
+        with pytest.raises(type(error)):
+            cli.main(["info", "--debug"])
+
+
+def process(*words, python=(), **options):
+    words = [sys.executable, *python, "-m", "jaxfl.cli", *words]
+    env = os.environ | {"COLUMNS": "80"} | options.pop("env", {})
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 120} | options
+    return subprocess.run(words, env=env, check=False, **options)
 
 
 def test_process():
-    words = [sys.executable, "-m", "jaxfl.cli", "info"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    done = process("info", text=True)
+    assert done.returncode == 0
     assert "devices      cpu:0" in done.stdout and f"numpy {np.__version__}" in done.stdout
+
+
+def test_streams_that_are_closed_full_or_not_utf8(tmp_path):
+    """Somebody who reads a line, nobody, a full disk, a terminal of the last century."""
+    shell = f"{shlex.quote(sys.executable)} -m jaxfl.cli list"
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    pipe = f"set -o pipefail; {shell} | head -1; {shell} algorithms >&-; echo $?"
+    done = subprocess.run(["bash", "-c", pipe], **options)
+    assert done.stdout.split() == ["algorithms", "0"] and not done.stderr
+    if Path("/dev/full").exists():
+        done = subprocess.run(["bash", "-c", f"{shell} > /dev/full"], **options)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space" in done.stderr
+    words = ("compare", "--algorithms", "fedavg", "--data", "iris", "--model", "logistic",
+             "--clients", "4", "--cohort", "2", "--minimum", "1", "--rounds", "4", "--every", "2",
+             "--seeds", "4", "--lr", "0.1", "--out", str(tmp_path / "out"))  # fmt: skip
+    done = process(*words, env={"PYTHONIOENCODING": "ascii"})
+    text = done.stdout.decode("ascii")
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and "FedAvg" in text
+    assert "±" in (tmp_path / "out" / "table.txt").read_text(encoding="utf-8")
+
+
+def test_interrupted_compare_ends_at_once_and_says_so(tmp_path):
+    """While its first program compiles or runs, for minutes, with the other eight behind it."""
+    words = [sys.executable, "-m", "jaxfl.cli", "compare", "--rounds", "100000", "--every", "1000"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, cwd=tmp_path, text=True) as child:
+        assert child.stderr is not None
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "jaxfl-results").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)  # that folder is the last thing before they start
+        time.sleep(1)
+        child.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        said = child.stderr.read()
+        assert child.wait(60) == 130 and time.monotonic() - start < 30
+    assert "0 of 9 algorithms done, and nothing is kept" in said and "Traceback" not in said
+
+
+def test_progress_fits_a_narrow_terminal():
+    """Numbers in one line, words in the next, cut with three dots."""
+    from rich.console import Console
+
+    from jaxfl.sweeps.progress import two_lines
+
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, legacy_windows=False)
+    with two_lines(console=console) as bar:
+        bar.add_task("3 of 40 runs", total=10, words="best 0.9 " + "x" * 200)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80 and any(line.rstrip().endswith("…") for line in lines)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import pydoc
@@ -422,3 +423,58 @@ def test_no_addresses_and_no_paths_of_machines():
             if bad.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not found
+
+
+# What is installed --------------------------------------------------------------------------------
+
+
+def test_docstrings_are_there_without_docstrings():
+    """`python -OO` takes them out; citations, `show` and the options of commands need them."""
+    code = (
+        "import jaxfl\nfrom jaxfl import cli, docs\n"
+        "assert 'McMahan' in jaxfl.cite('fedavg') and 'FedAvg' in docs.table()\n"
+        "raise SystemExit(cli.main(['show', 'scaffold']) or cli.main(['compare', '--help']))"
+    )
+    words = [sys.executable, "-OO", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Karimireddy" in done.stdout and "--failures" in done.stdout
+
+
+def hook():
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("home", ["", "https://forge.example/jaxfl/jaxfl/"])
+def test_an_index_page_has_no_dead_links(home):
+    """Figures and links of the README are absolute, or words while nobody knows the address."""
+    made = hook().absolute(README.read_text(encoding="utf-8"), home)
+    links = re.findall(r"\]\(([^)]+)\)", made)
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert bool(links) == bool(home) and "see CONTRIBUTING.md" in made or home
+    if home:
+        base = home.rstrip("/")
+        assert f"({base}/raw/main/benchmarks/results/compare.png)" in made
+        assert f"({base}/blob/main/CONTRIBUTING.md)" in made
+    code = "```text\n[a](b)\n```\n"
+    assert hook().absolute(code + "![x](y.png) [a](b) [c](#d) `[e](f)`", "") == (
+        code + " a [c](#d) `[e](f)`"
+    )
+    assert all(url.startswith("https://forge.example/") for url in hook().urls(home).values())
+    assert bool(hook().urls(home)) == bool(home)
+
+
+def test_one_address_for_package_and_notebooks():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    home = settings["tool"]["hatch"]["metadata"]["hooks"]["custom"]["home"]
+    source = f"git+{home}" if home else ".."  # the copy of the repository around them
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 6
+    for path in notebooks:
+        assert f'SOURCE = \\"{source}\\"' in path.read_text(encoding="utf-8"), path
+    include = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert all((ROOT / name.strip("/")).exists() for name in include)

@@ -25,7 +25,7 @@ from jaxfl.algorithms import (
 )
 from jaxfl.clients import Clients
 from jaxfl.compress import TopK
-from jaxfl.local import Momentum
+from jaxfl.local import Momentum, Optax
 from jaxfl.networks import (
     ALIE,
     IPM,
@@ -604,3 +604,50 @@ def test_what_fits_is_taken_however_it_is_traced(name):
     assert sweep.shape == (2, *out.shape)
     both = lambda alg, network: simulate(alg, CLIENTS, network, X0, KEY, rounds=4).state.params
     assert jax.eval_shape(both, alg, network).shape == out.shape
+
+
+def trained(**options):
+    alg = FedAvg(**({"lr": 0.1} | options))
+    return lambda: simulate(alg, CLIENTS, HALF, X0, KEY, rounds=2)
+
+
+def factor(t):
+    return 0.5
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            trained(lr=factor),
+            r"FedAvg.lr must be a number, got a function.*schedule=scaled\(lr=f\)",
+        ),
+        (trained(lr=optax.constant_schedule(0.1)), r"scaled\(lr=f\)"),
+        (trained(lr=optax.adam(1.0)), r"local.Optax\(optax.adam\(1.0\)\)"),
+        (trained(lr="0.1"), r"FedAvg.lr must be a number, got '0.1'"),
+        (trained(solver=optax.adam(1.0)), r"FedAvg.solver got an optax optimiser.*local.Optax"),
+        (lambda: Optax(optax.adam), r"optimizer must be an optax optimiser, got <function adam"),
+        (lambda: Optax(0.1), r"optimizer must be an optax optimiser, got 0.1"),
+        (trained(solver=Momentum(beta=factor)), r"Momentum.beta must be a number"),
+        *(
+            (lambda o=o: trained(solver=Optax(o))(), r"asks for values of the loss.*lbfgs")
+            for o in (
+                optax.lbfgs(1.0),
+                optax.polyak_sgd(),
+                optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau()),
+            )
+        ),
+        (lambda: scaled(lr=0.5), r"lr must be a function of the round, got 0.5"),
+        *(
+            (go(FedAvg(lr=0.1), HALF, schedule=scaled(**{name: factor})), words)
+            for name, words in (
+                ("lrr", "FedAvg has no field 'lrr'; did you mean 'lr'"),
+                ("steps", "FedAvg.steps is no traced number"),
+                ("solver", "FedAvg.solver is no traced number"),
+            )
+        ),
+    ],
+)
+def test_what_is_in_the_wrong_place_says_where_it_belongs(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

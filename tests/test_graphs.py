@@ -633,3 +633,192 @@ def test_check_names_a_component():
     one_way = np.array([[1.0, 0.0], [0.5, 0.5]])
     with pytest.raises(ValueError, match="strongly"):
         weights.check(one_way, "row")
+
+
+# Graphs in every form.
+
+
+def forms(graph):
+    from scipy.sparse import coo_array, csr_matrix
+
+    a = nx.to_numpy_array(graph, range(len(graph)))
+    return {
+        "networkx": graph,
+        "float": a,
+        "weighted": 0.3 * a + np.eye(len(a)),  # weights and the diagonal do not count
+        "bool": a.astype(bool),
+        "list": a.tolist(),
+        "csr": nx.adjacency_matrix(graph, range(len(graph))),
+        "coo": coo_array(a),
+        "spmatrix": csr_matrix(a),
+    }
+
+
+RULES = [name for name in weights.WEIGHTS if name != "fastest"]
+OPTIONS = {"constant": {"alpha": 0.1}}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("graph", ["ring", "star", "erdos_renyi", "exponential"])
+def test_every_form_of_a_graph_gives_the_same_weights(rule, graph):
+    made, options = graphs.make(graph, 9), OPTIONS.get(rule, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # uniform weights of irregular graphs
+        if made.is_directed() and rule in ("metropolis", "lazy", "max_degree", "constant"):
+            for form in forms(made).values():
+                with pytest.raises(ValueError, match="undirected"):
+                    weights.make(rule, form, **options)
+            return
+        if made.is_directed() and rule == "best_constant":
+            return
+        expected = weights.make(rule, made, **options)
+        for name, form in forms(made).items():
+            np.testing.assert_array_equal(weights.make(rule, form, **options), expected, name)
+        sparse = weights.make(rule, made, sparse=True, **options)
+    np.testing.assert_allclose(sparse.toarray(), expected, **TIGHT)
+    for ours, theirs in zip(weights.neighbours(sparse), weights.neighbours(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, **TIGHT)
+    np.testing.assert_allclose(spectra.second(sparse), spectra.second(expected), **TIGHT)
+
+
+@pytest.mark.parametrize("graph", ["ring", "exponential"])
+def test_every_form_of_a_graph_makes_the_same_network(graph):
+    import jax
+
+    from jaxfl import networks, plots
+
+    made = graphs.make(graph, 8)
+    expected = networks.graph(graph, 8)
+    messages = networks.gossip(made, 3, seed=1)
+    for name, form in forms(made).items():
+        for ours, theirs in (
+            (networks.graph(form), expected),
+            (networks.gossip(form, 3, seed=1), messages),
+        ):
+            assert jax.tree.structure(ours) == jax.tree.structure(theirs), name
+            for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+                np.testing.assert_array_equal(a, b, name)
+        assert plots.describe(form)[2] == plots.describe(made)[2], name
+        if graph == "ring" and name != "weighted":  # there they are rates
+            rates = networks.poisson(form, 3, seed=1)
+            for a, b in zip(*map(jax.tree.leaves, (rates, networks.poisson(made, 3, seed=1)))):
+                np.testing.assert_array_equal(a, b, name)
+    with pytest.raises(ValueError, match="8 nodes"):
+        networks.graph(made, 9)
+
+
+def takers():
+    from jaxfl import networks
+
+    return {
+        **{k: lambda a, k=k: weights.make(k, a, **OPTIONS.get(k, {})) for k in RULES},
+        "graph": networks.graph,
+        "gossip": lambda a: networks.gossip(a, 3),
+        "poisson": lambda a: networks.poisson(a, 3),
+    }
+
+
+@pytest.mark.parametrize("name", takers())
+@pytest.mark.parametrize("sparse", [False, True])
+def test_wrong_matrices_are_named(name, sparse):
+    from scipy.sparse import csr_array
+
+    take = takers()[name]
+    for i, j, value, words in ((1, 2, np.nan, "finite"), (2, 1, -1.0, "negative")):
+        a = nx.to_numpy_array(graphs.ring(6))
+        a[i, j] = value
+        with pytest.raises(ValueError, match=rf"{words}.*\[{i}, {j}\]"):
+            take(csr_array(a) if sparse else a)
+    wide = np.ones((3, 4))
+    with pytest.raises(ValueError, match=r"square matrix \[n, n\]"):
+        take(csr_array(wide) if sparse else wide)
+    one_way = np.triu(nx.to_numpy_array(graphs.ring(6)))
+    if name in ("metropolis", "lazy", "max_degree", "constant", "best_constant", "poisson"):
+        with pytest.raises(ValueError, match=r"undirected graph, got a matrix with \[0, 1\]"):
+            take(csr_array(one_way) if sparse else one_way)
+
+
+def test_advice_for_an_adjacency_matrix_averages():
+    """The advice is followed, and repeated mixing reaches the mean; what swaps for ever is not."""
+    from scipy.sparse import csr_array
+
+    from jaxfl.networks import from_matrix
+
+    ring, swap = nx.to_numpy_array(graphs.ring(6)), np.array([[0.0, 1.0], [1.0, 0.0]])
+    with pytest.raises(ValueError, match=r"row 0 sums to 2: use `metropolis\(w\)`"):
+        from_matrix(ring)
+    assert spectra.second(weights.metropolis(ring)) < 1
+    lattice = nx.to_numpy_array(graphs.grid(rows=3, cols=4))
+    loop = np.roll(np.eye(5), 1, 0)
+    for w in (ring / 2, swap, lattice / lattice.sum(1, keepdims=True), loop):
+        assert sorted(abs(np.linalg.eigvals(w)))[-2] > 1 - 1e-12
+        for form in (w, csr_array(w)):
+            with pytest.raises(ValueError, match="periodic.*never averages.*`lazy"):
+                from_matrix(form)
+        from_matrix(weights.lazy(w))
+    weights.check(swap, connected=False)  # one step of a schedule
+    odd = nx.to_numpy_array(graphs.ring(5)) / 2
+    assert spectra.second(odd) < 1 and from_matrix(odd).n == 5
+
+
+# Many nodes.
+
+
+@pytest.mark.parametrize(
+    "name, rule",
+    [
+        ("ring", "metropolis"),
+        ("path", "metropolis"),
+        ("torus", "lazy"),
+        ("star", "max_degree"),
+        ("binary_tree", "best_constant"),
+        ("erdos_renyi", "metropolis"),
+        ("watts_strogatz", "sinkhorn"),
+        ("exponential", "column_stochastic"),
+        ("random_out", "column_stochastic"),
+        ("random_out", "uniform"),
+    ],
+)
+def test_spectra_of_large_graphs_are_those_of_small_ones(name, rule, monkeypatch):
+    """The sparse ways, on a size where all eigenvalues can be had."""
+    made = graphs.make(name, 144)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        w = weights.make(rule, made, sparse=True)
+    dense = w.toarray()
+    expected, values = spectra.second(dense), spectra.eigenvalues(dense)
+    least = spectra.least_eigenvalue(dense) if not made.is_directed() else None
+    monkeypatch.setattr(spectra, "_DENSE", 100)
+    monkeypatch.setattr(spectra, "_dense", None)  # nobody makes it dense
+    np.testing.assert_allclose(spectra.second(w), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(spectra.period_contraction([w]), expected, rtol=0, atol=1e-9)
+    if least is not None:
+        largest, smallest = spectra.ends(w, 3)
+        np.testing.assert_allclose(largest, values[:3], rtol=0, atol=1e-8)
+        np.testing.assert_allclose(smallest, values[-3:], rtol=0, atol=1e-8)
+        np.testing.assert_allclose(spectra.least_eigenvalue(w), least, rtol=0, atol=1e-9)
+
+
+def test_ten_thousand_nodes(tmp_path):
+    """No array of the size of all pairs: 800 MB. The gap of a ring is known."""
+    import tracemalloc
+
+    from jaxfl import networks, plots
+
+    n = 10_000
+    tracemalloc.start()
+    g = graphs.make("ring", n)
+    _, w, facts = plots.describe(g)
+    axes = plots.graph_and_spectrum(g, title="ring")
+    assert networks.graph("ring", n).n == n and networks.gossip(g, 1).n == n
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+    gap = 2 / 3 * (1 - np.cos(2 * np.pi / n))
+    np.testing.assert_allclose(facts["gap"], gap, rtol=1e-6)
+    assert facts["edges"] == n and w.nnz == 3 * n and len(axes) == 2
+    schedule = plots.describe(graphs.make("one_peer_hypercube", 4096))[2]
+    assert schedule["gap"] == 1 and schedule["mixing_time"] == 12
+    with pytest.raises(ValueError, match=r"about 5e\+11 edges"):
+        graphs.complete(10**6)
+    with pytest.raises(ValueError, match=r"about 1e\+12 edges"):
+        graphs.ring(10**12)

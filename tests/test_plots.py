@@ -341,3 +341,14 @@ def test_partition():
     ax = plots.partition(rng.integers(0, 50, (500, 62)))  # too many for dots
     np.testing.assert_array_equal(ax.images[0].get_array().shape, (62, 500))
     whole(ax)
+
+
+def test_a_dollar_sign_is_one(tmp_path):
+    """Names are not mathematical text: also `$\\frac$`, which is none, is drawn as it is."""
+    ds = sweep().assign_coords(algorithm=[r"$\frac$ a$b", "fedavg"]).isel(lr=1, alpha=1)
+    for ax in (*np.ravel(plots.learning_curves(ds)), plots.consensus({r"a$\x$": np.ones(3)})):
+        ax.figure.savefig(tmp_path / "figure.svg")
+        texts = [t for t in ax.figure.findobj(lambda o: hasattr(o, "get_parse_math"))]
+        assert texts and not any(t.get_parse_math() for t in texts if "$" in t.get_text())
+    ax = plots.consensus({"a": np.array([1.0, 1e-9])})
+    assert "10⁻⁹" in [t.get_text() for t in ax.get_yticklabels()]

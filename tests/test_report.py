@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -176,3 +177,59 @@ def test_what_is_no_result(tmp_path, capsys):
     with pytest.raises(ValueError, match="damaged"):
         jaxfl.report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_elsewhere_leaves_the_folder_as_it_is(tmp_path, monkeypatch, capsys):
+    """Folders of others can be read: --out says where the page goes; without it, what to do."""
+    source = small()[1]
+    there = sorted(p.name for p in source.iterdir())
+    assert jaxfl.report(source, tmp_path / "page.html") == tmp_path / "page.html"
+    assert cli.main(["report", str(source), "--out", str(tmp_path / "other.html")]) == 0
+    alone(tmp_path / "other.html")
+    assert sorted(p.name for p in source.iterdir()) == there
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # also where tests are root
+    with pytest.raises(OSError, match=r"choose another place: `out='report.html'`"):
+        jaxfl.report(source)
+    assert cli.main(["report", str(source)]) == 2
+    assert "--out 'report.html'" in capsys.readouterr().err
+
+
+def test_what_repeats_it_repeats_it(tmp_path, monkeypatch):
+    """The command of the page, run as it stands, gives the same numbers in a folder of its own."""
+    monkeypatch.setattr(cli, "cache", lambda: None)
+    tiny = {"data": "iris", "model": "logistic", "clients": 3, "cohort": 2, "minimum": 1}
+    tiny |= {"rounds": 4, "every": 2, "lr": [0.1], "seeds": 2}
+    over = {"alpha": [0.3, 3.0]}
+    jaxfl.compare(algorithms=["fedavg"], out=tmp_path / "a b", **tiny)
+    jaxfl.sweep(over, out=tmp_path / "swept", stop_at=0.99, **tiny)
+    for name, variable in (("a b", "score"), ("swept", "accuracy")):
+        text = alone(jaxfl.report(tmp_path / name)).text
+        command = re.search(r"To repeat it: jaxfl (.*)", text)[1]
+        assert cli.main(shlex.split(command)) == 0
+        first, again = (
+            folder.read_netcdf(tmp_path / f"{name}{k}" / "results.nc") for k in ("", "-again")
+        )
+        np.testing.assert_array_equal(first[variable], again[variable])
+    iris = jaxfl.data.load("iris")
+    own = tiny | {"data": iris}
+    jaxfl.compare(algorithms=["fedavg"], out=tmp_path / "own", **own)
+    jaxfl.sweep(over, out=tmp_path / "own swept", **own)
+    for name in ("own", "own swept"):
+        text = alone(jaxfl.report(tmp_path / name)).text
+        assert "To repeat it" not in text and "The data came from Python as objects" in text
+
+
+@pytest.mark.parametrize("about", [[], [1], {"sessions": 3}, {"sessions": ["x"]}, "no"])
+def test_a_damaged_provenance_is_an_error(about, tmp_path):
+    tiny = {"data": "iris", "model": "logistic", "clients": 3, "cohort": 2, "minimum": 1}
+    tiny |= {"rounds": 2, "every": 1, "seeds": 1}
+    over = {"lr": [0.1]}
+    jaxfl.sweep(over, out=tmp_path, **tiny)
+    (tmp_path / "provenance.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="provenance"):
+        jaxfl.report(tmp_path)
+    with pytest.raises(ValueError, match="format|damaged"):
+        jaxfl.sweep(over, out=tmp_path, **tiny)
+    (tmp_path / "provenance.json").write_text(json.dumps({"format": 1, "objects": []}))
+    with pytest.raises(ValueError, match="objects are"):
+        jaxfl.sweep(over, out=tmp_path, **tiny)

@@ -5,6 +5,7 @@ its last ones for the test: clients that are made in pairs stay pairs in every p
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,12 +15,18 @@ from jaxfl.data.sets import DATASETS, Dataset, _dataset
 from jaxfl.types import Count, whole
 
 
+def _sizes(n: Count, size: Count | None) -> tuple[int, Any]:
+    """Clients and examples of each as ints."""
+    n, size = whole("n", n), None if size is None else whole("size", size)
+    if n < 1 or (size is not None and size < 1):
+        raise ValueError(f"n and size must be at least 1; got n={n}, size={size}: n=30, size=100")
+    return n, size
+
+
 def _clients(
     n: Count, size: Count | None, rng: np.random.Generator, most: Number = math.inf
 ) -> Int[np.ndarray, " N"]:
     """The client of every example: `size` each, or floor(LogNormal(4, 2)) + 50, at most `most`."""
-    if whole("n", n) < 1 or (size is not None and whole("size", size) < 1):
-        raise ValueError(f"n and size must be at least 1; got n={n}, size={size}: n=30, size=100")
     if size is None:
         sizes = np.minimum(np.floor(rng.lognormal(4, 2, n)) + 50, most).astype(np.int64)
     else:
@@ -87,6 +94,7 @@ def synthetic(
         >>> made.partition.count.tolist(), made.classes
         ([34, 34, 34, 34], 10)
     """
+    n, size = _sizes(n, size)
     _range(alpha=alpha, beta=beta)
     rng = np.random.default_rng(seed)
     client = _clients(n, size, rng)
@@ -156,6 +164,7 @@ def teacher_student(
         >>> made.train["x"].shape, made.classes
         ((24, 3), None)
     """
+    n, size = _sizes(n, size)
     _range(shift=shift, noise=noise)
     if not 0 <= rho <= 1:
         raise ValueError(f"rho must be 0 to 1; got {rho}: rho=0.5")
@@ -226,6 +235,7 @@ def two_moons(
         >>> np.degrees(made.truth["angle"]).tolist()
         [0.0, 90.0, 180.0, 270.0]
     """
+    n, size = _sizes(n, size)
     _range(noise=noise)
     if shift not in ("rotate", "flip", "none"):
         raise ValueError(f'shift must be rotate, flip or none; got {shift!r}: shift="rotate"')
@@ -304,6 +314,7 @@ def mixture(
         >>> made.truth["pi"].shape, len(made.train["y"])
         ((5, 2), 140)
     """
+    n, size = _sizes(n, size)
     _range(noise=noise)
     if not alpha > 0 or components < 1:
         raise ValueError(
@@ -371,6 +382,7 @@ def planted_regression(
         >>> made.truth["cluster"].tolist(), made.train["x"].shape
         ([0, 1, 0, 1, 0, 1], (30, 3))
     """
+    n, size = _sizes(n, size)
     _range(noise=noise, scale=scale)
     if prior not in ("normal", "bernoulli"):
         raise ValueError(f'prior must be normal or bernoulli; got {prior!r}: prior="normal"')

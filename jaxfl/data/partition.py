@@ -173,7 +173,7 @@ def _unlabelled(size: ArrayLike | Count) -> Int[np.ndarray, " N"]:
     return np.zeros(whole("size", size) if array.ndim == 0 else len(array), np.int64)
 
 
-def _check(n: Count, size: int, minimum: Count) -> None:
+def _check(n: Count, size: int, minimum: Count) -> tuple[int, int]:
     n, minimum = whole("n", n), whole("minimum", minimum)
     if n < 1:
         raise ValueError(f"n must be at least 1 client; got {n}: n=10")
@@ -187,6 +187,7 @@ def _check(n: Count, size: int, minimum: Count) -> None:
             f"minimum={minimum} for n={n} clients needs {n * minimum} examples, there are {size}: "
             f"use {', or '.join(fixes) or f'n={max(size, 1)}, minimum=1'}"
         )
+    return n, minimum
 
 
 def _positive(name: str, value: Number) -> None:
@@ -297,7 +298,7 @@ def iid(size: ArrayLike | Count, n: Count, *, seed: Seed = 0, minimum: Count = 1
         [4, 3, 3]
     """
     y = _unlabelled(size)
-    _check(n, len(y), minimum)
+    n, minimum = _check(n, len(y), minimum)
     table = len(y) // n + (np.arange(n) < len(y) % n)
     return _deal(y, table[:, None], minimum, np.random.default_rng(seed))
 
@@ -356,7 +357,7 @@ def dirichlet(
         (20, True)
     """
     y, sizes = _dense(labels)
-    _check(n, len(y), minimum)
+    n, minimum = _check(n, len(y), minimum)
     _positive("alpha", alpha)
     rng = np.random.default_rng(seed)
     if variant not in _VARIANTS:
@@ -457,8 +458,9 @@ def shards(
         [6, 6, 6, 6]
     """
     y, sizes = _dense(labels)
-    _check(n, len(y), minimum)
-    if whole("per_client", per_client) < 1:
+    n, minimum = _check(n, len(y), minimum)
+    per_client = whole("per_client", per_client)
+    if per_client < 1:
         raise ValueError(f"per_client must be at least 1 shard; got {per_client}: per_client=2")
     rng = np.random.default_rng(seed)
     shard = np.arange(len(y)) * (n * per_client) // max(len(y), 1)  # of each place in sorted order
@@ -506,9 +508,10 @@ def labels_per_client(
     """
     y, sizes = _dense(labels)
     classes = len(sizes)
-    _check(n, len(y), minimum)
+    n, minimum = _check(n, len(y), minimum)
     _positive("alpha", alpha)
-    if not 1 <= whole("k", k) <= classes:
+    k = whole("k", k)
+    if not 1 <= k <= classes:
         raise ValueError(
             f"k must be 1 to {classes} labels per client; got {k}: k={min(2, classes)}"
         )
@@ -558,7 +561,7 @@ def quantity(
         (1000, True)
     """
     y = _unlabelled(size)
-    _check(n, len(y), minimum)
+    n, minimum = _check(n, len(y), minimum)
     rng = np.random.default_rng(seed)
     if (beta is None) == (sigma is None):
         raise ValueError(

@@ -150,9 +150,9 @@ def arrivals(
     """
     n = whole("n", n)
     concurrency = n if concurrency is None else concurrency
-    _between("buffer", buffer, 1, n)
-    _between("concurrency", concurrency, 1, n)
-    _between("rounds", rounds, 1)
+    buffer = _between("buffer", buffer, 1, n)
+    concurrency = _between("concurrency", concurrency, 1, n)
+    rounds = _between("rounds", rounds, 1)
     seconds = np.broadcast_to(np.asarray(scale, float), (n,))
     if not (seconds > 0).all():
         raise ValueError(f"scale must be positive seconds, got {seconds.min():g}; use `scale=1.0`")
@@ -256,7 +256,7 @@ def poisson(
         >>> network.n, type(network(0, jax.random.key(0))).__name__
         (8, 'Events')
     """
-    _between("rounds", rounds, 1)
+    rounds = _between("rounds", rounds, 1)
     n, edges, rates = _clocks(graph, edge_rates)
     nodes = np.broadcast_to(np.asarray(gradient_rate, float), (n,))
     rates = np.concatenate([nodes, rates])
@@ -381,7 +381,7 @@ def from_events(
         (2, 1)
     """
     times, i, j = np.asarray(times, float), np.asarray(i, np.int64), np.asarray(j, np.int64)
-    n = whole("n", n)
+    n, rounds, waves = whole("n", n), whole("rounds", rounds), whole("waves", waves)
     _check_events(times, i, j, n, rounds, unit)
     when = np.minimum((times / unit).astype(np.int64), rounds - 1)
     past, after, gap, rest = _chains(times, when, i, j, n, rounds, unit)
@@ -693,8 +693,8 @@ def gossip(
     """
     rng = np.random.default_rng(seed)
     first, peers = _successors(graph)
-    _between("rounds", rounds, 1)
-    _between("period", period, 1)
+    rounds = _between("rounds", rounds, 1)
+    period = _between("period", period, 1)
     n, steps = len(first) - 1, rounds * period
     low, high = (whole("delay", steps) for steps in delay)
     if not 0 <= low <= high:
@@ -794,7 +794,7 @@ def from_messages(
             f"sent, received, i and j must share one length, got {shapes}; cut them to the same "
             "messages: `sent[kept], received[kept], i[kept], j[kept]`"
         )
-    _between("rounds", rounds, 1)
+    rounds = _between("rounds", rounds, 1)
     if not unit > 0:
         raise ValueError(f"unit must be positive seconds, got {unit}; for example `unit=1.0`")
     wrong = ~((sent >= 0) & (sent < rounds * unit) & (received >= sent))
@@ -819,6 +819,7 @@ def from_messages(
 
 def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap, waves):
     """`length` is that of a round in the unit of the times; whole numbers have no rounding."""
+    cap, waves = whole("cap", cap), whole("waves", waves)
     leaves = np.minimum((sent / length).astype(np.int64), rounds - 1)
     e = np.flatnonzero(received < rounds * length)
     e = e[_argsort(received[e])]
@@ -831,7 +832,7 @@ def _messages(sent, received, sender, receiver, n, *, rounds, length, unit, cap,
     past = np.where((past >= 0) & (when[past] == when), past, -1)
     after, single = _followers(past), np.zeros(len(e), bool)
     cap = cap or _half(past, single, when)[0]
-    _between("cap", cap, 1)
+    cap = _between("cap", cap, 1)
     wave, slot = _pack(past, after, single, when, (cap, 0))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
@@ -906,7 +907,9 @@ def _slots(start, end):
 
 
 def _between(name, value, low, high=None):
+    """The count, if it is in its range."""
     value = whole(name, value)
     if value < low or (high is not None and value > high):
         expected = f"at least {low}" if high is None else f"between {low} and n = {high}"
         raise ValueError(f"{name} must be {expected}, got {value}; for example `{name}={low}`")
+    return value

@@ -17,7 +17,7 @@ from jaxfl.networks.nets import Cohort, Graph, Links, messages
 from jaxfl.types import Count, Key, Scalar, whole, wholes
 
 
-def mixing(w: np.ndarray, *, dense: float = 0.5) -> comm.Weights:
+def mixing(w: _weights.Matrix, *, dense: float = 0.5) -> comm.Weights:
     """The cheapest record for a mixing matrix: dense if most entries are nonzero, shifts, or slots.
 
     Args:
@@ -142,7 +142,7 @@ def graph(
     return from_matrix(_weights.make(rule, g, **rule_options), links=links)
 
 
-def from_matrix(w: np.ndarray, *, links: Links | None = None) -> Static:
+def from_matrix(w: _weights.Matrix, *, links: Links | None = None) -> Static:
     """A fixed network from your own mixing matrix, checked.
 
     Args:

@@ -273,9 +273,12 @@ def check(
         worst = abs(sums - 1).argmax()
         if kind in (side, "doubly", "symmetric") and abs(sums[worst] - 1) > tol:
             both = (_pattern(edges) != _pattern(edges.T)).nnz == 0
+            fix = f"w / w.sum({axis}, keepdims=True)`" if kind == side else "metropolis(graph)`"
+            if not edges.diagonal().any():  # divided by its sums it would be periodic, or biased
+                fix = f"{'metropolis' if both else 'sinkhorn'}(w)`, as w is an adjacency matrix"
             raise ValueError(
                 f"every {side} of w must sum to 1, {side} {worst} sums to {sums[worst]:.12g}: use "
-                f"`{'metropolis' if both else 'sinkhorn'}(w)`, the weights of an adjacency matrix."
+                f"`{fix}."
             )
     if kind == "symmetric" and (apart := abs(edges - edges.T)).max() > tol:
         i, j = np.unravel_index(apart.argmax(), w.shape)

@@ -16,7 +16,7 @@ _SEEN, _ARROWS = 20_000, 1000  # edges of a drawing at most, and up to which the
 _MANY = 2500  # nodes beyond which no matrix [n, n] is made
 
 
-def graph(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = "") -> "Axes":
+def graph(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes":
     """A drawing of a graph, with its spectral gap and mixing time.
 
     Of a large graph a part of the edges is drawn, as many as can be seen.
@@ -84,7 +84,7 @@ def _side(ax):
     return min(box.width, box.height) / ax.figure.dpi
 
 
-def spectrum(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str = "") -> "Axes":
+def spectrum(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes":
     """The eigenvalues of the mixing weights, and the gap between 1 and the rest.
 
     Of more than a few thousand nodes the outermost eigenvalues are drawn, or every so many.
@@ -145,7 +145,7 @@ def spectrum(g: Any, w: ArrayLike | None = None, *, ax: Any = None, title: str =
 
 def graph_and_spectrum(
     g: Any,
-    w: ArrayLike | None = None,
+    w: Any = None,
     *,
     axes: Any = None,
     title: str = "",
@@ -346,7 +346,7 @@ def _of_network(network):
     return comm.to_dense(network.w)
 
 
-def describe(g: Any, w: ArrayLike | None = None) -> tuple[Any, Any, dict[str, float]]:
+def describe(g: Any, w: Any = None) -> tuple[Any, Any, dict[str, float]]:
     """A graph or schedule as a networkx graph, its (mean) mixing matrix, and how fast it mixes.
 
     Args:

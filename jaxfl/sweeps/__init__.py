@@ -15,6 +15,7 @@ from jaxfl.sweeps.plan import make as _plan
 from jaxfl.sweeps.result import dataset
 from jaxfl.sweeps.space import Space
 from jaxfl.sweeps.store import Store
+from jaxfl.types import Count
 
 if TYPE_CHECKING:
     import xarray
@@ -26,9 +27,9 @@ def sweep(
     *,
     out: str | Path | None = None,
     stop_at: float = math.inf,
-    patience: int = 0,
-    width: int = 0,
-    devices: int = 0,
+    patience: Count = 0,
+    width: Count = 0,
+    devices: Count = 0,
     progress: bool = False,
     data: Any = None,
     model: Any = None,

@@ -190,9 +190,9 @@ def execute(made: Any, stop: Stop, mesh: Any, store: Any, progress: bool) -> lis
     compilers, runners = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)
     ended = threading.Event()
     with contextlib.ExitStack() as stack:
-        told = (lambda: False) if store is None else stack.enter_context(graceful())
-        asked = lambda: ended.is_set() or told()
         report = stack.enter_context(progressing(made, results, progress))
+        told = (lambda: False) if store is None else stack.enter_context(graceful(report.say))
+        asked = lambda: ended.is_set() or told()
 
         def work(i):
             if asked():

@@ -21,7 +21,7 @@ from jaxfl.networks import alike
 from jaxfl.networks.topologies import level
 from jaxfl.simulate import _rounds, check, check_ranges, init, strong
 from jaxfl.sweeps.space import Space
-from jaxfl.types import whole
+from jaxfl.types import Count, whole
 
 # Pieces, each made once --------------------------------------------------------------------------
 
@@ -315,8 +315,8 @@ def plan(
     config: Config | None = None,
     *,
     out: str | Path | None = None,
-    width: int = 0,
-    devices: int = 0,
+    width: Count = 0,
+    devices: Count = 0,
     data: Any = None,
     model: Any = None,
     **settings: Any,
@@ -357,7 +357,7 @@ def _times(out: str | Path) -> list[float]:
 
 
 def make(
-    space: Space, width: int, devices: int, data: Any, model: Any, widths: Sequence[int] = ()
+    space: Space, width: Count, devices: Count, data: Any, model: Any, widths: Sequence[int] = ()
 ) -> Plan:
     """The plan of a space.
 

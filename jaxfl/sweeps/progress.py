@@ -14,6 +14,7 @@ class Report(NamedTuple):
 
     step: Callable[[int], None]  # rounds of runs that have passed
     done: Callable[[int, dict[str, np.ndarray]], None]  # a chunk
+    say: Callable[[str], None] | None = None  # words, from now on in place of others
 
 
 def two_lines(*columns: Any, **options: Any) -> Any:
@@ -70,7 +71,7 @@ def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
         task = bar.add_task(f"{kept} of {made.runs} runs", total=left * rounds, words=words)
 
         def step(k):
-            words = best.get("words", "running")
+            words = best.get("said") or best.get("words", "running")
             bar.update(task, advance=k, words=words)
 
         def done(i, found):
@@ -83,14 +84,19 @@ def progress(made: Any, results: list[Any], show: bool) -> Iterator[Report]:
                     chunk = made.chunks[i]
                     run = made.groups[chunk.group].runs[chunk.places[k]]
                     best["words"] = f"best {best['score']:.3f} {_setting(made, run)}"
-                    bar.update(task, words=best["words"])
+                    step(0)
                 bar.update(task, description=f"{best['runs']} of {made.runs} runs")
 
         for i, found in enumerate(results):
             if found is not None:
                 done(i, found)
         best["runs"] = kept
-        yield Report(step, done)
+
+        def say(words):
+            best["said"] = words
+            bar.update(task, words=words)
+
+        yield Report(step, done, say)
 
 
 def _final(found):
