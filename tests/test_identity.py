@@ -271,6 +271,19 @@ def test_what_functions_call_is_named():
     assert said == ["a.closure.schedules.lr.closure.decay_steps was 10, is 20"]
 
 
+def test_a_module_that_a_function_imports_counts(tmp_path, monkeypatch):
+    """Before it is imported and after."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_rules.py").write_text("scale = 1")
+    f = made("def f(x):\n    import math, own_rules\n    return own_rules.scale * math.pi * x")
+    before = identity(f=f)
+    f(1)
+    assert identity(f=f) == before
+    (tmp_path / "own_rules.py").write_text("scale = 2")
+    found = differences(before, identity(f=f))
+    assert len(found) == 1 and found[0].startswith("f.globals.import own_rules was ")
+
+
 def test_cycles_end():
     loop = [1]
     loop.append(loop)
@@ -293,7 +306,7 @@ def test_types_count():
 
 def test_what_holds_a_lock_is_known_by_its_type():
     assert not differ(os.scandir, os.scandir)
-    with open(os.devnull) as file:
+    with open(os.devnull) as file, pytest.warns(UserWarning, match="types TextIOWrapper nothing"):
         assert "of which nothing can be read" in identity(a=file)["a"]
 
 
