@@ -68,7 +68,8 @@ def identity(**things: Any) -> Tree:
         ('0.1', '5', False)
     """
     reader = _Reader()
-    found = {name: reader.of(thing) for name, thing in things.items()}
+    here = {"surroundings": surroundings()}
+    found = here | {name: reader.of(thing) for name, thing in things.items()}
     if code := reader.code():
         found["code"] = code
     if reader.unread:
@@ -77,11 +78,17 @@ def identity(**things: Any) -> Tree:
             "of a type count as the same; keep them out of what a folder compares",
             stacklevel=2,
         )
-    return found | {"surroundings": surroundings(), "versions": versions(reader.packages)}
+    return found | {"versions": versions(reader.packages)}
 
 
 class Summed(NamedTuple):
     """A thing of which a checksum is enough: where there are many."""
+
+    of: Any
+
+
+class Exact(NamedTuple):
+    """Numbers as Python has them, not as JAX will hold them: settings."""
 
     of: Any
 
@@ -237,6 +244,8 @@ class _Reader:
         if isinstance(a, comm.Near | comm.Shifts):  # `spread` makes the one of the other
             a = comm.to_near(a)
             return {"": "Near", **{k: self.of(getattr(a, k), exact) for k in ("idx", "w", "back")}}
+        if isinstance(a, Exact):
+            return self.of(a.of, exact=True)
         if isinstance(a, Summed):
             return f"{type(a.of).__name__} {digest(self.of(a.of, exact))}"
         if isinstance(a, Mapping | list | tuple | set | frozenset):
@@ -383,14 +392,18 @@ class _Reader:
                 found[name] = self.of(held, exact=True)
         if f.__closure__:
             cells = zip(code.co_freevars, f.__closure__, strict=True)
-            found["closure"] = {k: self._cell(cell) for k, cell in cells}
+            found["closure"] = {k: self._cell(cell, library) for k, cell in cells}
         return found
 
-    def _cell(self, cell):
+    def _cell(self, cell, library):
         try:
             held = cell.cell_contents
         except ValueError:
             return "empty"
+        if (
+            library and type(held) is int and held == float(held)
+        ):  # schedules of optax make them floats when they run
+            held = float(held)
         return self.of(held, exact=True)
 
     def _bytecode(self, code):
