@@ -529,8 +529,6 @@ def test_what_a_name_stands_for_counts(call, name, tmp_path, monkeypatch):
     change, options, message = NAMES[name]
     change(1)
     call("out", **options)
-    change(1)
-    call("out", **options)
     for path in [*Path("out").glob("chunks/*")][1:]:
         path.unlink()
     change(2)
