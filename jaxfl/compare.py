@@ -30,7 +30,7 @@ from jaxfl.checkpoint import Interrupted
 from jaxfl.clients import Clients
 from jaxfl.config import Config, parse
 from jaxfl.experiment import compiled, dataset, partitions
-from jaxfl.identity import Summed, agree, checksum, identity
+from jaxfl.identity import Exact, Summed, agree, checksum, identity
 from jaxfl.networks import Messages
 from jaxfl.simulate import check, grid, simulate
 
@@ -254,7 +254,7 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
 def _identity(config, data, model, split, jobs):
     """What a comparison is."""
     return identity(
-        settings=dataclasses.asdict(config),
+        settings=Exact(dataclasses.asdict(config)),
         data=data,
         model=model,
         algorithm={job.label: job.alg for job in jobs},
@@ -753,7 +753,7 @@ class Comparison:
         attrs = self.results.attrs
         known = json.loads(attrs["identity"]) if "identity" in attrs else None
         arrays = {str(name): a.values for name, a in self.results.items()}
-        what = known or identity(settings=self.config, results=arrays)
+        what = known or identity(settings=Exact(self.config), results=arrays)
         with _claimed(out, what):
             self._write(Path(out), what)
 

@@ -89,13 +89,13 @@ def netcdf(path: str | Path, ds: Any) -> None:
     HDF5 ends the process where it cannot close a file, as on a full disk: it writes to memory.
     """
     import h5netcdf
-    import xarray as xr
+    from xarray.backends import H5NetCDFStore
 
     numbers = [k for k, v in ds.variables.items() if v.ndim and v.size and v.dtype.kind in "fiu"]
     encoding = {k: {"fletcher32": True} for k in numbers}
     memory = io.BytesIO()
     with h5netcdf.File(memory, "w") as file:
-        ds.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding)
+        ds.dump_to_store(H5NetCDFStore(file), encoding=encoding)
     atomic(path, lambda name: Path(name).write_bytes(memory.getbuffer()))
 
 

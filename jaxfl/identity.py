@@ -11,6 +11,7 @@ import dis
 import enum
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import platform
@@ -67,14 +68,27 @@ def identity(**things: Any) -> Tree:
         ('0.1', '5', False)
     """
     reader = _Reader()
-    found = {name: reader.of(thing) for name, thing in things.items()}
+    here = {"surroundings": surroundings()}
+    found = here | {name: reader.of(thing) for name, thing in things.items()}
     if code := reader.code():
         found["code"] = code
-    return found | {"surroundings": surroundings(), "versions": versions(reader.packages)}
+    if reader.unread:
+        warnings.warn(
+            f"of objects of the types {', '.join(sorted(reader.unread))} nothing can be read: two "
+            "of a type count as the same; keep them out of what a folder compares",
+            stacklevel=2,
+        )
+    return found | {"versions": versions(reader.packages)}
 
 
 class Summed(NamedTuple):
     """A thing of which a checksum is enough: where there are many."""
+
+    of: Any
+
+
+class Exact(NamedTuple):
+    """Numbers as Python has them, not as JAX will hold them: settings."""
 
     of: Any
 
@@ -181,6 +195,7 @@ class _Reader:
         self.names: dict[int, str] = {}  # own functions and classes that code uses
         self.used: dict[str, Any] = {}
         self.packages: set[str] = set()
+        self.unread: set[str] = set()
 
     def code(self) -> Tree:
         """The functions and classes that were used, and those that these use, by name."""
@@ -229,6 +244,8 @@ class _Reader:
         if isinstance(a, comm.Near | comm.Shifts):  # `spread` makes the one of the other
             a = comm.to_near(a)
             return {"": "Near", **{k: self.of(getattr(a, k), exact) for k in ("idx", "w", "back")}}
+        if isinstance(a, Exact):
+            return self.of(a.of, exact=True)
         if isinstance(a, Summed):
             return f"{type(a.of).__name__} {digest(self.of(a.of, exact))}"
         if isinstance(a, Mapping | list | tuple | set | frozenset):
@@ -255,6 +272,8 @@ class _Reader:
             return self._function(a)
         if callable(a) and (name := self._public(a)):
             return name
+        if isinstance(a, jax.Device):  # where things are does not count
+            return f"device {a.platform}"
         if isinstance(a, PurePath):
             return f"path {str(a)!r}"
         if dataclasses.is_dataclass(a):
@@ -320,6 +339,7 @@ class _Reader:
         try:
             made = a.__reduce_ex__(4)
         except Exception:  # a lock, a stream, a device: nothing of it can be read
+            self.unread.add(cls.__name__)
             return f"{cls.__name__}, of which nothing can be read"
         if isinstance(made, str):
             return f"{cls.__name__} {made}"
@@ -338,8 +358,9 @@ class _Reader:
         module, name = getattr(a, "__module__", None), getattr(a, "__name__", None)
         if isinstance(a, np.ufunc):
             module = module or "numpy"
-        known = isinstance(module, str) and isinstance(name, str) and self._library(module)
-        return f"{module}.{name}" if known and vars(sys.modules[module]).get(name) is a else ""
+        if not isinstance(module, str) or not isinstance(name, str) or not self._library(module):
+            return ""
+        return f"{module}.{name}" if getattr(sys.modules.get(module), name, None) is a else ""
 
     def _library(self, module):
         """Whether a module is not the user's own; which package is noted."""
@@ -371,14 +392,18 @@ class _Reader:
                 found[name] = self.of(held, exact=True)
         if f.__closure__:
             cells = zip(code.co_freevars, f.__closure__, strict=True)
-            found["closure"] = {k: self._cell(cell) for k, cell in cells}
+            found["closure"] = {k: self._cell(cell, library) for k, cell in cells}
         return found
 
-    def _cell(self, cell):
+    def _cell(self, cell, library):
         try:
             held = cell.cell_contents
         except ValueError:
             return "empty"
+        if (
+            library and type(held) is int and held == float(held)
+        ):  # schedules of optax make them floats when they run
+            held = float(held)
         return self.of(held, exact=True)
 
     def _bytecode(self, code):
@@ -397,6 +422,9 @@ class _Reader:
         for name, attributes in sorted(_named(f.__code__).items()):
             if name in f.__globals__:
                 found[name] = self._global(f.__globals__[name], attributes)
+        for name in sorted(_imported(f.__code__)):
+            if place := _own_file(name):
+                found[f"import {name}"] = checksum(place)
         return found
 
     def _global(self, a, attributes):
@@ -495,6 +523,14 @@ def _named(code):
     return dict.fromkeys(found, names)
 
 
+def _imported(code):
+    """The modules that code, and code inside it, imports when it runs."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    op = dis.opmap["IMPORT_NAME"]
+    found = {code.co_names[arg] for o, arg in _instructions(code) if o == op}
+    return found.union(*map(_imported, inner))
+
+
 def _array(a, exact, key):
     """An array as text: its kind, its shape and its numbers or their checksum."""
     impl = ""
@@ -548,10 +584,26 @@ def _kind(top: str) -> str:
     place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
     if place is None:
         return "standard" if top in sys.builtin_module_names else ""
+    return _shelf(place)
+
+
+def _shelf(place: str) -> str:
+    """The kind of a module by its file."""
     if {"site-packages", "dist-packages"} & {*Path(place).parts}:
         return "installed"
     inside = Path(place).is_relative_to(sysconfig.get_paths()["stdlib"])
     return "standard" if inside else ""
+
+
+def _own_file(name: str) -> Path | None:
+    """The file of a user's own module, whether it was imported or not."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    place = Path(spec.origin) if spec and spec.origin else Path()
+    own = place.is_file() and not _shelf(str(place)) and name.partition(".")[0] != "jaxfl"
+    return place if own else None
 
 
 @functools.cache

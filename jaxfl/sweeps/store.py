@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl import folder
-from jaxfl.identity import agree, differences, digest, identity
+from jaxfl.identity import Exact, agree, differences, digest, identity
 from jaxfl.sweeps.plan import Plan
 from jaxfl.sweeps.space import Space
 
@@ -42,14 +42,15 @@ class Store:
         import tomli_w
 
         text = tomli_w.dumps(options) + space.toml()
-        known = folder.own(path)
+        what = _settings(text)
+        folder.own(path)
         folder.writable(path)
         with folder.locked(path):
-            if known:
+            if folder.own(path):
                 provenance = folder.about(path, "sweep")
-                agree(path, _OTHER, _settings(provenance["identity"]), _settings(text))
+                agree(path, _OTHER, _part(provenance["identity"]), _part(what))
             else:
-                about = {"format": folder.FORMAT, "kind": "sweep", "identity": _settings(text)}
+                about = {"format": folder.FORMAT, "kind": "sweep", "identity": what}
                 provenance = about | {"widths": [], "sessions": []}
                 folder.text(path / folder.ABOUT, folder.sealed(provenance))  # first: all is ours
             if (path / _SETTINGS).exists():
@@ -72,8 +73,8 @@ class Store:
         """
         self.made = made
         before, now = self.provenance["identity"], made.pieces.identity()
-        now |= _settings(before)
-        if len(before) > 1:
+        now |= _part(before)
+        if "data" in before:
             agree(self.path, _OTHER, before, now)
         else:
             self.provenance["identity"] = now
@@ -191,11 +192,14 @@ def _full(path, error):
     )
 
 
-def _settings(of):
-    """The settings of an identity, or of a text, as a part of an identity."""
-    if isinstance(of, str):
-        of = identity(settings=tomllib.loads(of))
-    return {"settings": of["settings"]}
+def _settings(text):
+    """The settings of a text, and where they are run."""
+    return identity(settings=Exact(tomllib.loads(text)))
+
+
+def _part(what):
+    """What is known of a sweep before it is planned."""
+    return {name: what[name] for name in ("surroundings", "settings")}
 
 
 def _unchanged(path, text):
