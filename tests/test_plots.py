@@ -65,7 +65,7 @@ def whole(axes):
     figure = np.ravel(axes)[0].figure
     figure.canvas.draw()
     hidden = set()
-    for ax in figure.axes:
+    for ax in [*figure.axes, *(inside for ax in figure.axes for inside in ax.child_axes)]:
         for axis in (ax.xaxis, ax.yaxis):
             low, high = sorted(axis.get_view_interval())
             for ticks, used in (
@@ -103,7 +103,7 @@ def test_learning_curves_of_a_sweep():
     crosses = [ln for ln in ax.lines if ln.get_marker() == "x"]
     assert [ln.get_xdata().item() for ln in crosses] == [10]  # lr 10, where it was last alive
     (ax,) = plots.learning_curves(one.isel(algorithm=0, seed=0), "rounds", name="loss")
-    assert len(ax.lines) == 1 and ax.get_ylabel() == "loss"
+    assert len(ax.lines) == 1 and ax.get_ylabel() == "test loss, all labels"
     (ax,) = plots.learning_curves(ds.sel(lr=0.1, algorithm="FedAvg"), "grads", by="alpha")
     assert len(ax.lines) == 2
 

@@ -142,7 +142,9 @@ def test_of_a_comparison():
     assert page.tables[0] == [headers, *rows]
     assert all(note in page.text for note in found.notes())
     assert found.config.to_toml().strip() in page.text
-    assert {i["alt"].split(",")[0].split(";")[0] for i in page.images} >= {"Learning curves"}
+    said = {i["alt"].split(",")[0].split(";")[0] for i in page.images}
+    assert {f"Learning curves on {k} labels" for k in ("all", "clients' own")} <= said
+    assert all("ranges of seeds" in i["alt"] for i in page.images if "curves" in i["alt"])
     assert "config.toml" in page.text and "McMahan" in page.text
     assert {"start", "end", "device"} <= {row[0] for row in page.tables[1]}
 
