@@ -65,18 +65,19 @@ def given(where: str, value: Any) -> None:
     bad = [a for a in bad if not isinstance(a, bool | int | float | complex)]
     if not bad:
         return
-    field = where.rpartition(".")[2]
+    field, what = where.rpartition(".")[2], shown(value)
     if isinstance(value, type):
         fix = f"make one: `{field}={value.__name__}(...)`"
     elif hasattr(value, "update"):
-        fix = f"an optimiser of optax is `{field}=local.Optax(optax.adam(1.0))`"
+        what, fix = "an optax optimiser", "as the solver: `solver=local.Optax(optax.adam(1.0))`"
     elif any(map(component, bad)):
         fix = "a component is a dataclass of flax, `from flax import struct`: `@struct.dataclass`"
     elif any(map(callable, bad)):
-        fix = f"what changes with the round is a schedule: `schedule=scaled({field}=...)`"
+        what = "a function"
+        fix = f"what changes with the round is a factor: `schedule=scaled({field}=f)`"
     else:
         fix = f"for example `{field}=0.1`"
-    raise ValueError(f"{where} must be a number, got {shown(value)}; {fix}")
+    raise ValueError(f"{where} must be a number, got {what}; {fix}")
 
 
 def _static(where, value):

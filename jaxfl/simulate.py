@@ -615,15 +615,22 @@ def scaled(**schedules: Any) -> Callable[[Any, Scalar], Any]:
         1.0
     """
 
+    for name, f in schedules.items():
+        if not callable(f):
+            raise ValueError(
+                f"{name} must be a function of the round, got {shown(f)}; for example "
+                f"`scaled({name}=optax.cosine_decay_schedule(1.0, rounds))`"
+            )
+
     def schedule(alg, t):
-        fields = {f.name: _traced(f) for f in dataclasses.fields(alg)}
+        fields = {f.name: f for f in dataclasses.fields(alg)}
         for name in schedules:
             if name not in fields:
                 raise ValueError(_unknown(_name(alg), name, [*fields]))
-            if not fields[name]:
+            if not _traced(fields[name]) or _component(getattr(alg, name)):
                 raise ValueError(
-                    f"{_name(alg)}.{name} is static, one program per value, and cannot change with "
-                    "the round; scale a traced field: `scaled(lr=...)`"
+                    f"{_name(alg)}.{name} is no traced number, and cannot change with the round; "
+                    "scale one that is: `scaled(lr=...)`"
                 )
         return alg.replace(**{name: getattr(alg, name) * f(t) for name, f in schedules.items()})
 

@@ -378,7 +378,7 @@ ERRORS = {
     ),
     "rate as schedule": (
         go(FedAvg(lr=optax.cosine_decay_schedule(1.0, 9)), HALF),
-        "FedAvg.lr number schedule=scaled(lr=...)",
+        "FedAvg.lr number schedule=scaled(lr=f)",
     ),
     "optimiser": (
         go(FedAvg(lr=0.1, solver=optax.adam(1.0)), HALF),
@@ -393,7 +393,7 @@ ERRORS = {
     ),
     "static schedule": (
         go(FedAvg(lr=0.1), HALF, schedule=scaled(steps=lambda t: 1.0)),
-        "FedAvg.steps is static scaled(lr=...)",
+        "FedAvg.steps traced scaled(lr=...)",
     ),
     "schedule of numbers": (
         go(FedAvg(lr=0.1), HALF, schedule=lambda alg, t: alg.lr),
@@ -495,10 +495,13 @@ SLIPS = {
         slip(lambda s, i: s),
         "Own.round new state Info got State self.State(...), Info",
     ),
-    "swapped": (slip(lambda s, i: (i, s)), "Own.round got ['Info', 'State'] Info(loss"),
-    "three": (slip(lambda s, i: (s, i, i)), "Own.round got ['State', 'Info', 'Info'] Info(loss"),
-    "list": (slip(lambda s, i: [s, i]), "Own.round got list Info(loss"),
-    "nothing": (slip(lambda s, i: None), "Own.round got NoneType Info(loss"),
+    "swapped": (slip(lambda s, i: (i, s)), "Own.round got ['Info', 'State'] net.info(loss"),
+    "three": (
+        slip(lambda s, i: (s, i, i)),
+        "Own.round got ['State', 'Info', 'Info'] net.info(loss",
+    ),
+    "list": (slip(lambda s, i: [s, i]), "Own.round got list net.info(loss"),
+    "nothing": (slip(lambda s, i: None), "Own.round got NoneType net.info(loss"),
     "other leaves": (
         slip(lambda s, i: (s._replace(m={"a": s.m}), i)),
         "Own.round structure state.m is missing state.m['a'] is new state._replace",
@@ -514,11 +517,11 @@ SLIPS = {
     ),
     "loss by slot": (
         slip(lambda s, i: (s, i._replace(loss=jnp.zeros(4)))),
-        "Own.round one loss got shape (4,) `comm.mix(w, loss)`",
+        "Own.round loss got shape (4,) `net.info(loss",
     ),
     "costs by example": (
         slip(lambda s, i: (s, i._replace(grads=jnp.zeros(7)))),
-        "Own.round one grads got shape (7,) comm.mix(w, grads)",
+        "Own.round grads got shape (7,) `net.info(loss",
     ),
 }
 
@@ -625,7 +628,10 @@ def factor(t):
         (trained(lr=optax.constant_schedule(0.1)), r"scaled\(lr=f\)"),
         (trained(lr=optax.adam(1.0)), r"local.Optax\(optax.adam\(1.0\)\)"),
         (trained(lr="0.1"), r"FedAvg.lr must be a number, got '0.1'"),
-        (trained(solver=optax.adam(1.0)), r"FedAvg.solver got an optax optimiser.*local.Optax"),
+        (
+            trained(solver=optax.adam(1.0)),
+            r"FedAvg.solver must be a number, got an optax optimiser.*local.Optax",
+        ),
         (lambda: Optax(optax.adam), r"optimizer must be an optax optimiser, got <function adam"),
         (lambda: Optax(0.1), r"optimizer must be an optax optimiser, got 0.1"),
         (trained(solver=Momentum(beta=factor)), r"Momentum.beta must be a number"),

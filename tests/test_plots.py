@@ -65,7 +65,8 @@ def whole(axes):
     figure = np.ravel(axes)[0].figure
     figure.canvas.draw()
     hidden = set()
-    for ax in [*figure.axes, *(inside for ax in figure.axes for inside in ax.child_axes)]:
+    inside = [child for ax in figure.axes for child in ax.child_axes]
+    for ax in [*figure.axes, *inside]:
         for axis in (ax.xaxis, ax.yaxis):
             low, high = sorted(axis.get_view_interval())
             for ticks, used in (
