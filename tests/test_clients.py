@@ -143,9 +143,7 @@ def test_full_batches_are_all_examples_whatever_draws_them():
     assert "random_bits" not in program and "argsort" not in program
 
 
-@pytest.mark.parametrize(
-    "options", [{"block": 4}, {"host": True}, {"precision": "float32"}], ids=lambda o: [*o][0]
-)
+@pytest.mark.parametrize("options", [{"block": 4}, {"host": True}], ids=lambda o: [*o][0])
 def test_full_batches_in_blocks_and_from_the_host(options):
     go = lambda clients: simulation(
         FedAvg(lr=0.1, epochs=2), clients, Uniform(N, 4), {"w": jnp.zeros(3), "b": jnp.zeros(())}
@@ -587,7 +585,7 @@ BAD_PARTITIONS = [
 BAD = [
     *(({"data": data}, message) for data, message in BAD_DATA),
     *(({"partition": partition}, message) for partition, message in BAD_PARTITIONS),
-    ({"block": -1}, "batch must be >= 1 and block >= 0, got 4 and -1"),
+    ({"block": -1}, "batch must be >= 1 .*, block >= 0, .* got 4 and -1"),
     ({"precision": "half"}, "one of .*'bfloat16'.*got 'half'"),
     ({"augment": Unhashable()}, "augment must be hashable.*Unhashable a frozen dataclass"),
     ({"loss": Unhashable()}, "loss must be hashable"),
