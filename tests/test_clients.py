@@ -143,9 +143,7 @@ def test_full_batches_are_all_examples_whatever_draws_them():
     assert "random_bits" not in program and "argsort" not in program
 
 
-@pytest.mark.parametrize(
-    "options", [{"block": 4}, {"host": True}, {"precision": "float32"}], ids=lambda o: [*o][0]
-)
+@pytest.mark.parametrize("options", [{"block": 4}, {"host": True}], ids=lambda o: [*o][0])
 def test_full_batches_in_blocks_and_from_the_host(options):
     go = lambda clients: simulation(
         FedAvg(lr=0.1, epochs=2), clients, Uniform(N, 4), {"w": jnp.zeros(3), "b": jnp.zeros(())}
