@@ -661,7 +661,8 @@ def test_files_that_may_not_grow(tmp_path):
     assert [line.split()[:2] for line in lines] == [
         ["refused", f"a.{kind}"] for kind in ("nc", "txt", "png", "pdf", "npz")
     ]
-    assert all("File too large" in line for line in lines) and not done.stderr
+    assert all("File too large" in x and f"{x.split()[1]}'" in x for x in lines)
+    assert not done.stderr
 
 
 def test_a_picture_without_a_kind_is_png(tmp_path):
