@@ -65,9 +65,11 @@ def atomic(path: str | Path, write: Callable[[str], Any]) -> None:
             os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(partial)
+        if isinstance(error, OSError) and error.errno:  # of the file that was asked for
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _settle(path.parent)
 
