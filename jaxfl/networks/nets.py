@@ -58,8 +58,8 @@ class Links:
 
 def _info(here, loss, grads, up, down, w, aux):
     """The costs of slots, 0 where nobody is, beside a mean loss."""
-    numbers = (jnp.asarray(a, jnp.result_type(float)) for a in (up, down, grads))
-    return Info(_mean(here, loss, w), *(jnp.where(here, a, 0) for a in numbers), aux)
+    slots = lambda a: jnp.where(here, jnp.asarray(a, jnp.result_type(float)), 0)
+    return Info(_mean(here, loss, w), slots(up), slots(down), slots(grads), aux)
 
 
 def _mean(here, loss, w):

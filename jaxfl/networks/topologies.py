@@ -429,7 +429,7 @@ class Quorum:
         w = jnp.full(idx.shape, 1 / (self.n - self.f))
         back = jnp.full(idx.shape, -1, jnp.int32).at[:, 0].set(0)
         net = _graph(t, comm.Near(idx, w, back), self.n, self.links, self.sums)
-        return net.replace(sent=jnp.full(self.n, self.n - 1, jnp.float32))
+        return dataclasses.replace(net, sent=jnp.full(self.n, self.n - 1, jnp.float32))
 
 
 TIME_VARYING = {
