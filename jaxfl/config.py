@@ -154,7 +154,10 @@ class Config:
             if name not in _DEFAULTS:
                 raise ValueError(f"no setting {shown(name)}{nearest(name, list(_DEFAULTS))}")
         given = (vars(config) if config else {}) | changes
-        made = cls(**{name: _typed(name, plain(v), _DEFAULTS[name]) for name, v in given.items()})
+        typed: dict[str, Any] = {
+            name: _typed(name, plain(value), _DEFAULTS[name]) for name, value in given.items()
+        }
+        made = cls(**typed)
         made._check()
         return made
 

@@ -322,8 +322,8 @@ def text(thing: Any) -> str:
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError):  # of something without a source
         return ""
-    defined = ast.AsyncFunctionDef | ast.FunctionDef | ast.ClassDef | ast.Module
-    return next((ast.get_docstring(n) or "" for n in tree.body if isinstance(n, defined)), "")
+    found = next((n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)), tree)
+    return ast.get_docstring(found) or ""
 
 
 def _line(text):

@@ -352,4 +352,4 @@ def test_a_dollar_sign_is_one(tmp_path):
         texts = [t for t in ax.figure.findobj(lambda o: hasattr(o, "get_parse_math"))]
         assert texts and not any(t.get_parse_math() for t in texts if "$" in t.get_text())
     ax = plots.consensus({"a": np.array([1.0, 1e-9])})
-    assert "10⁻⁹" in [t.get_text() for t in ax.get_yticklabels()]
+    assert "10⁻⁸" in [t.get_text() for t in ax.get_yticklabels()]

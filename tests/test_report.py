@@ -95,7 +95,7 @@ def test_of_a_sweep(tmp_path, capsys):
         "end",
         "later",
     ] in provenance
-    assert "<script>alert(1)</script>" in page.text and "jaxfl sweep sweep.toml" in page.text
+    assert "<script>alert(1)</script>" in page.text and f"jaxfl sweep {tmp_path}" in page.text
     assert "Communication-Efficient Learning" in page.text and "@software{jaxfl" in page.text
     kinds = (
         "Learning curves",

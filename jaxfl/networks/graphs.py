@@ -373,8 +373,8 @@ def _room(n: int, edges: float) -> None:
     if edges > _MOST:
         few = max(2, int(n * min(1.0, (_MOST / edges) ** 0.5)) // 2)
         raise ValueError(
-            f"n={n} nodes have about {edges:.2g} edges, where {_MOST:.0g} are the most that a "
-            f"graph may have; use fewer: `n={few}`."
+            f"a graph of {n} nodes has about {edges:.2g} edges, where {_MOST:.0g} are the most "
+            f"that fit; use fewer nodes: `n={few}`."
         )
 
 

@@ -90,8 +90,10 @@ def leading(ws: Sequence[Matrix], k: int = 20) -> Inexact[np.ndarray, " k"]:
     n = ws[0].shape[0]
     there: Any = lambda x: functools.reduce(lambda x, w: w @ x, ws, x.ravel())
     options: dict[str, Any] = {"v0": np.random.default_rng(0).standard_normal(n), "tol": 1e-6}
+    operator: Any = LinearOperator
+    values: Any
     try:
-        product: Any = LinearOperator((n, n), matvec=there, dtype=float)
+        product = operator((n, n), matvec=there, dtype=float)
         values = eigs(product, k, which="LM", return_eigenvectors=False, **options)
     except ArpackError:  # such as of a period that averages exactly
         values = np.array([1.0 + 0j])
@@ -313,7 +315,8 @@ def _contraction(ws: Sequence[Matrix]) -> float:
     n = ws[0].shape[0]
     there = lambda x: functools.reduce(lambda x, w: w @ x, ws, x) - x.mean()
     back = lambda x: functools.reduce(lambda x, w: w.T @ x, ws[::-1], x) - x.mean()
-    squared: Any = LinearOperator((n, n), matvec=lambda x: back(there(x.ravel())), dtype=float)
+    operator: Any = LinearOperator
+    squared = operator((n, n), matvec=lambda x: back(there(x.ravel())), dtype=float)
     start = np.random.default_rng(0).standard_normal(n)
     if np.linalg.norm(there(start)) < 1e-12 * np.linalg.norm(start):
         return 0.0

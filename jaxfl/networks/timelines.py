@@ -386,10 +386,10 @@ def from_events(
     when = np.minimum((times / unit).astype(np.int64), rounds - 1)
     past, after, gap, rest = _chains(times, when, i, j, n, rounds, unit)
     pair = j < n
-    c, e = cap = tuple(whole("cap", k) for k in cap or _half(past, pair, when))
-    if min(cap) < 1:
+    c, e = (whole("cap", most) for most in cap or _half(past, pair, when))
+    if min(c, e) < 1:
         raise ValueError(f"cap must be two numbers >= 1, got {cap}; for example `cap=(4, 8)`")
-    wave, slot = _pack(past, after, pair, when, cap)
+    wave, slot = _pack(past, after, pair, when, (c, e))
     needed = int(wave.max(initial=0)) + 1
     if waves and waves < needed:
         raise ValueError(

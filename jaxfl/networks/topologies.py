@@ -236,7 +236,7 @@ def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
     sums = _sums(ws)
     for w in ws:
         _weights.check(w, kind=sums, connected=False, negative=True, tol=_TOLERANCE)
-    union = sum((_weights.sparse(w) != 0).astype(float) for w in [*ws, np.eye(ws[0].shape[0])])
+    union: Any = sum((_weights.sparse(w) != 0).astype(float) for w in [*ws, np.eye(ws[0].shape[0])])
     _weights.check(union / union.sum(1)[:, None], kind="row")
     parts = [_weights.neighbours(w) for w in ws]
     k = max(idx.shape[1] for idx, _, _ in parts)

@@ -1,6 +1,7 @@
 """Pictures of graphs: who talks to whom, and how fast that mixes."""
 
 import functools
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -268,7 +269,7 @@ def consensus(
     return ax
 
 
-def _spectrum(ws):
+def _spectrum(ws: list[Any]) -> tuple[Any, Any, bool]:
     """Ranks and eigenvalues that are drawn, and whether they are of a symmetric matrix."""
     from jaxfl.networks import spectra, weights
 
@@ -295,7 +296,7 @@ def _gap(w):
     return describe(w)[2]["gap"]
 
 
-def _mixing(g, w):
+def _mixing(g: Any, w: Any) -> list[Any]:
     """Weights `[n, n]` of a graph, matrix, schedule or network, one for each phase."""
     import networkx as nx
     from scipy.sparse import issparse
@@ -334,7 +335,7 @@ def _rule(g):
     return weights.make(rule, g, sparse=edges.sends.shape[0] > _MANY)
 
 
-def _of_network(network):
+def _of_network(network: Any) -> Any:
     """The matrices of a network whose weights are fixed or repeat."""
     import jax
 
@@ -370,7 +371,7 @@ def describe(g: Any, w: Any = None) -> tuple[Any, Any, dict[str, float]]:
     ws = _mixing(g, w)
     if not isinstance(g, nx.Graph):
         directed = any(abs(step - step.T).max() > 0 for step in ws)
-        n, total = ws[0].shape[0], abs(sum(sparse(step) for step in ws))
+        n, total = ws[0].shape[0], functools.reduce(operator.add, map(sparse, ws))
         g = nx.empty_graph(n, create_using=nx.DiGraph if directed else nx.Graph)
         heard, sender = total.nonzero()
         g.add_edges_from((j, i) for i, j in zip(heard.tolist(), sender.tolist()) if i != j)
