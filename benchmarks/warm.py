@@ -91,10 +91,10 @@ def distance(params, examples, key):
 
 
 def large(n, d, repeats):
-    """SCAFFOLD's control variates; a round touches one client."""
+    """SCAFFOLD's control variates; a round touches ten clients."""
     b = np.zeros((n, 1), np.float32)
     clients = jaxfl.Clients.make({"b": b}, (np.arange(n), np.arange(n), np.ones(n, int)), distance)
-    alg, world, x = algorithms.Scaffold(lr=0.1, steps=1), networks.Uniform(n, 1), jnp.zeros(d)
+    alg, world, x = algorithms.Scaffold(lr=0.1, steps=1), networks.Uniform(n, 10), jnp.zeros(d)
     own = strong(alg, x)
 
     def kept():
