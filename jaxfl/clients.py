@@ -323,8 +323,8 @@ class Clients:
                 f"partition.start and count must stay within its order [{len(order)}]; let a "
                 "partitioner make them: `iid(len(labels), n)`"
             )
-        words = isinstance(batch, str)
-        least = int(batch == "all") if words else whole("batch", batch)
+        every = isinstance(batch, str) and batch == "all"
+        least = 1 if every else whole("batch", batch)
         if least < 1 or whole("block", block) < 0:
             raise ValueError(
                 f'batch must be >= 1 or "all", and block >= 0, got {batch!r} and {block!r}; for '

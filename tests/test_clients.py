@@ -600,7 +600,7 @@ def test_bad_input(options, message):
 
 def test_bad_batch():
     for batch in (0, "none", "ALL"):
-        with pytest.raises(ValueError, match="batch must be >= 1"):
+        with pytest.raises(ValueError, match="batch must be (>= 1|a whole number)"):
             Clients.make(DATA, PARTITION, squares, batch=batch)
 
 

@@ -276,7 +276,7 @@ def _spectrum(ws: list[Any]) -> tuple[Any, Any, bool]:
     n, k = ws[0].shape[0], 20
     if n <= _MANY or len(ws) == 1:
         w = functools.reduce(lambda product, w: w @ product, ws)
-        if symmetric := abs(w - w.T).max() < 1e-9:
+        if symmetric := bool(abs(w - w.T).max() < 1e-9):
             w = (w + w.T) / 2
         if n <= _MANY or weights.shifts(w) is not None:
             at = np.linspace(0, n - 1, min(n, _MANY)).round().astype(int)
