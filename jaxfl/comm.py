@@ -492,8 +492,9 @@ def by_rank(w: Any, x: Stacked, ranks: tuple[int, ...] | None = None) -> Params:
     the largest. NaN counts as inf. A weight of 0 ignores what has its rank, also inf. Derivatives
     reach the values that were chosen, not `w`.
 
-    On a CPU rows are compared as a whole, in the fixed order of a sorting network, which takes a
-    hundredth of the time of `jnp.sort` along the clients. Elsewhere `lax.sort` sorts them.
+    On a CPU rows are compared as a whole, in the fixed order of a sorting network: of ten rows a
+    hundred times faster than `jnp.sort` along the clients, of fifty twenty times. Elsewhere
+    `lax.sort` sorts them.
 
     Args:
         w: `[n]` weights by rank, or one for each of `ranks`, traced.

@@ -49,8 +49,9 @@ def _largest(scores, k):
 
 def _in_rows(mask):
     """A mask as about as many rows as columns, so that counting along it is two short sums."""
-    width = math.isqrt(mask.size - 1) + 1
-    return jnp.pad(mask, (0, -mask.size % width)).reshape(-1, width)
+    size = max(mask.size, 1)  # a leaf may be empty
+    width = math.isqrt(size - 1) + 1
+    return jnp.pad(mask, (0, size + -size % width - mask.size)).reshape(-1, width)
 
 
 def _end(mask, upto, k):

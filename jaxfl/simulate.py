@@ -204,8 +204,8 @@ def simulate(
     _check_every(rounds, every, evaluate)
     memory.refuse(_init, alg, clients, params, key, rounds=rounds)
     state = _init(alg, clients, params, key) if state is None else _copied(state)
-    start = jnp.asarray(start, jnp.int32)
-    given = (alg, clients, network, key, start, state, _callable(evaluate), _callable(schedule))
+    t = jnp.asarray(start, jnp.int32)
+    given = (alg, clients, network, key, t, state, _callable(evaluate), _callable(schedule))
     plain = all(map(_concrete, jax.tree.leaves(given)))
     # Under a transformation buffers are not this call's to give away.
     return (_chunk if plain else _scan)(*given, rounds=rounds, every=every or rounds)

@@ -120,9 +120,8 @@ def test_diverged_runs_are_named_beside_the_others():
         ds[name][1] = np.nan
     ds["diverged"][1, :2] = 1
     fedavg, dsgd, _ = Comparison(found.config, ds).rows()
-    assert fedavg == found.rows()[0]._replace(
-        **{k: getattr(fedavg, k) for k in ("reached", "rounds", "grads", "megabytes", "seconds")}
-    )
+    same = fedavg._fields[: fedavg._fields.index("reached")]  # the target is another one
+    np.testing.assert_equal(*([getattr(r, k) for k in same] for r in (fedavg, found.rows()[0])))
     assert np.isnan([dsgd.score, dsgd.difference, dsgd.own, dsgd.own_difference, dsgd.worst]).all()
     assert dsgd.diverged == 2 and not dsgd.reached and np.isinf(dsgd.rounds)
     assert Comparison(found.config, ds).cells()[1][1][2:7] == ["2 of 2 diverged", *"––––"]
@@ -359,14 +358,14 @@ def test_files():
     assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 4
     assert (
         repr(found) == str(found) == found.text()
-        and found.text(200).splitlines()[0] in found._repr_html_()
+        and found.text().splitlines()[0] in found._repr_html_()
     )
 
 
 def test_table_fits_a_narrow_terminal():
     found, _ = small()
     headers, rows = found.cells()
-    for width, tables in ((200, 1), (120, 2), (80, 3)):
+    for width, tables in ((200, 1), (140, 2), (80, 3)):
         text = found.text(width)
         assert max(map(len, text.splitlines())) <= width and "…" not in text
         lines = text.splitlines()

@@ -88,7 +88,9 @@ def test_another_fraction_is_the_same_program():
 
 
 @pytest.mark.parametrize("compress", [TopK(0.1), RandK(0.1)], ids=["top-k", "rand-k"])
-@pytest.mark.parametrize("shapes", [[(1000,)], [(10, 3), (), (969,)], [(1,), (999,)]], ids=str)
+@pytest.mark.parametrize(
+    "shapes", [[(1000,)], [(10, 3), (0, 2), (), (969,)], [(1,), (999,)]], ids=str
+)
 def test_what_ties_is_paid_for(compress, shapes, monkeypatch):
     """As many entries are sent as bits are paid for, whatever is equal, in any number of leaves."""
     same = lambda key, shape, dtype: jnp.full(shape, 7, dtype)  # scores of RandK

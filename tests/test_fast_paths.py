@@ -911,9 +911,11 @@ def test_the_threshold_is_the_sorted_one(dtype):
         each_k = lambda v: jax.vmap(lambda k: _threshold(parts(v), k))(ks)
         return size, jax.lax.map(each_k, jnp.concatenate([size, raw]))
 
-    size, got = host(program, flat, raw, np.arange(1.0, 15.0))
+    size, (got, many) = host(program, flat, raw, np.arange(1.0, 15.0))
     np.testing.assert_array_equal(size, unsigned)
-    np.testing.assert_array_equal(got, np.sort(np.concatenate([unsigned, raw]))[:, ::-1])
+    scores = np.concatenate([unsigned, raw])
+    np.testing.assert_array_equal(got, np.sort(scores)[:, ::-1])
+    np.testing.assert_array_equal(many, (scores[:, None] >= got[:, :, None]).sum(2))
     assert got.dtype == unsigned.dtype
 
 
