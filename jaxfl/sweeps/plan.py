@@ -124,7 +124,7 @@ class Pieces:
         kind = lambda word: {k[1:]: v for k, v in self.made.items() if k[0] == word}
         data = {name: data for (name,), data in kind("data").items()}
         models: dict[str, Any] = {}
-        for (name, model), task in kind("task").items():
+        for (name, model, _), task in kind("task").items():
             models.setdefault(name, {})[model] = task.model
         return identity(
             data=data if self.data is None else self.data,
