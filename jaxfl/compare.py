@@ -248,7 +248,8 @@ def train(name: str, config: Config | None = None, **options: Any) -> "Compariso
         >>> found.config.algorithms, sorted(found.states)
         (('fedavg',), ['FedAvg'])
     """
-    return compare(config, algorithms=(name,), **{"reference": ""} | options)
+    alone: dict[str, Any] = {"reference": ""} | options
+    return compare(config, algorithms=(name,), **alone)
 
 
 def _identity(config, data, model, split, jobs):
@@ -370,7 +371,7 @@ def _untrained(state, params, byzantine):
         return np.zeros(len(jax.tree.leaves(params)[0]), int)
     same = lambda a, b: (a == np.asarray(b)[:, None]).reshape(*a.shape[:2], -1).all(-1)
     still = jax.tree.leaves(jax.tree.map(same, state.personal, params))
-    return np.stack(still).all(0)[:, byzantine:].sum(1)
+    return np.all(np.stack(still), axis=0, keepdims=True)[0, :, byzantine:].sum(1)
 
 
 # name: dimensions after (algorithm, lr), long name, unit
@@ -733,8 +734,8 @@ class Comparison:
         """
         from jaxfl import plots
 
-        names = {"name": (self.metric, f"own_{self.metric}")}
-        axes: Any = plots.learning_curves(self, **names | options)
+        both: dict[str, Any] = {"name": (self.metric, f"own_{self.metric}")} | options
+        axes: Any = plots.learning_curves(self, **both)
         if path is not None:
             folder.picture(path, axes[0].figure)
         return axes

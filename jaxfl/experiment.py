@@ -264,16 +264,16 @@ class Task(NamedTuple):
                 here = group[mine]
             strict = labels and not natural
             weights = metrics.label_weights(split, trained, here, many, strict=strict)
-            put = lambda a, kind=np.int32: None if a is None else jnp.asarray(a, kind)
+            put = lambda a, kind: None if a is None else jnp.asarray(a, kind)
             made[part] = metrics.Evaluate(
                 self.model,
                 held,
                 put(weights, float_),
                 share,
                 counts,
-                groups=None if labels else put(group),
-                owner=put(owner),
-                rows=put(mine),
+                groups=None if labels else put(group, np.int32),
+                owner=put(owner, np.int32),
+                rows=put(mine, np.int32),
             )
         return Scores(made["valid"], made["test"], self.metric, config.select, *self.guess())
 

@@ -125,21 +125,17 @@ class Evaluate:
             scores |= {"clients": clients, "worst": worst(clients, share=self.share)}
         return scores
 
-    def _held(self):
+    def _held(self) -> Any:
         """x, y, groups and owners of the held-out examples."""
         groups = self.data["y"] if self.groups is None else self.groups
-        examples = self.data["x"], self.data["y"], groups
-        if self.rows is not None:
-            examples = tuple(a[self.rows] for a in examples)
-        return *examples, self.owner if self.rows is None or self.owner is None else (
-            self.owner[self.rows]
-        )
+        held = lambda a: a if a is None or self.rows is None else a[self.rows]
+        return tuple(map(held, (self.data["x"], self.data["y"], groups, self.owner)))
 
     def _of(self, params, stacked, x, y, groups, owner):
         """Scores, and those on own labels, of one model, or of each, leaves `[n, ...]`."""
         q = None if self.label_weights is None else jnp.asarray(self.label_weights)
         who = None if q is None else jnp.arange(len(q))
-        one = lambda row: self._one(*row, x, y, groups, owner)
+        one = lambda row: self._one(row[0], row[1], row[2], x, y, groups, owner)
         if not stacked:
             return one((params, q, who))
         n = jax.tree.leaves(params)[0].shape[0]

@@ -276,8 +276,9 @@ def level(networks: Sequence[Any]) -> list[Any]:
             else:
                 near = [comm.to_near(w) for w in column]
                 k = max(w.idx.shape[1] for w in near)
-                parts = ((np.asarray(a) for a in (w.idx, w.w, w.back)) for w in near)
-                column = [comm.Near(*map(jnp.asarray, _widen(*part, k))) for part in parts]
+                host = lambda *arrays: [np.asarray(a) for a in arrays]
+                wide = [_widen(*host(w.idx, w.w, w.back), k=k) for w in near]
+                column = [comm.Near(*map(jnp.asarray, tables)) for tables in wide]
         columns.append(column)
     rows = zip(*columns, strict=True)
     return [jax.tree.unflatten(tree, row) for row, (_, tree) in zip(rows, flat, strict=True)]
