@@ -276,8 +276,8 @@ def level(networks: Sequence[Any]) -> list[Any]:
             else:
                 near = [comm.to_near(w) for w in column]
                 k = max(w.idx.shape[1] for w in near)
-                host = lambda *arrays: [np.asarray(a) for a in arrays]
-                wide = [_widen(*host(w.idx, w.w, w.back), k=k) for w in near]
+                host = np.asarray
+                wide = [_widen(host(w.idx), host(w.w), host(w.back), k) for w in near]
                 column = [comm.Near(*map(jnp.asarray, tables)) for tables in wide]
         columns.append(column)
     rows = zip(*columns, strict=True)
