@@ -230,8 +230,8 @@ def test_a_damaged_provenance_is_an_error(about, tmp_path):
     (tmp_path / "provenance.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="provenance"):
         jaxfl.report(tmp_path)
-    with pytest.raises(ValueError, match="format|damaged"):
+    with pytest.raises(ValueError, match=r"provenance\.json"):
         jaxfl.sweep(over, out=tmp_path, **tiny)
     (tmp_path / "provenance.json").write_text(json.dumps({"format": 1, "objects": []}))
-    with pytest.raises(ValueError, match="objects are"):
+    with pytest.raises(ValueError, match="has format 1, this is 2"):
         jaxfl.sweep(over, out=tmp_path, **tiny)

@@ -320,7 +320,7 @@ def test_the_same_call_goes_on(small, copied, monkeypatch):
 def test_an_interrupted_chunk_goes_on_where_it_was(small, tmp_path, monkeypatch):
     ticks = itertools.count()
     stops = lambda: next(ticks) >= 1  # after the first of two spans
-    monkeypatch.setattr(execution, "graceful", lambda: _context(stops))
+    monkeypatch.setattr(execution, "graceful", lambda say: _context(stops))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         jaxfl.sweep(OVER, out=tmp_path / "out", width=4, devices=1, **SMALL)

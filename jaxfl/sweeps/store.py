@@ -78,6 +78,8 @@ class Store:
             agree(self.path, _OTHER, before, now)
         else:
             self.provenance["identity"] = now
+        own = {"data": made.pieces.data, "model": made.pieces.model}
+        self.provenance["objects"] = {name: thing is not None for name, thing in own.items()}
         self.provenance["widths"] = [group.width for group in made.groups]
         session = folder.provenance() | {"devices": devices, "end": ""}
         self.provenance["sessions"].append(session)
