@@ -37,8 +37,8 @@ from ours import MODELS, Decentralised, FedAvg, Gossip, Mixing, Run, Sweep
 from outline import outline
 from roofline import POLICIES
 
-from jaxfl import devices as spreading
 from jaxfl import models, networks, spread
+from jaxfl.engine import devices as spreading
 
 H100 = """
 gpu_device_info {

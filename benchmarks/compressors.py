@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from common import record
 from rival import programs, ratio
 
-from jaxfl.compress import QSGD, RandK, TopK
+from jaxfl.components.compressors import QSGD, RandK, TopK
 
 
 def main():

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from common import record
 
-from jaxfl import Clients, problems, simulate
-from jaxfl.algorithms.dadao import DADAO
+from jaxfl import Clients, problems
+from jaxfl.algorithms.asynchronous.dadao import DADAO
+from jaxfl.engine import simulate
 from jaxfl.networks import graphs, spectra
-from jaxfl.networks.timelines import dadao_rates, poisson, to_events
+from jaxfl.networks.clocks import dadao_rates, poisson, to_events
 
 ROUNDS, UNIT, SEEDS = 80, 10.0, 5
 L, MU = 20.0, 1.0

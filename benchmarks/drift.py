@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from common import record
 
-from jaxfl import comm, networks
+from jaxfl import networks
+from jaxfl.engine import comm
 
 N, ROUNDS, PARAMETERS = 6, 1000, 10_000
 

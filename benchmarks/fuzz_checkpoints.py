@@ -24,7 +24,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from jaxfl.checkpoint import Checkpoints
+from jaxfl.runs.checkpoint import Checkpoints
 
 KINDS = (
     "flip",

@@ -26,12 +26,12 @@ from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
 import jaxfl
-from jaxfl import local
-from jaxfl.compare import _claimed
-from jaxfl.identity import identity
-from jaxfl.simulate import scaled
-from jaxfl.sweeps import Space
-from jaxfl.sweeps.store import Store
+from jaxfl import components
+from jaxfl.engine.grid import scaled
+from jaxfl.runs.identity import identity
+from jaxfl.studies.comparison import _claimed
+from jaxfl.studies.store import Store
+from jaxfl.studies.sweep import Space
 
 TEXT = """
 {shift}import functools
@@ -155,7 +155,7 @@ def optimisers(mutants: int, number: int) -> collections.Counter:
         make, names = OPTIMISERS[name]
         values = dict(zip(names, rates))
         changed = values | {names[which % len(names)]: other}
-        wrap = (lambda f: f) if name == "schedule" else local.Optax
+        wrap = (lambda f: f) if name == "schedule" else components.Optax
         equal = (
             {k: int(1e6 * v) if k == "steps" else v for k, v in values.items()}
             == {k: int(1e6 * v) if k == "steps" else v for k, v in changed.items()}

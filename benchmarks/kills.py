@@ -64,7 +64,7 @@ def _scaffold():
 
 def _choco():
     from jaxfl.algorithms import Choco
-    from jaxfl.compress import TopK
+    from jaxfl.components.compressors import TopK
 
     return Choco(lr=0.001, gamma=0.3, compress=TopK(0.1))
 
@@ -84,7 +84,7 @@ def _ring():
 def _sweep(folder: Path, tick: Callable, rounds: int) -> Any:
     """A sweep of 48 runs in 12 chunks, kept after every twentieth of its rounds; some leave."""
     import jaxfl
-    from jaxfl.sweeps import execution, store
+    from jaxfl.studies import execution, store
 
     add = execution._Record.add
     execution._Record.add = lambda *a: (add(*a), tick())[0]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from common import record
 from rival import programs, ratio
 
-from jaxfl import comm, networks
+from jaxfl import networks
+from jaxfl.engine import comm
 
 N = 1024
 

@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from common import record
 
-from jaxfl import stream
 from jaxfl.algorithms import FedAvg, Scaffold
-from jaxfl.clients import Clients
 from jaxfl.data import iid
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.fields import strong
+from jaxfl.engine.simulate import _chunk, simulate
 from jaxfl.networks import Uniform
-from jaxfl.simulate import _chunk, run, simulate, strong
+from jaxfl.runs import stream
+from jaxfl.runs.run import run
 
 KEY = jax.random.key(0)
 

@@ -18,7 +18,7 @@ import numpy as np
 from common import record
 from rival import alternate, ratio
 
-from jaxfl import robust
+from jaxfl.components import aggregators as robust
 
 CLIENTS, F = (10, 50, 100), 5  # F of 50 are left out at each end, and as large a part of others
 

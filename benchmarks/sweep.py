@@ -18,7 +18,7 @@ from compare import timed
 
 import jaxfl
 from jaxfl import plots, results
-from jaxfl.sweeps import Space
+from jaxfl.studies.sweep import Space
 
 SETTINGS = {"rounds": 60, "every": 10, "clients": 20, "cohort": 10, "model": "mlp(hidden=[32])"}
 OVER = {

@@ -19,9 +19,12 @@ from flax import struct
 from rival import programs, ratio
 
 import jaxfl
-from jaxfl import algorithms, comm, networks, problems
+from jaxfl import algorithms, networks, problems
+from jaxfl.engine import comm
+from jaxfl.engine.contract import Needs
+from jaxfl.engine.fields import hyper, strong
+from jaxfl.engine.simulate import _init, _scan
 from jaxfl.networks import Cohort
-from jaxfl.simulate import Needs, _init, _scan, hyper, strong
 from jaxfl.types import Info
 
 KEY = jax.random.key(0)

@@ -15,7 +15,8 @@ import jax
 import networkx as nx
 import numpy as np
 
-from jaxfl import comm, networks
+from jaxfl import networks
+from jaxfl.engine import comm
 from jaxfl.models import cifar_cnn, fedavg_cnn, logistic, mlp, resnet18
 
 CHECKED = 3  # rounds whose clients and minibatches are given

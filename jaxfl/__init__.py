@@ -25,99 +25,86 @@
 | `estimate` | the memory of a run in advance |
 | `save`, `load`, `Checkpoints` | models and states on disk; long runs that go on |
 | `cite` | whom to cite for an algorithm |
-| `algorithms`, `networks`, `data`, `models`, `metrics`, `problems` | modules |
+| `algorithms`, `components`, `networks`, `data`, `models`, `metrics`, `problems` | modules |
 | `results`, `plots`, `writers` | modules: of sweeps, pictures, metrics as they come |
 
-Everything but `Clients`, `simulate`, `run` and `grid` is imported when it is first asked for.
+Everything but `Clients`, `simulate` and `grid` is imported when it is first asked for.
 """
 
-import sys as _sys
 import typing as _typing
 from importlib import import_module as _import_module
-from types import ModuleType as _ModuleType
 
-from jaxfl.clients import Clients as Clients
-from jaxfl.simulate import grid as grid
-from jaxfl.simulate import run as run
-from jaxfl.simulate import simulate as simulate
+from jaxfl.engine.clients import Clients as Clients
+from jaxfl.engine.grid import grid as grid
+from jaxfl.engine.simulate import simulate as simulate
 
 if _typing.TYPE_CHECKING:
     from jaxfl import algorithms as algorithms
+    from jaxfl import components as components
     from jaxfl import data as data
     from jaxfl import metrics as metrics
     from jaxfl import models as models
     from jaxfl import networks as networks
     from jaxfl import plots as plots
     from jaxfl import problems as problems
-    from jaxfl import results as results
-    from jaxfl import writers as writers
-    from jaxfl.checkpoint import Checkpoints as Checkpoints
-    from jaxfl.checkpoint import load as load
-    from jaxfl.checkpoint import save as save
-    from jaxfl.compare import Config as Config
-    from jaxfl.compare import compare as compare
-    from jaxfl.compare import train as train
-    from jaxfl.devices import spread as spread
-    from jaxfl.docs import cite as cite
-    from jaxfl.memory import estimate as estimate
-    from jaxfl.report import report as report
-    from jaxfl.sweeps import plan as plan
-    from jaxfl.sweeps import sweep as sweep
+    from jaxfl.engine.devices import spread as spread
+    from jaxfl.runs import writers as writers
+    from jaxfl.runs.checkpoint import Checkpoints as Checkpoints
+    from jaxfl.runs.checkpoint import load as load
+    from jaxfl.runs.checkpoint import save as save
+    from jaxfl.runs.estimate import estimate as estimate
+    from jaxfl.runs.run import run as run
+    from jaxfl.studies import results as results
+    from jaxfl.studies.citation import cite as cite
+    from jaxfl.studies.compare import compare as compare
+    from jaxfl.studies.compare import train as train
+    from jaxfl.studies.config import Config as Config
+    from jaxfl.studies.plan import plan as plan
+    from jaxfl.studies.report import report as report
+    from jaxfl.studies.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "algorithms",
-    "data",
-    "metrics",
-    "models",
-    "networks",
-    "plots",
-    "problems",
-    "results",
-    "writers",
-)
-_NAMES = {
-    "Checkpoints": "checkpoint",
-    "Config": "compare",
-    "cite": "docs",
-    "compare": "compare",
-    "estimate": "memory",
-    "load": "checkpoint",
-    "report": "report",
-    "plan": "sweeps",
-    "save": "checkpoint",
-    "spread": "devices",
-    "sweep": "sweeps",
-    "train": "compare",
+_NAMES = {  # what is imported when it is first asked for: modules by their home, names by theirs
+    "algorithms": "algorithms",
+    "components": "components",
+    "data": "data",
+    "metrics": "metrics",
+    "models": "models",
+    "networks": "networks",
+    "plots": "plots",
+    "problems": "problems",
+    "results": "studies.results",
+    "writers": "runs.writers",
+    "Checkpoints": "runs.checkpoint:Checkpoints",
+    "Config": "studies.config:Config",
+    "cite": "studies.citation:cite",
+    "compare": "studies.compare:compare",
+    "estimate": "runs.estimate:estimate",
+    "load": "runs.checkpoint:load",
+    "plan": "studies.plan:plan",
+    "report": "studies.report:report",
+    "run": "runs.run:run",
+    "save": "runs.checkpoint:save",
+    "spread": "engine.devices:spread",
+    "sweep": "studies.sweep:sweep",
+    "train": "studies.compare:train",
 }
 # No `__all__`: with it, `help(jaxfl)` would print the documentation of every name.
-_PUBLIC = sorted(["Clients", "grid", "run", "simulate", *_MODULES, *_NAMES])
+_PUBLIC = sorted(["Clients", "grid", "simulate", *_NAMES])
 
 
 def __getattr__(name: str) -> _typing.Any:
     """Imports a module or a function when it is first asked for."""
-    if name in _MODULES:
-        return _import_module(f"jaxfl.{name}")
-    if name in _NAMES:
-        value = getattr(_import_module(f"jaxfl.{_NAMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'jaxfl' has no attribute {name!r}")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'jaxfl' has no attribute {name!r}")
+    home, _, inside = _NAMES[name].partition(":")
+    found = _import_module(f"jaxfl.{home}")
+    value = getattr(found, inside) if inside else found
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
     here = ("__doc__", "__file__", "__name__", "__path__", "__version__")
     return [*_PUBLIC, *here]
-
-
-class _Package(_ModuleType):
-    """Importing the module `jaxfl.compare` would put it in the place of the function `compare`."""
-
-    def __setattr__(self, name: str, value: _typing.Any) -> None:
-        if isinstance(value, _ModuleType) and _NAMES.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-_sys.modules[__name__].__class__ = _Package

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from jaxfl import folder
+from jaxfl.runs import folder
+from jaxfl.studies.registry import registries
 from jaxfl.types import nearest, shown
 
 HELP = """\
@@ -95,7 +96,7 @@ def _said(error):
 
 def _spelled(text):
     """Python's `clients=20` as --clients 20; options of names, "fedprox(mu=0.1)", stay."""
-    from jaxfl.config import Config
+    from jaxfl.studies.config import Config
 
     text = re.sub(r"\bn=(\d+) clients", r"clients=\1", text)
     names = "|".join([*(f.name for f in dataclasses.fields(Config)), "out", "n"])
@@ -131,6 +132,8 @@ def _plain(error):
 
 
 _ASCII = {"±": "+-", "†": "+", "–": "-", "−": "-", "²": "2", "…": "...", "λ": "lambda", "·": "*"}
+
+
 codecs.register_error("jaxfl", _plain)
 
 
@@ -202,7 +205,7 @@ def _join(distributed: bool, coordinator: str, processes: int, process: int) -> 
 def _report(config: Any, out: str, figure: bool, mesh: Any = None) -> None:
     import jax
 
-    from jaxfl.compare import compare
+    from jaxfl.studies.compare import compare
 
     cache()
     if mesh is not None and jax.process_index():  # computes with the others, says nothing
@@ -232,24 +235,25 @@ def _sweep(words: list[str]) -> None:
             "dry_run": (bool, False, "say how many runs, programs and how much memory, and stop"),
         },
     )
-    from jaxfl import sweeps
+    from jaxfl.studies.plan import plan
+    from jaxfl.studies.sweep import Space, sweep
 
     path = Path(given["file"])
     path = path / "sweep.toml" if path.is_dir() else path
-    space, options = sweeps.Space.read(path)
+    space, options = Space.read(path)
     own = (path.parent / "provenance.json").exists()  # the file of a folder made before
     out = Path(given["out"] or (path.parent if own else path.with_suffix("")))
     if given["dry_run"]:
         cache()
-        print(sweeps.plan(space, out=out, width=options.get("width", 0)))
+        print(plan(space, out=out, width=options.get("width", 0)))
         return
     cache()
     try:
-        ds = sweeps.sweep(space, out=out, progress=True, **options)
+        ds = sweep(space, out=out, progress=True, **options)
     except KeyboardInterrupt as stop:
         done = f"; chunks that are done are in {str(out)!r}: the same command goes on"
         raise KeyboardInterrupt(str(stop) or f"interrupted{done if out.exists() else ''}") from stop
-    from jaxfl import results
+    from jaxfl.studies import results
 
     _console().print(results.Summary(ds))
     print(f"\nin {out}: results.nc, sweep.toml, provenance.json, chunks")
@@ -266,7 +270,7 @@ def _page(words: list[str]) -> None:
             "out": (str, "", "the page; report.html in the folder by default"),
         },
     )
-    from jaxfl.report import report
+    from jaxfl.studies.report import report
 
     print(report(given["folder"], given["out"] or None))
 
@@ -329,8 +333,8 @@ def _graph(words: list[str]) -> None:
         },
     )
     from jaxfl import plots
-    from jaxfl.config import parse
     from jaxfl.networks import graphs, weights
+    from jaxfl.studies.names import parse
 
     call = parse(given["name"])
     g = graphs.make(call.name, given["n"], seed=given["seed"], **call.options)
@@ -352,8 +356,8 @@ def _partition(words: list[str]) -> None:
     """Draw who holds what."""
     only = ("data", "clients", "partition", "alpha", "minimum", "seed")
     extras = {"out": (str, "partition.png", "picture to write")}
-    from jaxfl.config import Config
-    from jaxfl.experiment import dataset, partitions
+    from jaxfl.studies.config import Config
+    from jaxfl.studies.experiment import dataset, partitions
 
     without = tuple(f.name for f in dataclasses.fields(Config) if f.name not in only)
     config, given = _configure("partition", words, extras, without=without, check=False)
@@ -406,25 +410,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "partition": _partition,
     "info": _info,
 }
-
-
-def registries() -> dict[str, dict[str, Any]]:
-    """Everything that has a name on the command line, by kind."""
-    from jaxfl import data, models
-    from jaxfl.algorithms import ALGORITHMS
-    from jaxfl.config import adversaries, components, partitioners
-    from jaxfl.networks import graphs, weights
-
-    return {
-        "algorithms": dict(ALGORITHMS),
-        "data": dict(data.DATASETS),
-        "partitions": partitioners(),
-        "models": dict(models.MODELS),
-        "graphs": {**graphs.GRAPHS, **graphs.SCHEDULES},
-        "weights": dict(weights.WEIGHTS),
-        "adversaries": adversaries(),
-        "components": components(),
-    }
 
 
 # Parsing ---------------------------------------------------------------------------------------
@@ -482,7 +467,7 @@ def _configure(
     check: bool = True,
 ) -> tuple[Any, dict]:
     """A `Config` from options over a file over the defaults, and the other options."""
-    from jaxfl.config import Config
+    from jaxfl.studies.config import Config
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config", default="", nargs="?")
@@ -523,7 +508,7 @@ def _escape(text: str) -> str:
 
 
 def _text(thing: Any) -> str:
-    from jaxfl.docs import text
+    from jaxfl.studies.citation import text
 
     return text(thing)
 

@@ -17,8 +17,9 @@ from flax import struct
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from jaxfl import comm
-from jaxfl.clients import Clients, check_once
+from jaxfl.engine import comm
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.examples import check_once
 from jaxfl.models import labels as checks
 from jaxfl.types import Params, Scalar, Stacked
 

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from jaxfl.clients import Clients
-from jaxfl.data.partition import Number, Partition, Seed
+from jaxfl.data.partitioners import Number, Partition, Seed
+from jaxfl.engine.clients import Clients
 from jaxfl.types import Count, Key, whole
 
 Loss = Callable[[Any, Any, Any], Any]

@@ -28,7 +28,6 @@ from oracles import (
 )
 from oracles.problem import limit, whole
 
-from jaxfl import comm
 from jaxfl.algorithms import (
     DADAO,
     DSGD,
@@ -48,7 +47,8 @@ from jaxfl.algorithms import (
     MoNNA,
     Scaffold,
 )
-from jaxfl.compress import TopK
+from jaxfl.components.compressors import TopK
+from jaxfl.engine import comm
 from jaxfl.networks import (
     ALIE,
     Attacked,

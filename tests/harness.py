@@ -9,10 +9,11 @@ import numpy as np
 from flax import struct
 from oracles.problem import whole
 
-from jaxfl import comm
-from jaxfl.clients import Client, Clients
+from jaxfl.engine import comm
+from jaxfl.engine.client import Client
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.simulate import Run, keys, simulate
 from jaxfl.networks import Events, Graph, Messages
-from jaxfl.simulate import Run, keys, simulate
 
 N, D, ROUNDS = 8, 5, 20
 KEY = jax.random.key(7)

@@ -32,10 +32,11 @@ from harness import (
 )
 from oracles.problem import LeastSquares
 
-from jaxfl import comm
-from jaxfl.clients import Clients
+from jaxfl.engine import comm
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.fields import strong
+from jaxfl.engine.simulate import _chunk, _rounds, init, simulate
 from jaxfl.networks import Events, Graph, Messages, Quorum
-from jaxfl.simulate import _chunk, _rounds, init, simulate, strong
 
 pytestmark = pytest.mark.filterwarnings("error")
 every_case = pytest.mark.parametrize(

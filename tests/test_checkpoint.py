@@ -17,13 +17,14 @@ import pytest
 from harness import CLIENTS, KEY, PARTITION, X0, A, B, N, squares
 
 import jaxfl
-from jaxfl import Checkpoints, Clients, checkpoint, networks
+from jaxfl import Checkpoints, Clients, networks
 from jaxfl.algorithms import Scaffold
-from jaxfl.checkpoint import Interrupted, graceful
-from jaxfl.folder import sealed
-from jaxfl.identity import identity
-from jaxfl.simulate import run
-from jaxfl.writers import JSONLines
+from jaxfl.runs import checkpoint
+from jaxfl.runs.checkpoint import Interrupted, graceful
+from jaxfl.runs.folder import sealed
+from jaxfl.runs.identity import identity
+from jaxfl.runs.run import run
+from jaxfl.runs.writers import JSONLines
 
 ROUNDS, CHUNK = 12, 4
 WORLD = networks.Uniform(N, 3)
@@ -356,7 +357,7 @@ def test_a_full_disk_loses_nothing(tmp_path, whole, monkeypatch):
 LIMITED = """
 import resource, sys
 import numpy as np
-from jaxfl.checkpoint import Checkpoints
+from jaxfl.runs.checkpoint import Checkpoints
 tree = lambda size: {"x": np.random.default_rng(0).normal(size=size)}
 with Checkpoints(sys.argv[1]) as checkpoints:
     checkpoints.save(1, tree(1000))

@@ -15,9 +15,9 @@ import pytest
 from test_compare import small
 
 from jaxfl import cli
-from jaxfl.checkpoint import Interrupted
-from jaxfl.compare import Comparison
-from jaxfl.folder import read_netcdf
+from jaxfl.runs.checkpoint import Interrupted
+from jaxfl.runs.folder import read_netcdf
+from jaxfl.studies.comparison import Comparison
 
 
 @pytest.fixture(autouse=True)
@@ -318,7 +318,7 @@ def test_progress_fits_a_narrow_terminal():
     """Numbers in one line, words in the next, cut with three dots."""
     from rich.console import Console
 
-    from jaxfl.sweeps.progress import two_lines
+    from jaxfl.studies.progress import two_lines
 
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, legacy_windows=False)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import jaxfl
-from jaxfl import comm
 from jaxfl.algorithms import DSGD, ExactDiffusion, FedAvg, GradientTracking
-from jaxfl.clients import Clients, LossShapeError, Sample
 from jaxfl.data import augment as augmentation
+from jaxfl.engine import comm
+from jaxfl.engine.client import LossShapeError, Sample
+from jaxfl.engine.clients import Clients
 from jaxfl.networks import ALIE, Cohort, Links, Noisy, SignFlip, Uniform, graph
 from jaxfl.networks.adversaries import Send
 
@@ -410,19 +411,19 @@ def test_blocks_are_even_and_chosen_by_size(monkeypatch):
     block = lambda clients: clients._block(lambda *rows: one(None, None), rows, [])
     assert [block(clients.replace(block=b)) for b in (1, 2, 3, 4, 5, 6, 9)] == [1, 2, 3, 3, 3, 6, 6]
     assert block(clients) == N
-    monkeypatch.setattr("jaxfl.clients._CPU", (1199, 800))
+    monkeypatch.setattr("jaxfl.engine.clients._CPU", (1199, 800))
     assert block(clients) == 3
-    monkeypatch.setattr("jaxfl.clients._CPU", (1200, 800))
+    monkeypatch.setattr("jaxfl.engine.clients._CPU", (1200, 800))
     assert block(clients) == N
-    monkeypatch.setattr("jaxfl.clients._CPU", (0, 1))
+    monkeypatch.setattr("jaxfl.engine.clients._CPU", (0, 1))
     assert block(clients) == 1
     # what a client draws counts, up to what it has
     row = sum(a[0].nbytes for a in jax.tree.leaves(clients.data.arrays))
     drawn = lambda count: clients._block(lambda *rows: one(None, None), rows, [count])
     most = 200 + clients.largest * row
-    monkeypatch.setattr("jaxfl.clients._CPU", (N * most, 1))
+    monkeypatch.setattr("jaxfl.engine.clients._CPU", (N * most, 1))
     assert drawn(10**6) == N
-    monkeypatch.setattr("jaxfl.clients._CPU", (N * most - 1, 1))
+    monkeypatch.setattr("jaxfl.engine.clients._CPU", (N * most - 1, 1))
     assert drawn(10**6) == 1
 
 

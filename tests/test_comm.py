@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfl import comm
+from jaxfl.engine import comm, mixing
 from jaxfl.networks import weights
 
 N = 7
@@ -80,12 +80,12 @@ def mixed():
             out["sum"] = some(lambda w: w, True, vector, data)
         for form in FORMS:
             make = lambda values, form=form: circulant(form, values)
-            unroll, comm._UNROLL = comm._UNROLL, 1 if form == "scan" else comm._UNROLL
+            unroll, mixing._UNROLL = mixing._UNROLL, 1 if form == "scan" else mixing._UNROLL
             try:
                 out[form] = some(make, FREE[:, None], values, data)
                 out[form]["own"] = comm.mix(make(values), data["sent"], own=data["x"]["d"])
             finally:
-                comm._UNROLL = unroll
+                mixing._UNROLL = unroll
         return out
 
     return run(program, VALUES, VECTOR, DATA)
@@ -325,7 +325,7 @@ def slot_distances():
     x, own = rng.normal(size=(2, n, 3))
     x[4] = np.nan
     graphs = {"sparse": near(w), "dense": comm.to_near(comm.Dense(jnp.asarray(w[:6, :6])))}
-    assert n > comm._SPARSE * 2 and 6 <= comm._SPARSE * 6  # by slots, by products of all pairs
+    assert n > mixing._SPARSE * 2 and 6 <= mixing._SPARSE * 6  # by slots, by products of all pairs
 
     def program(graphs, x, own):
         at = {"sparse": slice(None), "dense": slice(6)}

@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +19,16 @@ import numpy as np
 import pytest
 
 import jaxfl
-from jaxfl import comm, data, experiment, metrics, models, networks, plots
+from jaxfl import data, metrics, models, networks, plots
 from jaxfl.algorithms import FedAvg
-from jaxfl.compare import Comparison
-from jaxfl.config import DEFAULT, Config, parse
-from jaxfl.experiment import dataset, partitions
+from jaxfl.engine import comm
 from jaxfl.networks import graphs
+from jaxfl.studies import compare as compare_module
+from jaxfl.studies import experiment
+from jaxfl.studies.comparison import Comparison
+from jaxfl.studies.config import DEFAULT, Config
+from jaxfl.studies.experiment import dataset, partitions
+from jaxfl.studies.names import parse
 
 HUGE = 1e200  # diverges in the second step
 SMALL = {
@@ -81,7 +84,7 @@ def test_validation_chooses():
 @pytest.mark.parametrize("best", range(3))
 def test_test_data_do_not_choose(best):
     """Planted: test scores rank the learning rates the other way round."""
-    result = sys.modules["jaxfl.compare"]._result
+    result = compare_module._result
     valid, diverged = np.full((2, 3, 1), 0.5), np.zeros((2, 3, 1), bool)  # seed, lr, evaluation
     valid[:, best] = 0.6
     scores = {"choice": valid, "score": 1 - valid, "diverged": diverged}
@@ -582,7 +585,7 @@ def test_intervals_cover_what_seeds_draw():
 
 def test_seeds_draw_the_graph():
     """Random graphs differ by seed, in one form; without it, and of a ring, there is one."""
-    job = sys.modules["jaxfl.compare"]._job
+    job = compare_module._job
     make = lambda text, **k: job(text, Config.make(seeds=3, **k), 20).networks
     for text in ("dsgd @ erdos_renyi(p=0.2)", "dsgd @ erdos_renyi(p=0.5)", "choco @ regular"):
         several = make(text, vary="graph", failures=0.1)
@@ -741,7 +744,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("changes, message", REFUSED, ids=lambda v: str(v)[:40])
 def test_bad_input(changes, message, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxfl.compare"], "_compare", None)  # nothing may be computed
+    monkeypatch.setattr(compare_module, "_compare", None)  # nothing may be computed
     few = {"algorithms": ("fedavg",), "model": "logistic", "seeds": 1}
     with pytest.raises(ValueError, match=message):
         jaxfl.compare(**few | changes)
@@ -781,7 +784,7 @@ def test_data_of_any_format(tmp_path, monkeypatch):
 
 
 def test_unwritable_folder_is_refused_before_computing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxfl.compare"], "_compare", None)
+    monkeypatch.setattr(compare_module, "_compare", None)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the output folder"):
         jaxfl.compare(out=tmp_path / "file", **SMALL)
@@ -790,7 +793,7 @@ def test_unwritable_folder_is_refused_before_computing(tmp_path, monkeypatch):
 
 
 def test_files_are_whole_or_not_there(tmp_path):
-    from jaxfl.folder import atomic
+    from jaxfl.runs.folder import atomic
 
     def fails(path):
         Path(path).write_text("half")

@@ -14,7 +14,7 @@ from cases import CASES
 from flax import struct
 from harness import CLIENTS, COUNTS, KEY, X0, D, N, record_world, squares
 
-from jaxfl import comm, networks
+from jaxfl import networks
 from jaxfl.algorithms import (
     DADAO,
     DSGD,
@@ -27,8 +27,10 @@ from jaxfl.algorithms import (
     GradientTracking,
     Scaffold,
 )
-from jaxfl.clients import Client
-from jaxfl.local import SGD, train
+from jaxfl.components.solvers import SGD, train
+from jaxfl.engine import comm
+from jaxfl.engine.client import Client
+from jaxfl.engine.simulate import simulate
 from jaxfl.networks import (
     Bernoulli,
     Churn,
@@ -49,7 +51,7 @@ from jaxfl.networks import (
     graph,
     graphs,
 )
-from jaxfl.simulate import run, simulate
+from jaxfl.runs.run import run
 from jaxfl.types import Info
 
 ROUNDS = 6

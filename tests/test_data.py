@@ -11,7 +11,7 @@ from scipy.special import digamma
 
 from jaxfl import Clients, data
 from jaxfl.data import Partition, dirichlet
-from jaxfl.data.partition import _VARIANTS, _mend
+from jaxfl.data.partitioners import _VARIANTS, _mend
 
 VARIANTS = ("class", "class_uncapped", "client", "fedem")
 SMALL = settings(derandomize=True, deadline=None, max_examples=100, database=None)

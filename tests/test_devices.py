@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfl import Clients, cli, comm, compare, grid, networks, simulate, spread
+from jaxfl import Clients, cli, grid, networks, spread
 from jaxfl.algorithms import DSGD, FedAvg, Scaffold
-from jaxfl.compare import Comparison
+from jaxfl.engine import comm, simulate
+from jaxfl.studies import compare
+from jaxfl.studies.comparison import Comparison
 
 N, D = 32, 57  # no other size of the program is 57
 RNG = np.random.default_rng(0)

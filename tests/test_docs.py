@@ -18,8 +18,8 @@ import jax
 import pytest
 
 import jaxfl
-from jaxfl import docs
 from jaxfl.algorithms import ALGORITHMS
+from jaxfl.studies import citation as docs
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -152,19 +152,19 @@ def test_citations_of_what_a_run_used():
 
     import xarray as xr
 
-    from jaxfl import algorithms, compress, data, models, networks
+    from jaxfl import algorithms, components, data, models, networks
 
     said = lambda *used: re.findall(r"^(\w+): ", jaxfl.cite(*used).partition("\n\n")[0], re.M)[:-1]
     assert said("dsgd @ exponential") == ["DSGD", "exponential"]
     assert said("choco(compress=qsgd(16)) @ ring") == ["Choco", "QSGD"]
     world = networks.Attacked(networks.graph("ring", 8), networks.first(1, 8), networks.ALIE())
-    assert said(algorithms.Choco(lr=0.1, compress=compress.QSGD()), world) == [
+    assert said(algorithms.Choco(lr=0.1, compress=components.QSGD()), world) == [
         *("Choco", "QSGD", "ALIE")
     ]
     assert said(data.mixture(3, size=20), models.lenet5(), data.shards, "metropolis", "leaf") == [
         *("mixture", "lenet5", "shards", "metropolis", "leaf")
     ]
-    assert said(data.load("iris"), compress.TopK(0.1), networks.Everyone(3)) == []
+    assert said(data.load("iris"), components.TopK(0.1), networks.Everyone(3)) == []
     settings = {"algorithms": ["fedavg"], "partition": "dirichlet(variant='client')"}
     config = jaxfl.Config.make(**settings, adversary="ipm", graph="exponential")
     assert said(config) == ["FedAvg", "dirichlet", "mlp"], "no attackers, no graph"
@@ -197,7 +197,7 @@ def test_citations_of_what_a_run_used():
 @pytest.mark.quick
 def test_readme_is_current(tmp_path):
     text = README.read_text(encoding="utf-8")
-    assert docs.rewrite(text) == text, "the table is stale: python -m jaxfl.docs"
+    assert docs.rewrite(text) == text, "the table is stale: python -m jaxfl.studies.citation"
     stale = tmp_path / "README.md"
     stale.write_text(text.replace("| `FedAvg` |", "| `FedAvrg` |"), encoding="utf-8")
     docs.main(stale)
@@ -209,7 +209,8 @@ def test_readme_is_current(tmp_path):
 @pytest.mark.quick
 def test_readme_names_everything():
     """Every registry is listed in full, and every name in the lists exists."""
-    from jaxfl import compress, data, models, networks, problems  # noqa: F401
+    from jaxfl import data, models, networks, problems  # noqa: F401
+    from jaxfl.components import compressors as compress
 
     text = README.read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([A-Z][^|]*?) \| (.*) \|$", text, re.MULTILINE))
@@ -380,7 +381,7 @@ def test_public_interface():
     example = re.search(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)[1]
     assert example in inspect.getdoc(jaxfl).replace("\n    ", "\n"), "the README's twelve lines"
     assert len(pydoc.render_doc(jaxfl, renderer=pydoc.plaintext).splitlines()) <= 80
-    importlib.import_module("jaxfl.compare")
+    importlib.import_module("jaxfl.studies.compare")
     assert inspect.isfunction(jaxfl.compare), "the function, not the module of that name"
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = jaxfl.nothing_of_the_kind

@@ -23,9 +23,13 @@ from jaxfl.algorithms import (
     GradientTracking,
     Scaffold,
 )
-from jaxfl.clients import Clients
-from jaxfl.compress import TopK
-from jaxfl.local import Momentum, Optax
+from jaxfl.components.compressors import TopK
+from jaxfl.components.solvers import Momentum, Optax
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.contract import Needs
+from jaxfl.engine.fields import hyper
+from jaxfl.engine.grid import grid, scaled
+from jaxfl.engine.simulate import Run, _check_given, simulate
 from jaxfl.networks import (
     ALIE,
     IPM,
@@ -56,8 +60,8 @@ from jaxfl.networks import (
     periodic,
     weights,
 )
-from jaxfl.networks.timelines import arrivals
-from jaxfl.simulate import Needs, Run, _check_given, grid, hyper, run, scaled, simulate
+from jaxfl.networks.buffers import arrivals
+from jaxfl.runs.run import run
 from jaxfl.types import Info
 
 N, D = 8, 3
@@ -382,7 +386,7 @@ ERRORS = {
     ),
     "optimiser": (
         go(FedAvg(lr=0.1, solver=optax.adam(1.0)), HALF),
-        "FedAvg.solver optax solver=local.Optax(optax.adam(1.0))",
+        "FedAvg.solver optax solver=components.Optax(optax.adam(1.0))",
     ),
     "class of a component": (
         go(Choco(lr=0.1, compress=TopK), RING), "Choco.compress number compress=TopK(...)"
@@ -626,11 +630,11 @@ def factor(t):
             r"FedAvg.lr must be a number, got a function.*schedule=scaled\(lr=f\)",
         ),
         (trained(lr=optax.constant_schedule(0.1)), r"scaled\(lr=f\)"),
-        (trained(lr=optax.adam(1.0)), r"local.Optax\(optax.adam\(1.0\)\)"),
+        (trained(lr=optax.adam(1.0)), r"components.Optax\(optax.adam\(1.0\)\)"),
         (trained(lr="0.1"), r"FedAvg.lr must be a number, got '0.1'"),
         (
             trained(solver=optax.adam(1.0)),
-            r"FedAvg.solver must be a number, got an optax optimiser.*local.Optax",
+            r"FedAvg.solver must be a number, got an optax optimiser.*components.Optax",
         ),
         (lambda: Optax(optax.adam), r"optimizer must be an optax optimiser, got <function adam"),
         (lambda: Optax(0.1), r"optimizer must be an optax optimiser, got 0.1"),

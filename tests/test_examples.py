@@ -16,18 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxfl
-from jaxfl import algorithms, comm, compress, config, data, local, metrics, models, networks
-from jaxfl import plots, problems, results, robust
+from jaxfl import algorithms, components, data, metrics, models, networks
+from jaxfl import plots, problems, results
+from jaxfl.engine import comm
+from jaxfl.studies import names
 """
-ALL = ("comm", "compress", "local", "metrics", "problems", "results", "robust")  # every name
-EXPORTED = ("algorithms", "data", "models", "networks", "plots")  # what the package re-exports
+ALL = ("engine.comm", "metrics", "problems", "studies.results")  # every name
+EXPORTED = (
+    "algorithms",
+    "components",
+    "data",
+    "models",
+    "networks",
+    "plots",
+)  # what the package re-exports
 SOME = {
     "jaxfl": [
         name for name in dir(jaxfl) if name[0] != "_" and not inspect.ismodule(getattr(jaxfl, name))
     ],
-    "jaxfl.config": ["Config", "parse"],
-    "jaxfl.writers": ["Writer", "JSONLines", "TensorBoard", "WandB"],
-    "jaxfl.simulate": ["Needs", "hyper", "count", "choice", "scaled"],
+    "jaxfl.studies.names": ["parse"],
+    "jaxfl.runs.writers": ["Writer", "JSONLines", "TensorBoard", "WandB"],
+    "jaxfl.engine.contract": ["Needs"],
+    "jaxfl.engine.fields": ["hyper", "count", "choice"],
+    "jaxfl.engine.grid": ["scaled"],
 }
 EXTRAS = ("pyarrow", "tensorboard", "wandb")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
@@ -45,7 +56,7 @@ def public(module):
         for name, value in vars(home).items()
         if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
         if f"{value.__module__}.".startswith(inside)
-        or (module in EXPORTED and value.__module__ == "jaxfl.comm")
+        or (module in EXPORTED and value.__module__ == "jaxfl.engine.comm")
     }
 
 

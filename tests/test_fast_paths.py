@@ -16,13 +16,18 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxfl import Clients, clients, comm, local, models, networks, spread
+from jaxfl import Clients, models, networks, spread
 from jaxfl.algorithms import DSGD, FedAvg, GossipLearning, Scaffold
-from jaxfl.clients import Client
-from jaxfl.compress import _magnitudes, _threshold
-from jaxfl.local import SGD, Momentum, _clip, train
+from jaxfl.components import solvers as local
+from jaxfl.components.compressors import _magnitudes, _threshold
+from jaxfl.components.oracles import _clip
+from jaxfl.components.solvers import SGD, Momentum, train
+from jaxfl.engine import client, clients, comm, mixing
+from jaxfl.engine.client import Client, Sample
+from jaxfl.engine.examples import _paged
+from jaxfl.engine.simulate import simulate
 from jaxfl.models import conv, dense
-from jaxfl.simulate import run, simulate
+from jaxfl.runs.run import run
 
 KEY = jax.random.key(0)
 
@@ -165,11 +170,11 @@ def products():
 
     def program(w, x):
         out = {}
-        for name, f in (("matrix", comm._matmul), ("mix", leaf), ("vector", first)):
+        for name, f in (("matrix", mixing._matmul), ("mix", leaf), ("vector", first)):
             alone = jax.lax.map(lambda at, f=f: f(*at), (w, x))
             out[name] = alone, jax.vmap(f)(w, x)
-        shared = jax.vmap(comm._matmul, (None, 0))(w[0], x)
-        narrow = jax.vmap(comm._matmul)(w.astype(jnp.float32), jnp.clip(x, -3, 3).astype("f4"))
+        shared = jax.vmap(mixing._matmul, (None, 0))(w[0], x)
+        narrow = jax.vmap(mixing._matmul)(w.astype(jnp.float32), jnp.clip(x, -3, 3).astype("f4"))
         return out, shared, narrow
 
     return host(program, W, X)
@@ -224,8 +229,8 @@ def test_derivatives_of_the_product(tangent):
 
     def program(*args):
         alone = lambda f: jax.lax.map(lambda a: (both(f, *a), server(f, *a)), args)
-        batch = jax.vmap(lambda *a: (both(comm._matmul, *a), server(comm._matmul, *a)))(*args)
-        return alone(masked), alone(comm._matmul), batch
+        batch = jax.vmap(lambda *a: (both(mixing._matmul, *a), server(mixing._matmul, *a)))(*args)
+        return alone(masked), alone(mixing._matmul), batch
 
     want, *got = host(program, w, x, dw, dx, pull)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(want))
@@ -314,7 +319,7 @@ def test_blocks_of_columns_are_the_whole(monkeypatch, one_cpu, form, mine):
     some = none * [[1, 1, 0, 1], [1, 1, 1, 1]]
     several = jax.tree.map(lambda a: np.stack([a, a + 1]), x)
     if form == "scan":
-        monkeypatch.setattr(comm, "_UNROLL", 1)
+        monkeypatch.setattr(mixing, "_UNROLL", 1)
 
     def mix(values, x):
         w = comm.Shifts(values, offsets, n)
@@ -338,9 +343,9 @@ def test_blocks_of_columns_are_the_whole(monkeypatch, one_cpu, form, mine):
     given = none, x, several
     assert not in_blocks(program, *given)
     want = both()
-    monkeypatch.setattr(comm, "_CACHED", 0)
-    monkeypatch.setattr(comm, "_PART", 64)
-    monkeypatch.setattr(comm, "_BLOCK", n * 128)  # 16 columns of float64
+    monkeypatch.setattr(mixing, "_CACHED", 0)
+    monkeypatch.setattr(mixing, "_PART", 64)
+    monkeypatch.setattr(mixing, "_BLOCK", n * 128)  # 16 columns of float64
     assert in_blocks(program, *given)
     got = both()
     close(got, want, 1e-14)
@@ -438,8 +443,8 @@ def epochs(largest, counts, times):
 @pytest.fixture
 def switches(monkeypatch):
     """Examples are counted up to 4, sorted with their place up to 8, and by arguments beyond."""
-    monkeypatch.setattr(clients, "_RANKED", 4)
-    monkeypatch.setattr(clients, "_PACKED", 8)
+    monkeypatch.setattr(client, "_RANKED", 4)
+    monkeypatch.setattr(client, "_PACKED", 8)
 
 
 @pytest.mark.parametrize("largest", [1, 3, 4, 5, 8, 9, 13])
@@ -484,7 +489,7 @@ def test_few_steps_are_unrolled(monkeypatch):
     def grad(x, xi):
         return jnp.vdot(x, x), jnp.sin(x) * xi.weight.sum()
 
-    xi = clients.Sample(jnp.zeros((2, 3), int), jnp.array([[1.0, 1, 0], [0, 0, 0]]), None)
+    xi = Sample(jnp.zeros((2, 3), int), jnp.array([[1.0, 1, 0], [0, 0, 0]]), None)
     x = jnp.array([1.0, -2.0])
     program = lambda x: train(grad, x, xi, 0.1, Momentum(), jnp.ones(2))
     loops = lambda: jax.jit(lambda x: program(x)).lower(x).as_text().count("stablehlo.while")
@@ -598,8 +603,8 @@ def test_near_examples_are_the_same(monkeypatch, count, batch):
     order, start = np.random.default_rng(0).permutation(20), np.array([2, 9, 15])
     data, copies = {"x": np.arange(60.0).reshape(20, 3)}, []
     parts = (order, start, np.array(count))
-    near = clients.Client.near
-    monkeypatch.setattr(clients.Client, "near", lambda c: copies.append(c) or near(c))
+    near = Client.near
+    monkeypatch.setattr(Client, "near", lambda c: copies.append(c) or near(c))
 
     def program(world, steps):
         return world.each(lambda c, key: c.get(c.draws(key, steps)), key=KEY)["x"]
@@ -629,7 +634,7 @@ def test_large_pages_hold_the_same(monkeypatch, dtype, wide):
     monkeypatch.setattr(clients, "_LARGE", 0)
     monkeypatch.setattr(jax, "device_put", lambda a: taken.append(a) or put(a))
     with jax.enable_x64(wide):
-        plain, paged = np.array(jnp.asarray(a)), clients._paged(a)
+        plain, paged = np.array(jnp.asarray(a)), _paged(a)
     a[...] = 0
     assert paged.dtype == plain.dtype and (np.asarray(paged) == plain).all()
     if jax.default_backend() == "cpu":

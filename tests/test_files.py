@@ -908,7 +908,7 @@ def leads_out(file, name, how, secret):
 def test_hdf5_stays_in_its_file(how, tmp_path):
     import h5py
 
-    from jaxfl import folder
+    from jaxfl.runs import folder
 
     secret = tmp_path / "secret.raw"
     secret.write_bytes(np.full((3, 28, 28), 42.0, "f4").tobytes())

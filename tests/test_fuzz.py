@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from test_files import KINDS, make
 
 from jaxfl import data
-from jaxfl.config import Call, Config, build, components, parse
+from jaxfl.studies.config import Config
+from jaxfl.studies.names import Call, build, parse
+from jaxfl.studies.registry import components
 
 FEW = {
     "derandomize": True,

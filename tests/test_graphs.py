@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxfl.networks import graphs, spectra, weights
+from jaxfl.networks.matrices import shifts
 
 TIGHT = {"rtol": 0, "atol": 1e-12}
 RANDOM = ("erdos_renyi", "geometric", "regular", "watts_strogatz", "barabasi_albert", "random_out")
@@ -434,7 +435,7 @@ def test_neighbours_round_trip(w):
 @pytest.mark.parametrize("w", MATRICES)
 def test_shifts_round_trip(w):
     n = len(w)
-    form = weights.shifts(w)
+    form = shifts(w)
     circulant = all(np.array_equal(np.roll(w[0], i), w[i]) for i in range(n))
     assert (form is not None) == circulant
     if form is not None:
@@ -454,16 +455,16 @@ def test_circulant_graphs_have_shifts(name, n):
         else [weights.metropolis, weights.max_degree, weights.lazy_metropolis, weights.uniform]
     )
     for rule in rules:
-        assert weights.shifts(rule(graph)) is not None
+        assert shifts(rule(graph)) is not None
 
 
 def test_shifts_of_a_ring():
-    form = weights.shifts(weights.metropolis(graphs.ring(5)))
+    form = shifts(weights.metropolis(graphs.ring(5)))
     assert form is not None and form[1] == (0, 1, 4)
     np.testing.assert_allclose(form[0], 1 / 3, **TIGHT)
-    form = weights.shifts(weights.uniform(graphs.exponential(8)))  # i hears i-1, i-2, i-4
+    form = shifts(weights.uniform(graphs.exponential(8)))  # i hears i-1, i-2, i-4
     assert form is not None and form[1] == (0, 4, 6, 7)
-    form = weights.shifts([[0.0, 1.0], [1.0, 0.0]])  # the own row keeps its place at weight 0
+    form = shifts([[0.0, 1.0], [1.0, 0.0]])  # the own row keeps its place at weight 0
     assert form is not None and form[1] == (0, 1) and form[0].tolist() == [0, 1]
 
 

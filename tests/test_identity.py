@@ -18,13 +18,14 @@ from flax import linen, nnx, struct
 from harness import KEY
 
 import jaxfl
-from jaxfl import data, folder, local, models, networks, problems
+from jaxfl import components, data, models, networks, problems
 from jaxfl.algorithms import ALGORITHMS, FedAvg
-from jaxfl.compare import Comparison
 from jaxfl.data import DATASETS
-from jaxfl.identity import agree, differences, identity
+from jaxfl.engine.grid import scaled
 from jaxfl.models import MODELS
-from jaxfl.simulate import scaled
+from jaxfl.runs import folder
+from jaxfl.runs.identity import agree, differences, identity
+from jaxfl.studies.comparison import Comparison
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
@@ -233,7 +234,7 @@ PLACES |= {
     "checkpoint": lambda value: jax.checkpoint(with_closure(value)),
     "in a list": lambda value: [0, {"a": (with_closure(value),)}],
     "algorithm": lambda value: FedAvg(lr=0.1, steps=value),
-    "optax": lambda value: local.Optax(optax.sgd(1.0, momentum=value / 10)),
+    "optax": lambda value: components.Optax(optax.sgd(1.0, momentum=value / 10)),
     "adam": lambda value: optax.adam(1e-3, eps=value),
     "chain": lambda value: optax.chain(optax.clip(value), optax.adam(1.0)),
     "schedule": lambda value: scaled(lr=optax.cosine_decay_schedule(1.0, value)),
@@ -350,9 +351,10 @@ THINGS = """
 import functools, json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import linen
-from jaxfl import algorithms, local, models, networks, problems
-from jaxfl.identity import identity
-from jaxfl.simulate import scaled
+from jaxfl import algorithms, components, models, networks, problems
+from jaxfl.components import solvers as local
+from jaxfl.runs.identity import identity
+from jaxfl.engine.grid import scaled
 
 SETTINGS = {"a", "b", "c", "d"}
 class Net(linen.Module):
@@ -365,7 +367,7 @@ def helper(x):
 print(json.dumps(identity(
     net=models.from_linen(Net(), jnp.ones((1, 4))),
     clients=problems.quadratics(n=4).clients(),
-    optimiser=local.Optax(optax.adamw(optax.linear_schedule(1.0, 0.0, 10))),
+    optimiser=components.Optax(optax.adamw(optax.linear_schedule(1.0, 0.0, 10))),
     schedule=scaled(lr=lambda t: helper(t)),
     ring=networks.graph("ring", 5),
     algorithm=algorithms.Scaffold(lr=0.1),
@@ -465,7 +467,10 @@ def test_other_surroundings_are_refused_by_name(call, tmp_path):
         ("evaluate", with_closure(1), with_closure(100)),
         (
             "alg",
-            *(FedAvg(lr=0.1, solver=local.Optax(optax.sgd(1.0, momentum=m))) for m in (0.9, 0.5)),
+            *(
+                FedAvg(lr=0.1, solver=components.Optax(optax.sgd(1.0, momentum=m)))
+                for m in (0.9, 0.5)
+            ),
         ),
         ("alg", own_algorithm(1), own_algorithm(2)),
     ],
@@ -622,8 +627,8 @@ import matplotlib; matplotlib.use("Agg")
 from matplotlib import pyplot
 import xarray as xr
 from pathlib import Path
-from jaxfl import folder
-from jaxfl.sweeps.store import Partial
+from jaxfl.runs import folder
+from jaxfl.studies.store import Partial
 
 big = np.random.default_rng(0).normal(size=10**5)
 figure, ax = pyplot.subplots()

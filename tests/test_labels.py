@@ -11,12 +11,14 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from jaxfl import data, experiment, metrics, models
+from jaxfl import data, metrics, models
 from jaxfl.algorithms import FedAvg
-from jaxfl.clients import Clients
-from jaxfl.config import Config
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.simulate import simulate
 from jaxfl.networks import Everyone, Uniform
-from jaxfl.simulate import run, simulate
+from jaxfl.runs.run import run
+from jaxfl.studies import experiment
+from jaxfl.studies.config import Config
 
 KEY = jax.random.key(0)
 N, SIZE, INPUTS = 4, 24, 3

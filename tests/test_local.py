@@ -6,22 +6,18 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfl.clients import Sample
-from jaxfl.local import (
-    SGD,
-    Momentum,
-    Optax,
+from jaxfl.components.oracles import (
     blended,
     clipped,
-    live_steps,
     noised,
     norm,
     proximal,
     sam,
     shifted,
-    train,
     zeroth_order,
 )
+from jaxfl.components.solvers import SGD, Momentum, Optax, live_steps, train
+from jaxfl.engine.client import Sample
 
 RNG = np.random.default_rng(0)
 STEPS, B = 6, 3

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import jaxfl
-from jaxfl import memory, models, networks, spread
+from jaxfl import models, networks, spread
 from jaxfl.algorithms import DSGD, FedAvg, Scaffold
-from jaxfl.clients import Clients
+from jaxfl.engine import memory
+from jaxfl.engine.clients import Clients
 
 N, KEY = 8, jax.random.key(0)
 COHORT = networks.Uniform(N, 4)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxfl import data, metrics, models
-from jaxfl.clients import Clients
-from jaxfl.simulate import History
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.simulate import History
 
 N, TEST, INPUTS, CLASSES = 12, 23, 3, 4
 RNG = np.random.default_rng(0)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxfl import comm, networks, problems
+from jaxfl import networks, problems
 from jaxfl.algorithms import Scaffold
-from jaxfl.clients import Clients
+from jaxfl.engine import comm
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.simulate import simulate
 from jaxfl.networks import (
     ALIE,
     IPM,
@@ -49,7 +51,6 @@ from jaxfl.networks import (
     periodic,
     weights,
 )
-from jaxfl.simulate import simulate
 from jaxfl.types import Info
 
 KEY = jax.random.key(5)

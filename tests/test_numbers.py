@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import jaxfl
-from jaxfl import config, data, local, networks, problems
+from jaxfl import components, data, networks, problems
 from jaxfl.algorithms import FedAvg
-from jaxfl.config import Config
+from jaxfl.engine.simulate import simulate
 from jaxfl.networks import graphs, weights
-from jaxfl.simulate import run, simulate
-from jaxfl.sweeps import Space
+from jaxfl.runs.run import run
+from jaxfl.studies.config import Config
+from jaxfl.studies.names import Call
+from jaxfl.studies.sweep import Space
 from jaxfl.types import plain, whole
 
 PROBLEM = problems.quadratics(4, 3)
@@ -50,7 +52,7 @@ def test_every_kind_of_number_becomes_the_same_text(values):
     for made in (Config.make(lr=values), Config.make(raw)):
         assert made.lr == (0.25, 0.5) and made.to_toml() == raw.to_toml()
     assert Config.make(alpha=values[0]).alpha == 0.25
-    call = config.Call("fedavg", (), {"lr": values, "mu": values[1]})
+    call = Call("fedavg", (), {"lr": values, "mu": values[1]})
     assert str(call) == "fedavg(lr=[0.25, 0.5], mu=0.5)"
 
 
@@ -178,4 +180,4 @@ def test_whole():
 def test_records_keep_ints():
     assert networks.Uniform(np.int64(8), jnp.array(2)) == networks.Uniform(8, 2)
     assert weights.WEIGHTS["metropolis"](graphs.ring(np.int64(4))).shape == (4, 4)
-    assert local.SGD() == local.SGD(0.0)
+    assert components.SGD() == components.SGD(0.0)

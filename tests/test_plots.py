@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from jaxfl import metrics, networks, plots
 from jaxfl.networks import graphs, spectra, weights
 from jaxfl.plots import style
-from jaxfl.results import final
+from jaxfl.studies.results import final
 
 
 @pytest.fixture(autouse=True)

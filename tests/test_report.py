@@ -15,8 +15,9 @@ from test_compare import small
 from test_plots import sweep
 
 import jaxfl
-from jaxfl import cli, folder, results
-from jaxfl.config import Config
+from jaxfl import cli, results
+from jaxfl.runs import folder
+from jaxfl.studies.config import Config
 
 
 class Page(HTMLParser):

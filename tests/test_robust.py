@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from oracles.monna import nearest_average
 
-from jaxfl import comm
+from jaxfl.components.aggregators import median, nearest_neighbours, trimmed_mean
+from jaxfl.engine import comm, distances
 from jaxfl.networks import Dissensus, weights
 from jaxfl.networks.adversaries import Send
-from jaxfl.robust import median, nearest_neighbours, trimmed_mean
 
 N, F, D = 12, 3, 6
 RNG = np.random.default_rng(0)
@@ -214,8 +214,8 @@ def by_hand(x, live, f=None):
 def form(request, monkeypatch):
     """The three ways to sort."""
     if request.param == "passes":
-        monkeypatch.setattr(comm, "_COMPARED", 0)
-        monkeypatch.setattr(comm, "_BLOCK", 1 << 12)  # several blocks of columns
+        monkeypatch.setattr(distances, "_COMPARED", 0)
+        monkeypatch.setattr(distances, "_BLOCK", 1 << 12)  # several blocks of columns
     if request.param == "sorted":
         monkeypatch.setattr(jax, "default_backend", lambda: "other")
     jax.clear_caches()

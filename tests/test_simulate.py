@@ -7,24 +7,18 @@ import optax
 import pytest
 from harness import CLIENTS, KEY, X0, D, N
 
-from jaxfl import comm
 from jaxfl.algorithms import ALGORITHMS, DSGD, Choco, ExactDiffusion, FedAvg, Scaffold
-from jaxfl.checkpoint import load, save, to_numpy
-from jaxfl.clients import Clients
-from jaxfl.compress import TopK
-from jaxfl.local import Momentum, Optax
+from jaxfl.components.compressors import TopK
+from jaxfl.components.solvers import Momentum, Optax
+from jaxfl.engine import comm
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.contract import Algorithm, matrix
+from jaxfl.engine.fields import strong
+from jaxfl.engine.grid import grid, scaled
+from jaxfl.engine.simulate import _chunk, _init, simulate
 from jaxfl.networks import Uniform, from_matrix, graph
-from jaxfl.simulate import (
-    Algorithm,
-    _chunk,
-    _init,
-    grid,
-    matrix,
-    run,
-    scaled,
-    simulate,
-    strong,
-)
+from jaxfl.runs.checkpoint import load, save, to_numpy
+from jaxfl.runs.run import run
 
 COHORT = Uniform(N, 3)
 same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -12,10 +12,13 @@ from harness import CLIENTS, COUNTS, KEY, PARTITION, X0, A, B, D, N, squares
 
 from jaxfl import metrics
 from jaxfl.algorithms import DSGD, Ditto, FedAvg, FedBuff, FedProx, Scaffold
-from jaxfl.clients import Clients
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.contract import Needs
+from jaxfl.engine.fields import strong
+from jaxfl.engine.simulate import _chunk, _scan, simulate
 from jaxfl.networks import Attacked, Bernoulli, Cohort, Drop, SignFlip, Uniform, arrivals, graph
 from jaxfl.networks.cohorts import _smallest
-from jaxfl.simulate import Needs, _chunk, _scan, run, simulate, strong
+from jaxfl.runs.run import run
 from jaxfl.types import Info
 
 HOST = Clients.make({"a": A, "b": B}, PARTITION, squares, batch=3, host=True)

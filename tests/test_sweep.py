@@ -15,10 +15,13 @@ import pytest
 import xarray as xr
 
 import jaxfl
-from jaxfl import folder, results
-from jaxfl.config import Config, parse
-from jaxfl.sweeps import Space, execution
-from jaxfl.sweeps.plan import Group
+from jaxfl import results
+from jaxfl.runs import folder
+from jaxfl.studies import execution
+from jaxfl.studies.config import Config
+from jaxfl.studies.names import parse
+from jaxfl.studies.plan import Group
+from jaxfl.studies.sweep import Space
 
 SMALL = {
     "data": "wine", "clients": 4, "cohort": 2, "minimum": 2, "rounds": 4, "every": 2, "batch": 4,

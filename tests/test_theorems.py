@@ -10,7 +10,6 @@ from cases import CASES, QUICK, RING, N
 from harness import CLIENTS, KEY, X0, D, flat, full_record, play, record_world
 from oracles.problem import Quadratic
 
-from jaxfl import comm
 from jaxfl.algorithms import (
     DSGD,
     SGP,
@@ -24,10 +23,11 @@ from jaxfl.algorithms import (
     MoNNA,
     Scaffold,
 )
-from jaxfl.clients import Clients
-from jaxfl.compress import QSGD, Identity, RandK, TopK
+from jaxfl.components.compressors import QSGD, Identity, RandK, TopK
+from jaxfl.engine import comm
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.simulate import simulate
 from jaxfl.networks import Everyone, Uniform, from_matrix, graph
-from jaxfl.simulate import simulate
 
 Q = Quadratic.q()
 # problem Q: f_i(x) = sum_j a_ij (x_j - b_ij)^2 / 2, one example per client, so gradients are full

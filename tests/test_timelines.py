@@ -9,24 +9,18 @@ from harness import CLIENTS, KEY, X0, N
 from scipy.linalg import expm
 
 from jaxfl import problems
-from jaxfl.algorithms.dadao import DADAO, _flow
-from jaxfl.algorithms.fedavg import FedAvg
-from jaxfl.algorithms.fedbuff import FedBuff
-from jaxfl.algorithms.gossip_learning import GossipLearning
-from jaxfl.clients import Clients
-from jaxfl.networks import Attacked, Everyone, GaussianNoise, first, graphs, spectra, timelines
-from jaxfl.networks.timelines import (
-    DURATIONS,
-    alike,
-    arrivals,
-    dadao_rates,
-    from_events,
-    from_messages,
-    gossip,
-    poisson,
-    to_events,
-)
-from jaxfl.simulate import simulate
+from jaxfl.algorithms.asynchronous.dadao import DADAO, _flow
+from jaxfl.algorithms.asynchronous.fedbuff import FedBuff
+from jaxfl.algorithms.asynchronous.gossip_learning import GossipLearning
+from jaxfl.algorithms.server.fedavg import FedAvg
+from jaxfl.engine.clients import Clients
+from jaxfl.engine.simulate import simulate
+from jaxfl.networks import Attacked, Everyone, GaussianNoise, first, graphs, packing, spectra
+from jaxfl.networks.buffers import arrivals
+from jaxfl.networks.clocks import dadao_rates, from_events, poisson, to_events
+from jaxfl.networks.messages import from_messages, gossip
+from jaxfl.networks.packing import _pack
+from jaxfl.networks.timelines import DURATIONS, alike
 
 
 def plain(timeline):
@@ -230,20 +224,21 @@ def list_schedule(past, pair, when, cap):
 def test_both_ways_to_pack(graph, cap, monkeypatch):
     """They equal the definition, and the fewest waves are not far."""
     n, rounds, packed = 40, 5, []
-    graph, plain_pack = graphs.make(graph, n), timelines._pack
+    graph, plain_pack = graphs.make(graph, n), _pack
 
     def pack(*arguments):
         got = {}
         for name in ("_one_by_one", "_wave_by_wave"):
             with monkeypatch.context() as patch:
                 for other in ("_one_by_one", "_wave_by_wave"):
-                    patch.setattr(timelines, other, getattr(timelines, name))
+                    patch.setattr(packing, other, getattr(packing, name))
                 got[name] = plain_pack(*arguments)
         np.testing.assert_array_equal(*got.values())
         packed.append((got["_one_by_one"], *arguments))
         return plain_pack(*arguments)
 
-    monkeypatch.setattr(timelines, "_pack", pack)
+    for module in ("messages", "clocks"):
+        monkeypatch.setattr(f"jaxfl.networks.{module}._pack", pack)
     poisson(graph, rounds, edge_rates=40 / graph.number_of_edges(), unit=2.0, cap=cap)
     gossip(graph, rounds, delay=(0, 40), cap=cap[0] if cap else 0)
     assert len(packed) == 2
@@ -262,11 +257,11 @@ def test_how_to_pack_is_chosen_by_width(monkeypatch):
     called = []
 
     def spied(name):
-        pack = getattr(timelines, name)
+        pack = getattr(packing, name)
         return lambda *arguments: called.append(name) or pack(*arguments)
 
     for name in ("_one_by_one", "_wave_by_wave"):
-        monkeypatch.setattr(timelines, name, spied(name))
+        monkeypatch.setattr(packing, name, spied(name))
     for cap in (None, (1, 1)):
         poisson(graphs.ring(400), 20, cap=cap)
         gossip(graphs.ring(400), 20, cap=cap[0] if cap else 0)

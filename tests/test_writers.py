@@ -11,8 +11,8 @@ from harness import CLIENTS, KEY, X0, N
 
 from jaxfl.algorithms import FedAvg
 from jaxfl.networks import Uniform
-from jaxfl.simulate import run
-from jaxfl.writers import JSONLines, TensorBoard, WandB, Writer
+from jaxfl.runs.run import run
+from jaxfl.runs.writers import JSONLines, TensorBoard, WandB, Writer
 
 
 class Log:

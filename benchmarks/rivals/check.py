@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import rival
 import work
 
-from jaxfl import Clients, comm, models, networks
-from jaxfl.clients import Sample
-from jaxfl.local import SGD, train
+from jaxfl import Clients, models, networks
+from jaxfl.components.solvers import SGD, train
+from jaxfl.engine import comm
+from jaxfl.engine.client import Sample
 
 MODELS = {
     "A": models.logistic(784, 10),

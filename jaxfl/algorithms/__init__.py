@@ -1,20 +1,20 @@
 """The algorithms, one file each, and their registry by lower-case name."""
 
-from jaxfl.algorithms.choco import Choco
-from jaxfl.algorithms.dadao import DADAO
-from jaxfl.algorithms.ditto import Ditto
-from jaxfl.algorithms.dsgd import DSGD
-from jaxfl.algorithms.exact_diffusion import ExactDiffusion
-from jaxfl.algorithms.fedavg import FedAvg
-from jaxfl.algorithms.fedbuff import FedBuff
-from jaxfl.algorithms.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
-from jaxfl.algorithms.fedprox import FedProx
-from jaxfl.algorithms.gossip_learning import GossipLearning
-from jaxfl.algorithms.gradient_tracking import GradientTracking
-from jaxfl.algorithms.local_only import Local
-from jaxfl.algorithms.monna import MoNNA
-from jaxfl.algorithms.scaffold import Scaffold
-from jaxfl.algorithms.sgp import SGP
+from jaxfl.algorithms.asynchronous.dadao import DADAO
+from jaxfl.algorithms.asynchronous.fedbuff import FedBuff
+from jaxfl.algorithms.asynchronous.gossip_learning import GossipLearning
+from jaxfl.algorithms.graph.choco import Choco
+from jaxfl.algorithms.graph.dsgd import DSGD
+from jaxfl.algorithms.graph.exact_diffusion import ExactDiffusion
+from jaxfl.algorithms.graph.gradient_tracking import GradientTracking
+from jaxfl.algorithms.graph.monna import MoNNA
+from jaxfl.algorithms.graph.sgp import SGP
+from jaxfl.algorithms.personal.ditto import Ditto
+from jaxfl.algorithms.personal.local_only import Local
+from jaxfl.algorithms.server.fedavg import FedAvg
+from jaxfl.algorithms.server.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
+from jaxfl.algorithms.server.fedprox import FedProx
+from jaxfl.algorithms.server.scaffold import Scaffold
 
 ALGORITHMS = {
     a.__name__.lower(): a

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxfl.data.partition import Partition
+from jaxfl.data.partitioners import Partition
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Description:
                 f"{self.name} has no clients with labels to draw; give describe a partition, "
                 'describe(data, dirichlet(data.train["y"], n=20, alpha=0.1))'
             )
-        from jaxfl import plots
+        from jaxfl.plots import clients as plots
 
         return plots.partition(self.histogram, ax=ax, title=self.name)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from jaxfl.data.partition import Number, Seed
+from jaxfl.data.partitioners import Number, Seed
 from jaxfl.data.parts import (
     MISSING,
     Layout,

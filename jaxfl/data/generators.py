@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxfl.data.partition import Number, Seed, _log_dirichlet, _softmax
+from jaxfl.data.partitioners import Number, Seed, _log_dirichlet, _softmax
 from jaxfl.data.sets import DATASETS, Dataset, _dataset
 from jaxfl.types import Count, whole
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfl.data import text
-from jaxfl.data.partition import Number, Seed
+from jaxfl.data.partitioners import Number, Seed
 from jaxfl.data.sets import Dataset, _labels, _numeric, _owned, _sides
 
 Share = Number | str | Path | None

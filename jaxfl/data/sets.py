@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from numpy.typing import ArrayLike
 
-from jaxfl.data.partition import Number, Partition, Seed, _grouped, _head, _thirds, natural
+from jaxfl.data.partitioners import Number, Partition, Seed, _grouped, _head, _thirds, natural
 
 Examples = dict[str, np.ndarray]
 

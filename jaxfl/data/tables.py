@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.data import text
-from jaxfl.data.partition import Number, Seed
+from jaxfl.data.partitioners import Number, Seed
 from jaxfl.data.parts import (
     MISSING,
     Layout,

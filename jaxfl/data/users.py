@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxfl.data import text
-from jaxfl.data.partition import Number, Seed, _head
+from jaxfl.data.partitioners import Number, Seed, _head
 from jaxfl.data.parts import (
     Layout,
     Part,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxfl.memory import opened
+from jaxfl.engine.memory import opened
 from jaxfl.types import Params
 
 

@@ -1,6 +1,6 @@
 """What the outside world does: graphs and weights, cohorts, clocks, adversaries, channels."""
 
-from jaxfl.comm import Dense, Near, Shifts
+from jaxfl.engine.mixing import Dense, Near, Shifts
 from jaxfl.networks.adversaries import (
     ALIE,
     IPM,
@@ -13,6 +13,8 @@ from jaxfl.networks.adversaries import (
     SignFlip,
     alie_z,
 )
+from jaxfl.networks.buffers import arrivals
+from jaxfl.networks.clocks import dadao_rates, from_events, poisson, to_events
 from jaxfl.networks.cohorts import (
     Available,
     Bernoulli,
@@ -24,31 +26,19 @@ from jaxfl.networks.cohorts import (
     label_rates,
     markov,
 )
+from jaxfl.networks.failures import Attacked, Churn, LinkFailures, first
 from jaxfl.networks.graphs import GRAPHS
+from jaxfl.networks.messages import from_messages, gossip
 from jaxfl.networks.nets import Arrivals, Cohort, Events, Graph, Links, Messages
 from jaxfl.networks.spectra import chi1, chi2, gap, mixing_time
-from jaxfl.networks.timelines import (
-    Timeline,
-    alike,
-    arrivals,
-    dadao_rates,
-    from_events,
-    from_messages,
-    gossip,
-    poisson,
-    to_events,
-)
+from jaxfl.networks.timelines import Timeline, alike
 from jaxfl.networks.topologies import (
     TIME_VARYING,
-    Attacked,
-    Churn,
-    LinkFailures,
     Periodic,
     Quorum,
     RandomMatching,
     RandomOut,
     Static,
-    first,
     from_matrix,
     graph,
     mixing,

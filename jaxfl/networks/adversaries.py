@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxfl import comm
+from jaxfl.engine import comm
 from jaxfl.types import Count, Key, Scalar, Stacked, whole
 
 
@@ -23,7 +23,7 @@ def ranged(
     high: float = math.inf,
     many: bool = False,
 ) -> Any:
-    """A traced field of a network with its range, read by `jaxfl.simulate.check_ranges`.
+    """A traced field of a network with its range, read by `jaxfl.engine.fields.check_ranges`.
 
     With `many` it may be an array, such as one number per client; else it is one number.
     """

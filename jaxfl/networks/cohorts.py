@@ -8,8 +8,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
-from jaxfl import comm
-from jaxfl.clients import positions
+from jaxfl.engine import comm
+from jaxfl.engine.examples import positions
 from jaxfl.networks.adversaries import honest, ranged
 from jaxfl.networks.nets import Cohort, Links
 from jaxfl.types import Count, Key, Scalar, whole, wholes

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from jaxfl import comm
+from jaxfl.engine import comm
 from jaxfl.networks.adversaries import Send, ranged
 from jaxfl.types import Info, Key, Scalar, Stacked
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Inexact
 from numpy.typing import ArrayLike
 
-from jaxfl.networks.weights import AnyGraph, Matrix, _undirected, shifts, sparse, square
+from jaxfl.networks.matrices import AnyGraph, Matrix, _undirected, shifts, sparse, square
 
 _DENSE = 2500  # nodes up to which all eigenvalues are computed
 _BAND = 5e9  # operations of a factorisation, up to which it takes about a second

@@ -1,7 +1,7 @@
-"""Networks of nodes: fixed and time-varying graphs, link failures, churn, and who is Byzantine."""
+"""Graphs with mixing weights, fixed or changing from round to round."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxfl import comm
+from jaxfl.engine import comm
 from jaxfl.networks import graphs as _graphs
+from jaxfl.networks import matrices
 from jaxfl.networks import weights as _weights
-from jaxfl.networks.adversaries import Honest, Send, ranged
-from jaxfl.networks.nets import Cohort, Graph, Links, messages
-from jaxfl.types import Count, Key, Scalar, whole, wholes
+from jaxfl.networks.adversaries import Send
+from jaxfl.networks.failures import first
+from jaxfl.networks.nets import Graph, Links, messages
+from jaxfl.types import Count, Key, Scalar, wholes
 
 
-def mixing(w: _weights.Matrix, *, dense: float = 0.5) -> comm.Weights:
+def mixing(w: matrices.Matrix, *, dense: float = 0.5) -> comm.Weights:
     """The cheapest record for a mixing matrix: dense if most entries are nonzero, shifts, or slots.
 
     Args:
@@ -32,12 +34,12 @@ def mixing(w: _weights.Matrix, *, dense: float = 0.5) -> comm.Weights:
         >>> type(networks.mixing(ring)).__name__
         'Shifts'
     """
-    w = _weights.square(w)
+    w = matrices.square(w)
     n = w.shape[0]
     degree = int((w != 0).sum(1).max())
     if degree > max(3, dense * n):
         return comm.Dense(jnp.asarray(w if isinstance(w, np.ndarray) else w.toarray()))
-    circulant = _weights.shifts(w)
+    circulant = matrices.shifts(w)
     if circulant is not None:
         values, offsets = circulant
         return comm.Shifts(jnp.asarray(values), tuple(int(s) for s in offsets), n)
@@ -129,7 +131,7 @@ def graph(
         return TIME_VARYING[name](n, links, **options)
     rule_options = {k: options.pop(k) for k in ("alpha", "nonnegative") if k in options}
     g = _graphs.make(name, n, seed=seed, **options) if isinstance(name, str) else name
-    edges = _weights.Edges.of(g)
+    edges = matrices.Edges.of(g)
     nodes = edges.sends.shape[0]
     if not isinstance(name, str) and (options or n not in (0, nodes)):
         raise ValueError(
@@ -142,7 +144,7 @@ def graph(
     return from_matrix(_weights.make(rule, g, **rule_options), links=links)
 
 
-def from_matrix(w: _weights.Matrix, *, links: Links | None = None) -> Static:
+def from_matrix(w: matrices.Matrix, *, links: Links | None = None) -> Static:
     """A fixed network from your own mixing matrix, checked.
 
     Args:
@@ -157,13 +159,15 @@ def from_matrix(w: _weights.Matrix, *, links: Links | None = None) -> Static:
         >>> network.n, network.sums
         (2, 'row')
     """
-    w = _weights.square(w)
+    w = matrices.square(w)
     sums = _sums([w])
     _weights.check(w, kind=sums, negative=True, tol=_TOLERANCE)
     return Static(mixing(w), w.shape[0], links or Links(), sums)
 
 
 _TOLERANCE = 1e-6  # float32 matrices are welcome
+
+
 _MANY = 2500  # nodes beyond which no matrix [n, n] is made
 
 
@@ -227,7 +231,7 @@ def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
         >>> comm.to_dense(network(1, jax.random.key(0)).w).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    ws = [_weights.square(w) for w in ws]
+    ws = [matrices.square(w) for w in ws]
     if len({w.shape for w in ws}) != 1:
         raise ValueError(
             f"ws must be matrices of one shape [n, n], got {[w.shape for w in ws]}; "
@@ -236,7 +240,7 @@ def periodic(ws: Any, *, links: Links | None = None) -> Periodic:
     sums = _sums(ws)
     for w in ws:
         _weights.check(w, kind=sums, connected=False, negative=True, tol=_TOLERANCE)
-    union: Any = sum((_weights.sparse(w) != 0).astype(float) for w in [*ws, np.eye(ws[0].shape[0])])
+    union: Any = sum((matrices.sparse(w) != 0).astype(float) for w in [*ws, np.eye(ws[0].shape[0])])
     _weights.check(union / union.sum(1)[:, None], kind="row")
     parts = [_weights.neighbours(w) for w in ws]
     k = max(idx.shape[1] for idx, _, _ in parts)
@@ -440,293 +444,3 @@ TIME_VARYING = {
     "random_matching": lambda n, links: RandomMatching(n, links),
     "random_out": lambda n, links, k=1: RandomOut(n, k, links),
 }
-
-
-@struct.dataclass
-class LinkFailures:
-    """Every link of a network fails with a probability, independently, round by round.
-
-    A link in both directions fails in both. Symmetric weights go to both diagonals, so that the
-    matrix stays doubly stochastic; on a directed graph either its rows or its columns keep their
-    sums. What is lost was sent: its sender pays for it.
-
-    Args:
-        network: of nodes, whose links fail.
-        rate: probability, in [0, 1], traced.
-        keep: "row" (the receiver puts a lost weight on itself: gossip) or "column" (the sender
-            keeps the mass: push-sum), static; "" for the sums that the network has, "row" if both.
-
-    Example:
-        >>> network = networks.LinkFailures(networks.graph("ring", 8), rate=0.2)
-        >>> network.n, network.rate
-        (8, 0.2)
-    """
-
-    network: Any
-    rate: Scalar = ranged(0.0, high=1.0)
-    keep: str = struct.field(pytree_node=False, default="")
-    kind: ClassVar[type] = Graph
-    static: ClassVar[bool] = False
-    lossless: ClassVar[bool] = False
-
-    @property
-    def n(self) -> int:
-        """Number of nodes."""
-        return self.network.n
-
-    @property
-    def sums(self) -> str:
-        """Which sums of the weights are 1, as for `Static`."""
-        return _lossy(self.network.sums, self.keep)
-
-    @property
-    def column(self) -> int:
-        """1 if columns, but not rows, sum to 1."""
-        return int(self.sums == "column")
-
-    def __call__(self, t: Scalar, key: Key) -> Graph:
-        """The net of round t."""
-        inner, coin = jax.random.split(key)
-        net = self.network(t, inner)
-        near = comm.to_near(net.w)
-        u = jax.random.uniform(coin, near.idx.shape)
-        own = jnp.arange(self.n)[:, None]
-        mutual = near.back >= 0
-        twin = u[near.idx, jnp.maximum(near.back, 0)]  # both ends read the draw of the lower index
-        u = jnp.where(mutual & (near.idx < own), twin, u)
-        return _without(net, near, (u >= self.rate) | (near.idx == own), self.column)
-
-
-def _lossy(sums, keep):
-    """Which sums are 1 once links are lost: both only if they are lost in both directions alike."""
-    if keep not in ("", "row", "column"):
-        raise ValueError(f'keep must be "row", "column" or "", got {keep!r}; use `keep="row"`')
-    if sums == "symmetric":
-        return sums
-    own = "row" if sums == "doubly" else sums
-    if sums != "doubly" and keep not in ("", own):
-        raise ValueError(f'keep="{keep}" needs weights whose {keep}s sum to 1; use `keep="{own}"`')
-    return keep or own
-
-
-def _without(net, near, kept, column, **fields):
-    """The net with edges not kept lost: to the receiver's diagonal, or the sender's if column."""
-    lost = jnp.where(kept, 0, near.w)
-    diagonal = jnp.zeros_like(near.w[:, 0]).at[near.idx].add(lost) if column else lost.sum(1)
-    near = near.replace(w=jnp.where(kept, near.w, 0).at[:, 0].add(diagonal))
-    send = net.send.replace(near=None if net.send.near is None else near)
-    return net.replace(**{"w": near, "send": send, **fields})
-
-
-@struct.dataclass
-class Churn:
-    """Nodes are absent at random: an absent node computes nothing, sends nothing, keeps its state.
-
-    Its neighbours do not know and send to it as ever: that is lost, and they pay for it.
-
-    Args:
-        network: of nodes that come and go.
-        present: probability that a node is active in a round, scalar or `[n]`, in [0, 1], or
-            `[rounds, n]` by round: `markov(...).available` for nodes that stay away for a while.
-            Traced.
-        keep: as for `LinkFailures`.
-
-    Example:
-        >>> network = networks.Churn(networks.graph("ring", 1000), present=0.5)
-        >>> 400 < int(network(0, jax.random.key(0)).active.sum()) < 600
-        True
-    """
-
-    network: Any
-    present: Scalar = ranged(1.0, high=1.0, many=True)
-    keep: str = struct.field(pytree_node=False, default="")
-    kind: ClassVar[type] = Graph
-    static: ClassVar[bool] = False
-    lossless: ClassVar[bool] = False
-
-    @property
-    def n(self) -> int:
-        """Number of nodes."""
-        return self.network.n
-
-    @property
-    def sums(self) -> str:
-        """Which sums of the weights are 1, as for `Static`."""
-        return _lossy(self.network.sums, self.keep)
-
-    @property
-    def column(self) -> int:
-        """1 if columns, but not rows, sum to 1."""
-        return int(self.sums == "column")
-
-    def __call__(self, t: Scalar, key: Key) -> Graph:
-        """The net of round t."""
-        inner, coin = jax.random.split(key)
-        net = self.network(t, inner)
-        present = self.present[t] if jnp.ndim(self.present) == 2 else self.present
-        active = net.active & (jax.random.uniform(coin, (self.n,)) < present)
-        near = comm.to_near(net.w)
-        own = jnp.arange(self.n)[:, None]
-        kept = (active[:, None] & active[near.idx]) | (near.idx == own)
-        sent = jnp.where(active, net.sent, 0)
-        net = _without(net, near, kept, self.column, active=active, sent=sent)
-        return net.replace(send=net.send.replace(live=active))
-
-
-@struct.dataclass
-class Attacked:
-    """A network some of whose clients are Byzantine, or whose channel is imperfect.
-
-    Args:
-        network: any network.
-        byzantine: `[n]` bool or 0/1, who is Byzantine, traced; `first(f, n)` marks the first f. By
-            default nobody.
-        adversary: what they send: `SignFlip()`, `ALIE(...)`, `IPM(...)`, ...
-        channel: what happens to every message: `Noisy(sigma)`.
-
-    Example:
-        >>> ring = networks.graph("ring", 8)
-        >>> world = networks.Attacked(ring, networks.first(2, 8), networks.SignFlip())
-        >>> world(0, jax.random.key(0)).send.byzantine.tolist()
-        [True, True, False, False, False, False, False, False]
-    """
-
-    network: Any
-    byzantine: Scalar = 0
-    adversary: Any = Honest()
-    channel: Any = None
-
-    @property
-    def kind(self) -> type:
-        """The net it makes."""
-        return self.network.kind
-
-    @property
-    def static(self) -> bool:
-        """Whether the graph never changes."""
-        return self.network.static
-
-    @property
-    def lossless(self) -> bool:
-        """Whether nothing fails."""
-        return self.network.lossless
-
-    @property
-    def sums(self) -> str:
-        """Which sums of the weights are 1, as for `Static`; "" without a graph."""
-        return getattr(self.network, "sums", "")
-
-    @property
-    def column(self) -> int:
-        """1 if columns, but not rows, sum to 1."""
-        return int(self.sums == "column")
-
-    @property
-    def n(self) -> int:
-        """Number of clients."""
-        return self.network.n
-
-    def __call__(self, t: Scalar, key: Key) -> Any:
-        """The net of round t."""
-        net = self.network(t, key)
-        send = net.send
-        byzantine = jnp.broadcast_to(jnp.asarray(self.byzantine, bool), (self.n,))
-        byzantine = byzantine.at[send.id].get(mode="clip") & send.live
-        near = comm.to_near(net.w) if isinstance(net, Graph) and not self.adversary.local else None
-        channel = send.channel if self.channel is None else self.channel
-        return dataclasses.replace(
-            net,
-            send=send.replace(
-                byzantine=byzantine, adversary=self.adversary, channel=channel, near=near
-            ),
-        )
-
-
-def first(f: Count, n: Count) -> np.ndarray:
-    """`[n]` bool: the first f of n clients.
-
-    Example:
-        >>> networks.first(2, 5).tolist()
-        [True, True, False, False, False]
-    """
-    return np.arange(whole("n", n)) < whole("f", f)
-
-
-def layers(network: Any) -> Iterator[Any]:
-    """A network and those that it wraps, from the outside in."""
-    while network is not None:
-        yield network
-        network = getattr(network, "network", None)
-
-
-def speeds(network: Any) -> Links:
-    """The links of all clients, however the network is wrapped; no time where it has none."""
-    found = (layer.links for layer in layers(network) if hasattr(layer, "links"))
-    return next(found, Links(compute=0.0, latency=0.0, up=jnp.inf, down=jnp.inf))
-
-
-def check(network: Any, rounds: int) -> None:
-    """Raises ValueError for wrappers around the wrong kind of network and arrays of wrong sizes.
-
-    Shapes are known also under `jit` and `vmap`. Ranges are the business of
-    `jaxfl.simulate.check_ranges`.
-    """
-    n = network.n
-    for layer in layers(network):
-        name, inner = type(layer).__name__, getattr(layer, "network", None)
-        if inner is not None and not isinstance(layer, Attacked) and inner.kind is not layer.kind:
-            fix = "Drop(network, rate)" if inner.kind is Cohort else "LinkFailures(network, rate)"
-            raise ValueError(
-                f"{name} needs a network that makes {layer.kind.__name__} nets, got "
-                f"{type(inner).__name__}, which makes {inner.kind.__name__}; use `{fix}`"
-            )
-        if isinstance(layer, Attacked):
-            _aimed(layer)
-        drawn = getattr(layer, "rounds", rounds)
-        present = np.shape(getattr(layer, "present", 0.0))
-        if len(present) == 2:
-            drawn = present[0]
-        if drawn < rounds:
-            raise ValueError(
-                f"{name} is drawn for {drawn} rounds, asked for {rounds}; "
-                f"draw it with `rounds={rounds}`"
-            )
-        table = ((drawn, n),) if hasattr(layer, "present") else ()
-        for field in ("rate", "present", "byzantine"):
-            _sized(name, field, getattr(layer, field, 0.0), n, table)
-        links = getattr(layer, "links", Links())
-        _sized("Links", "compute", links.compute, n)
-        _sized("Links", "down", links.down, n)
-        table = ()
-        if layer.kind is Graph and 2 in (np.ndim(links.latency), np.ndim(links.up)):
-            table = (jax.eval_shape(_slots, layer).shape,)
-        _sized("Links", "latency", links.latency, n, table)
-        _sized("Links", "up", links.up, n, table)
-
-
-def _aimed(network):
-    name, kind = type(network.adversary).__name__, network.kind
-    if getattr(network.adversary, "held", False) and kind is not Graph:
-        raise ValueError(
-            f"{name} sends different messages to different receivers, which needs Graph nets, got "
-            f"{kind.__name__}; on a server use `ALIE()` or `IPM()`"
-        )
-    if not network.adversary.local and kind not in (Cohort, Graph):
-        raise ValueError(
-            f"{name} must see all messages of a round at once, which {kind.__name__} nets do not "
-            "have; use a row-local adversary such as `SignFlip()`"
-        )
-
-
-def _slots(network):
-    return comm.to_near(network(jnp.int32(0), jax.random.key(0)).w).idx
-
-
-def _sized(name, field, value, n, more=()):
-    shape = np.shape(value) if value is not None else ()
-    if shape not in ((), (n,), *more):
-        allowed = " or ".join(str(s) for s in ((n,), *more))
-        raise ValueError(
-            f"{name}.{field} must be one number or have shape {allowed}, got shape {shape}; "
-            f"for example `{field}=np.zeros({n})`"
-        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxfl.networks.matrices import Edges, shifts, square
 from jaxfl.plots import style
 
 if TYPE_CHECKING:
@@ -271,14 +272,14 @@ def consensus(
 
 def _spectrum(ws: list[Any]) -> tuple[Any, Any, bool]:
     """Ranks and eigenvalues that are drawn, and whether they are of a symmetric matrix."""
-    from jaxfl.networks import spectra, weights
+    from jaxfl.networks import spectra
 
     n, k = ws[0].shape[0], 20
     if n <= _MANY or len(ws) == 1:
         w = functools.reduce(lambda product, w: w @ product, ws)
         if symmetric := bool(abs(w - w.T).max() < 1e-9):
             w = (w + w.T) / 2
-        if n <= _MANY or weights.shifts(w) is not None:
+        if n <= _MANY or shifts(w) is not None:
             at = np.linspace(0, n - 1, min(n, _MANY)).round().astype(int)
             return 1 + at, spectra.eigenvalues(w)[at], symmetric
         if symmetric:
@@ -318,7 +319,7 @@ def _mixing(g: Any, w: Any) -> list[Any]:
             f"weights must be [n, n] or, of a schedule, [tau, n, n], got {list(np.shape(w))}; make "
             'them of a graph: `weights.make("metropolis", g)`'
         )
-    return [weights.square(one) for one in (w if several else [w])]
+    return [square(one) for one in (w if several else [w])]
 
 
 def _adjacent(a):
@@ -330,7 +331,7 @@ def _rule(g):
     """The weights that a graph has by default."""
     from jaxfl.networks import weights
 
-    edges = weights.Edges.of(g)
+    edges = Edges.of(g)
     rule = "column_stochastic" if edges.directed else "metropolis"
     return weights.make(rule, g, sparse=edges.sends.shape[0] > _MANY)
 
@@ -339,7 +340,8 @@ def _of_network(network: Any) -> Any:
     """The matrices of a network whose weights are fixed or repeat."""
     import jax
 
-    from jaxfl import comm, networks
+    from jaxfl import networks
+    from jaxfl.engine import comm
 
     if isinstance(network, networks.Periodic):
         period = len(jax.tree.leaves(network.w)[0])
@@ -366,7 +368,7 @@ def describe(g: Any, w: Any = None) -> tuple[Any, Any, dict[str, float]]:
     import networkx as nx
 
     from jaxfl.networks import spectra
-    from jaxfl.networks.weights import sparse
+    from jaxfl.networks.matrices import sparse
 
     ws = _mixing(g, w)
     if not isinstance(g, nx.Graph):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl.plots import style
-from jaxfl.results import choice, final
+from jaxfl.studies.results import choice, final
 from jaxfl.types import nearest
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""No common rounds: buffers, clocks, messages under way."""

@@ -1,0 +1,1 @@
+"""One model per node of a graph, in rounds."""

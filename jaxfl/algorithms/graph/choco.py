@@ -1,0 +1,89 @@
+"""CHOCO-SGD."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxfl.components.compressors import TopK
+from jaxfl.engine import comm
+from jaxfl.engine.contract import Needs
+from jaxfl.engine.fields import choice, hyper
+from jaxfl.networks import Graph
+from jaxfl.types import Scalar, Stacked, fork
+
+
+@struct.dataclass
+class Choco:
+    """Decentralised SGD that sends compressed differences to public copies of the models.
+
+    y = x - lr g(x).  "icml": q = C(y - xhat), xhat <- xhat + q, x <- y + gamma (W - I) xhat.
+    "code": x <- y + gamma (W - I) xhat with the old xhat, then q = C(x - xhat), xhat <- xhat + q.
+
+    Use: few bits per round; tune gamma, the theory's is about a hundred times too small.
+
+    Args:
+        lr: learning rate, > 0, traced.
+        gamma: consensus step size, in (0, 1], traced.
+        compress: `TopK(.1)`, `RandK(.1)`, `QSGD(16)` or `Identity()`.
+        order: "icml" (the paper's algorithm) or "code" (the authors' code, whose communication
+            overlaps the next gradient), static. They are different algorithms.
+    State: params [n, ...], x_hat [n, ...]; memory 2 n d. One public copy per node stands for those
+        that all its neighbours hold, which are equal on a fixed lossless graph.
+    Needs: Graph nets, static, lossless, doubly stochastic.
+    Sent: up the compressor's bits times the out-degree, down times the in-degree, per node and
+        round.
+    Equals: with `Identity()` and gamma = 1, "icml" is D-SGD "atc" and "code" is D-SGD "cta".
+    Deviations: public copies start at 0 in both orders, as the papers; the authors' code for convex
+        problems starts them at x0, which is another trajectory.
+    Source: Koloskova, Stich, Jaggi, "Decentralized Stochastic Optimization and Gossip Algorithms
+        with Compressed Communication", ICML 2019, arXiv 1902.00340, algorithm 2 ("icml");
+        Koloskova, Lin, Stich, Jaggi, "Decentralized Deep Learning with Arbitrary Communication
+        Compression", ICLR 2020, arXiv 1907.09356 ("code"); the authors' code was read.
+    Example:
+        >>> choco = algorithms.Choco(lr=0.1, compress=components.TopK(0.1))
+        >>> print(jaxfl.grid(choco, gamma=[0.1, 0.2, 0.4]).gamma)
+        [0.1 0.2 0.4]
+    """
+
+    lr: Scalar = hyper()
+    gamma: Scalar = hyper(0.4, high=1.0)
+    compress: Any = TopK(0.1)
+    order: str = choice("icml", "code")
+    needs: ClassVar[Needs] = Needs(
+        Graph, static=True, lossless=True, rows=True, columns=True, broadcast=True
+    )
+
+    class State(NamedTuple):
+        params: Stacked  # x      [n, ...]
+        x_hat: Stacked  # x_hat  [n, ...]  public copies
+
+    def init(self, params, clients, key):
+        x = comm.stack(params, clients.n)
+        return self.State(x, jax.tree.map(jnp.zeros_like, x))
+
+    def round(self, state, clients, net, key):
+        x, x_hat = state
+        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=key)
+        y = jax.tree.map(lambda x, g: x - self.lr * g, x, g)
+
+        def publish(x, x_hat):
+            difference = jax.tree.map(jnp.subtract, x, x_hat)
+            q = clients.each(
+                lambda c, v, key: self.compress(v, key), difference, key=fork(key, "compress")
+            )
+            return jax.tree.map(jnp.add, x_hat, net.send(q, fork(key, "send")))
+
+        def gossip(y, x_hat):
+            pull = lambda y, mixed, hat: y + self.gamma * (mixed - hat)
+            return jax.tree.map(pull, y, comm.mix(net.w, x_hat), x_hat)
+
+        if self.order == "icml":
+            x_hat = publish(y, x_hat)
+            x = gossip(y, x_hat)
+        else:
+            x = gossip(y, x_hat)
+            x_hat = publish(x, x_hat)
+        size = self.compress.bits(jax.tree.map(lambda a: a[0], x))
+        return self.State(x, x_hat), net.info(loss, 1.0, up=size, down=size)

@@ -1,0 +1,1 @@
+"""The engine: clients, mixing, the contract, one scan over rounds."""

@@ -1,0 +1,1 @@
+"""Long runs: chunks of rounds, streams, checkpoints, writers, memory in advance."""

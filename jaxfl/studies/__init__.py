@@ -1,0 +1,1 @@
+"""Studies of many runs: configurations, sweeps, comparisons, results, reports."""
