@@ -46,6 +46,13 @@ class Info(NamedTuple):
     aux: Any = ()  # anything else, a pytree of arrays
 
 
+class Work(NamedTuple):
+    """What local work reports; `fit` and `clients.grads` return it."""
+
+    loss: Scalar  # [s] training loss
+    grads: Scalar  # [s] or one number: minibatch gradients evaluated
+
+
 def fork(key: Key, purpose: str) -> Key:
     """A key for another purpose; the given one stays good for folding in client ids.
 

@@ -164,7 +164,7 @@ def _people():
 def test_every_score_by_hand(source, partition, seeds):
     """All labels, own labels, worst tenth, intervals, differences, costs from the final models."""
     given = source if isinstance(source, str) else source()
-    names = ["fedavg", "ditto(lam=0.5)", "dsgd @ ring"]
+    names = ["fedavg", "ditto(mu=0.5)", "dsgd @ ring"]
     some = {**SMALL, "model": "logistic", "lr": (0.05, 0.2), "byzantine": 1, "seeds": seeds}
     some |= {"data": given, "partition": partition}
     found = jaxfl.compare(algorithms=names, **some)

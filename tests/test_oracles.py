@@ -200,17 +200,17 @@ def test_fedopt_one_step(kind, v):
 
 
 def test_ditto_closed_form():
-    a, lam, b = 1.7, 0.4, np.random.default_rng(1).normal(size=(8, 3))
+    a, mu, b = 1.7, 0.4, np.random.default_rng(1).normal(size=(8, 3))
     same_curvature = Quadratic(np.full((8, 3), a), b)
     record = [FULL | {"samples": whole(range(8), 5) + whole(range(8), 5)}] * 60
-    out = ditto.run(same_curvature, np.zeros(3), record, lr=0.1, lam=lam)
+    out = ditto.run(same_curvature, np.zeros(3), record, lr=0.1, mu=mu)
     close(last(out), b.mean(axis=0))
-    close(last(out, "personal"), (a * b + lam * b.mean(axis=0)) / (a + lam), 4e-15)
+    close(last(out, "personal"), (a * b + mu * b.mean(axis=0)) / (a + mu), 4e-15)
 
 
 def test_ditto_is_pulled_to_the_received_model():
     record = [FULL | {"samples": whole(range(8)) + whole(range(8))}] * 3
-    out = ditto.run(Q, ZERO, record, lr=0.1, lam=2.0, personal_lr=0.05)
+    out = ditto.run(Q, ZERO, record, lr=0.1, mu=2.0, personal_lr=0.05)
     v, w = np.zeros((8, 5)), ZERO  # w is the model before this round's aggregation
     for row in out:
         g = np.array([Q.grad_i(i, v[i])[1] for i in range(8)])
@@ -225,7 +225,7 @@ def test_server_lattice(data):
     same(fedprox.run(problem, x0, record, lr=0.1, mu=0.0, server_lr=0.7), reference)
     fresh = [row | {"age": np.zeros(4, int)} for row in record]
     same(fedbuff.run(problem, x0, fresh, lr=0.1, server_lr=0.7), reference)
-    personal = ditto.run(problem, x0, record, lr=0.1, lam=0.0, server_lr=0.7)
+    personal = ditto.run(problem, x0, record, lr=0.1, mu=0.0, server_lr=0.7)
     same(personal, reference)
     same(scaffold.run(problem, x0, record[:1], lr=0.1, server_lr=0.7), reference[:1])
     # lambda = 0: every client trains alone, whatever the server does.

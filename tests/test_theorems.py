@@ -201,8 +201,8 @@ def test_degenerate_cases(name):
 
 
 def test_personal_models_that_nothing_pulls_train_alone():
-    """Ditto(lam=0)'s personal models are Local's, under the same cohorts and key."""
-    ditto = play(Ditto(lr=0.05, lam=0.0, steps=3), _world("cohort"), rounds=10).state.state
+    """Ditto(mu=0)'s personal models are Local's, under the same cohorts and key."""
+    ditto = play(Ditto(lr=0.05, mu=0.0, steps=3), _world("cohort"), rounds=10).state.state
     alone = play(Local(lr=0.05, steps=3), _world("cohort"), rounds=10).state.state
     np.testing.assert_allclose(alone.personal, ditto.personal, rtol=1e-12, atol=1e-12)
     assert alone.personal is alone.params

@@ -392,7 +392,7 @@ def test_waves_equal_one_event_after_the_other():
     gradients, exchanges = (net.grad < N).sum((1, 2)), (net.i < N).sum((1, 2))
     assert 15 < (gradients + exchanges).max() <= 24
     assert (net.i < N).any((0, 2)).sum() <= 12
-    alg = DADAO(smoothness=30.0, convexity=0.1, chi1=rates["chi1"], full=False)
+    alg = DADAO(smoothness=30.0, convexity=0.1, chi1=rates["chi1"], gradients="minibatch")
     states = []
     for world in (timeline, one_by_one(timeline)):
         network = Attacked(world, first(2, N), GaussianNoise(0.1))

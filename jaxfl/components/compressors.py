@@ -1,18 +1,20 @@
 """Compressors of one client's message, over all its leaves together.
 
 A compressor is a record with `compress(v, key) -> v'` (what the receiver reconstructs, v's shapes)
-and `bits(v)` (what was sent). Contractive ones satisfy E|C(v) - v|^2 <= (1 - alpha) |v|^2,
-unbiased ones E C(v) = v with E|C(v) - v|^2 <= omega |v|^2.
+and `bits(v)` (what was sent); one that remembers has `init(v)` and `step(v, memory, key)`.
+Contractive ones satisfy E|C(v) - v|^2 <= (1 - alpha) |v|^2, unbiased ones E C(v) = v with
+E|C(v) - v|^2 <= omega |v|^2.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from optax import tree
 
 from jaxfl.components.oracles import norm
-from jaxfl.engine import comm
 from jaxfl.engine.fields import hyper
 from jaxfl.types import Key, Params, Scalar
 
@@ -98,24 +100,6 @@ def _magnitudes(leaves):
 
 
 @struct.dataclass
-class Identity:
-    """No compression.
-
-    Example:
-        >>> float(components.Identity().bits({"w": jnp.ones(4, jnp.float32)}))
-        128.0
-    """
-
-    def __call__(self, v: Params, key: Key) -> Params:
-        """v."""
-        return v
-
-    def bits(self, v: Params) -> Scalar:
-        """All of it."""
-        return comm.bits(v)
-
-
-@struct.dataclass
 class TopK:
     """The largest entries in magnitude over all leaves; contractive with alpha = k / d.
 
@@ -135,10 +119,10 @@ class TopK:
 
     def __call__(self, v: Params, key: Key) -> Params:
         """v with all other entries 0."""
-        leaves, tree = jax.tree.flatten(v)
+        leaves, treedef = jax.tree.flatten(v)
         scores = _magnitudes(leaves)
         kept = _largest(scores, _k(self.fraction, _size(v)))
-        return tree.unflatten([jnp.where(m, a, 0) for m, a in zip(kept, leaves, strict=True)])
+        return treedef.unflatten([jnp.where(m, a, 0) for m, a in zip(kept, leaves, strict=True)])
 
     def bits(self, v: Params) -> Scalar:
         """k values and their indices."""
@@ -167,14 +151,14 @@ class RandK:
 
     def __call__(self, v: Params, key: Key) -> Params:
         """v on the set, 0 elsewhere."""
-        leaves, tree = jax.tree.flatten(v)
+        leaves, treedef = jax.tree.flatten(v)
         d = _size(v)
         keys = jax.random.split(key, len(leaves))
         scores = [jax.random.bits(q, a.shape, jnp.uint32) for q, a in zip(keys, leaves)]
         k = _k(self.fraction, d)
         kept = _largest(scores, k)
         scale = jnp.where(self.scaled > 0, d / k, 1)
-        return tree.unflatten(
+        return treedef.unflatten(
             [jnp.where(m, scale * a, 0).astype(a.dtype) for m, a in zip(kept, leaves, strict=True)]
         )
 
@@ -208,7 +192,7 @@ class QSGD:
 
     def __call__(self, v: Params, key: Key) -> Params:
         """The rounded v; 0 for 0."""
-        leaves, tree = jax.tree.flatten(v)
+        leaves, treedef = jax.tree.flatten(v)
         d = _size(v)
         length = norm(v)
         safe = jnp.where(length > 0, length, 1)
@@ -221,10 +205,46 @@ class QSGD:
             return (scale * jnp.sign(a) * (jnp.floor(y) + up)).astype(a.dtype)
 
         keys = jax.random.split(key, len(leaves))
-        return tree.unflatten([rounded(k, a) for k, a in zip(keys, leaves, strict=True)])
+        return treedef.unflatten([rounded(k, a) for k, a in zip(keys, leaves, strict=True)])
 
     def bits(self, v: Params) -> Scalar:
         """The norm, and a sign and a level per entry."""
         part, exponent = jnp.frexp(jnp.asarray(self.levels + 1, jnp.float32))
         level = exponent - (part == 0.5)  # ceil(log2(s + 1)), exact where log2 rounds up
         return jnp.float32(_width(v) + _size(v) * jnp.float32(1 + level))
+
+
+@struct.dataclass
+class EF:
+    """Error feedback: what a compressor left out of a client's message is added to its next one.
+
+    q = C(v + e);  e <- v + e - q.
+
+    Args:
+        compress: `TopK(.1)`, or any other contractive one.
+
+    Source: Seide, Fu, Droppo, Li, Yu, Interspeech 2014; Karimireddy, Rebjock, Stich, Jaggi, ICML
+        2019; reconstructed from memory.
+
+    Example:
+        >>> ef = components.EF(components.TopK(0.5))
+        >>> q, e = ef.step(jnp.array([3.0, 1.0]), jnp.array([0.0, 1.0]), jax.random.key(0))
+        >>> q.tolist(), e.tolist()
+        ([3.0, 0.0], [0.0, 2.0])
+    """
+
+    compress: Any = TopK()
+
+    def init(self, v: Params) -> Params:
+        """Nothing left out."""
+        return tree.zeros_like(v)
+
+    def step(self, v: Params, memory: Params, key: Key) -> tuple[Params, Params]:
+        """What is sent, and what is left."""
+        v = tree.add(v, memory)
+        q = self.compress(v, key)
+        return q, tree.sub(v, q)
+
+    def bits(self, v: Params) -> Scalar:
+        """Those of the compressor."""
+        return self.compress.bits(v)

@@ -1,6 +1,6 @@
 """Local solvers, and the loop that runs a gradient oracle over samples."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ import optax
 from flax import struct
 
 from jaxfl.components.oracles import Oracle, _clip
-from jaxfl.engine.client import SHORT, Sample
+from jaxfl.engine.client import SHORT, Client, Sample
 from jaxfl.engine.fields import hyper
-from jaxfl.types import Params, Scalar, shown
+from jaxfl.types import Key, Params, Scalar, Work, shown
 
 Samples = Sample | list[Sample]
 
@@ -21,20 +21,18 @@ _SMALL = 1 << 14
 
 @struct.dataclass
 class SGD:
-    """Stochastic gradient descent with weight decay and clipping: y <- y - lr (clip(g) + decay y).
+    """Stochastic gradient descent with weight decay: y <- y - lr (g + decay y).
 
     Args:
-        decay: weight decay, >= 0, traced; added after clipping.
-        clip: bound on the norm of the gradient, > 0, traced; with None no norm is computed.
+        decay: weight decay, >= 0, traced.
 
     Example:
-        >>> solver = components.SGD(decay=0.1, clip=1.0)
-        >>> solver.step(jnp.array([0.0]), jnp.array([5.0]), 0.5, ())[0].tolist()
-        [-0.5]
+        >>> solver = components.SGD(decay=0.1)
+        >>> print(solver.step(jnp.array([1.0]), jnp.array([5.0]), 0.5, ())[0])
+        [-1.55]
     """
 
     decay: Scalar = hyper(0.0)
-    clip: Scalar | None = hyper(None)
 
     def init(self, x: Params) -> tuple[()]:
         """No memory."""
@@ -42,18 +40,16 @@ class SGD:
 
     def step(self, y: Params, g: Params, lr: Scalar, memory: Any) -> tuple[Params, Any]:
         """One step."""
-        g = _clip(g, self.clip)
         return jax.tree.map(lambda y, g: y - lr * (g + self.decay * y), y, g), memory
 
 
 @struct.dataclass
 class Momentum:
-    """Heavy-ball momentum: m <- beta m + clip(g) + decay y, y <- y - lr m.
+    """Heavy-ball momentum: m <- beta m + g + decay y, y <- y - lr m.
 
     Args:
         beta: momentum, in [0, 1), traced.
-        decay: weight decay, >= 0, traced; added after clipping, as PyTorch does.
-        clip: bound on the norm of the gradient, > 0, traced; with None no norm is computed.
+        decay: weight decay, >= 0, traced.
 
     Example:
         >>> solver = components.Momentum(beta=0.5)
@@ -64,7 +60,6 @@ class Momentum:
 
     beta: Scalar = hyper(0.9, high=1.0)
     decay: Scalar = hyper(0.0)
-    clip: Scalar | None = hyper(None)
 
     def init(self, x: Params) -> Params:
         """The momentum, zero."""
@@ -72,7 +67,6 @@ class Momentum:
 
     def step(self, y: Params, g: Params, lr: Scalar, memory: Params) -> tuple[Params, Params]:
         """One step."""
-        g = _clip(g, self.clip)
         m = jax.tree.map(lambda m, g, y: self.beta * m + g + self.decay * y, memory, g, y)
         return jax.tree.map(lambda y, m: y - lr * m, y, m), m
 
@@ -123,7 +117,79 @@ class Optax:
         return optax.apply_updates(y, jax.tree.map(lambda u: lr * u, updates)), memory
 
 
-Solver = SGD | Momentum | Optax
+@struct.dataclass
+class Clipped:
+    """A solver that gets gradients of a bounded norm; weight decay comes after, as in PyTorch.
+
+    Args:
+        solver: `SGD()`, `Momentum(...)` or `Optax(...)`.
+        bound: on the norm over all leaves, > 0, traced.
+
+    Example:
+        >>> solver = components.Clipped(components.SGD(decay=0.1), bound=1.0)
+        >>> solver.step(jnp.array([0.0]), jnp.array([5.0]), 0.5, ())[0].tolist()
+        [-0.5]
+    """
+
+    solver: SGD | Momentum | Optax = SGD()
+    bound: Scalar = hyper(1.0)
+
+    def init(self, x: Params) -> Any:
+        """The solver's memory."""
+        return self.solver.init(x)
+
+    def step(self, y: Params, g: Params, lr: Scalar, memory: Any) -> tuple[Params, Any]:
+        """One step."""
+        return self.solver.step(y, _clip(g, self.bound), lr, memory)
+
+
+Solver = SGD | Momentum | Optax | Clipped
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """What `fit` needs of an algorithm: how clients train."""
+
+    lr: Scalar
+    steps: int
+    epochs: int
+    solver: Solver
+
+
+def fit(
+    how: Trains,
+    client: Client,
+    x: Params,
+    key: Key,
+    grad: Oracle | None = None,
+    memory: Any = None,
+) -> tuple[Params, Any, Work]:
+    """Local steps of one client from x, as an algorithm's `lr`, `steps`, `epochs`, `solver` say.
+
+    Args:
+        how: the algorithm, or whatever else has these fields.
+        client: whose examples.
+        x: where to start, `[...]`.
+        key: for the samples.
+        grad: gradient oracle; by default the client's.
+        memory: of the solver; by default fresh.
+
+    Returns:
+        The last iterate, the solver's memory, and the work: the loss, averaged over the live steps,
+        and how many they are.
+
+    Example:
+        >>> clients, x = problems.quadratics(n=4).clients(), jnp.zeros(5)
+        >>> local = lambda client, key: components.fit(algorithms.FedAvg(lr=0.1), client, x, key)
+        >>> y, memory, work = clients.each(local, key=jax.random.key(0))
+        >>> y.shape, work.grads.tolist()
+        ((4, 5), [10.0, 10.0, 10.0, 10.0])
+    """
+    xi = client.samples(key, how.steps, how.epochs)
+    memory = how.solver.init(x) if memory is None else memory
+    grad = client.grad if grad is None else grad
+    y, loss, memory = train(grad, x, xi, how.lr, how.solver, memory)
+    return y, memory, Work(loss, live_steps(xi))
 
 
 def train(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfl.engine import marks
 from jaxfl.types import Info, shown
 
 _ORDER = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
@@ -115,14 +116,28 @@ def number(where: str, value: Any, *, many: bool = False) -> None:
         )
 
 
-def state(alg: Any, made: Any) -> None:
-    """Raises ValueError for a first state without a model."""
-    if not hasattr(made, "params"):
+def state(alg: Any, made: Any, n: int) -> None:
+    """Raises ValueError for a first state without a model, or with rows that are not all clients'.
+
+    Args:
+        alg: the algorithm.
+        made: what its `init` returned.
+        n: number of clients.
+    """
+    if not hasattr(marks.plain(made), "params"):
         raise ValueError(
             f"{name(alg)}.init must return a state whose `params` is the model, got "
             f"{type(made).__name__}; for example `return self.State(params)` with "
             "`class State(NamedTuple): params: Params`"
         )
+    for path, a in jax.tree.leaves_with_path(made, is_leaf=marks.is_rows):
+        if marks.is_rows(a):
+            bad = [jnp.shape(leaf) for leaf in jax.tree.leaves(a) if jnp.shape(leaf)[:1] != (n,)]
+            if bad:
+                raise ValueError(
+                    f"state{jax.tree_util.keystr(path)} of {name(alg)} must have one row for each "
+                    f"of {n} clients, got shape {bad[0]}; use `clients.rows(x)` for n copies of x"
+                )
 
 
 def returned(alg: Any, out: Any, before: Any, net: Any) -> tuple[Any, Info]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.core import Tracer
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxfl.engine import comm, devices
@@ -26,7 +25,9 @@ from jaxfl.engine.examples import (
     check_once,
     positions,
 )
-from jaxfl.types import Count, Key, Params, Scalar, Stacked, fork, whole
+from jaxfl.engine.marks import Rows, everybody
+from jaxfl.engine.parts import Mean, Memory, Uplink
+from jaxfl.types import Count, Key, Params, Scalar, Stacked, Work, fork, whole
 
 # Bytes of what all clients return (on a CPU also draw) up to which they run at once, and bytes of a
 # block beyond. On the CPU a block should fit the cache; elsewhere it only bounds memory.
@@ -35,13 +36,14 @@ _CPU, _ACCELERATOR = (1 << 22, 1 << 22), (1 << 31, 1 << 30)
 
 # Bytes of the examples of a block up to which a CPU, whose cache they fit, copies them there.
 _NEAR = 1 << 22
+_PLAIN = Uplink()
 
 
 @struct.dataclass
 class Clients:
     """n local problems over one flat copy of the data: a split is a permutation and offsets.
 
-    Build it with `Clients.make`. `clients[idx]` is a cohort, `clients.each(f, ...)` applies a
+    Build it with `Clients.make`. `clients[net]` is a cohort, `clients.each(f, ...)` applies a
     one-client function to all, `clients.mean(f, ...)` averages what it returns.
 
     Example:
@@ -210,25 +212,50 @@ class Clients:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, idx: ArrayLike) -> "Clients":
-        """The cohort `idx`; an empty slot (`idx = n`) computes some client, its weight is 0."""
+    def __getitem__(self, who: Any) -> "Clients":
+        """The cohort of a net; or of indices `[s]`, of which n is an empty slot.
+
+        An empty slot computes some client, its weight is 0. Where the net says that everybody takes
+        part, these are all clients, in order: nothing moves.
+        """
         self._resident()
-        idx = jnp.asarray(idx)
+        if hasattr(who, "slots"):
+            if everybody(who):
+                return dataclasses.replace(self, population=0)
+            return self._at(who.slots)
+        idx = jnp.asarray(who)
+        if self.population:
+            raise ValueError(
+                "a device that holds a chunk's clients finds them by the net, got indices; use "
+                "`clients[net]`, or keep all on the device: `Clients.make(..., host=False)`"
+            )
         if idx.ndim != 1:
             raise TypeError(
-                f"clients[idx] takes an array of clients [s], got shape {idx.shape}; for client i "
-                "use `clients[jnp.array([i])]`"
+                f"clients[...] takes a net or an array of clients [s], got shape {idx.shape}; for "
+                "client i use `clients[jnp.array([i])]`"
             )
         if not isinstance(idx, Tracer) and not ((idx >= 0) & (idx <= self.n)).all():
             raise IndexError(
                 f"idx must be in 0..{self.n - 1}, or {self.n} for an empty slot, got "
                 f"{idx.min()} to {idx.max()}; for example `clients[jnp.arange({self.n})]`"
             )
+        return self._at(idx)
+
+    def _at(self, idx):
         rows = comm.pick((self.start, self.count, self.id), idx)
         if self.over is not None:  # else every device computes the whole cohort
             rows = jax.jit(jax.lax.with_sharding_constraint, static_argnums=1)(rows, self.over)
         start, count, ids = rows
         return dataclasses.replace(self, start=start, count=count, id=ids, population=0)
+
+    def rows(self, x: Params) -> Rows:
+        """One row per client of a state, all x: `init` marks so what the engine shall pick and put.
+
+        Example:
+            >>> problems.quadratics(n=4).clients().rows(jnp.zeros(5)).value.shape
+            (4, 5)
+        """
+        return Rows(comm.stack(x, self.n))
 
     def _resident(self):
         if self.host:
@@ -311,7 +338,7 @@ class Clients:
         """
         w = net.weight
         if weighting == "count":
-            w = w * comm.pick(self.count, net.idx).astype(w.dtype)
+            w = w * comm.pick(self.count, net.slots).astype(w.dtype)
         elif weighting != "uniform":
             raise ValueError(
                 f'weighting must be "uniform" or "count", got {weighting!r}; for example '
@@ -355,13 +382,27 @@ class Clients:
         out = jax.lax.map(lambda r: jax.vmap(one)(*r), self._blocks(rows, block))
         return self._unblock(out)
 
-    def mean(
-        self, f: Callable, *stacked: Stacked, weights: Any, send: Any, key: Key
-    ) -> tuple[Any, Any]:
-        """The weighted mean of the messages of all clients, accumulated over blocks.
+    def grads(self, x: Stacked, key: Key) -> tuple[Stacked, Work]:
+        """One minibatch gradient per client, at its own model `[n, ...]`."""
+        loss, g = self.each(lambda client, x, key: client.grad(x, client.draw(key)), x, key=key)
+        return g, Work(loss, 1.0)
 
-        Equal to `mix(weights, send(each(f)))` without keeping every message. An adversary that
-        must see all messages needs them all at once.
+    def mean(
+        self,
+        f: Callable,
+        *stacked: Stacked,
+        weights: Any,
+        send: Any,
+        key: Key,
+        uplink: Uplink = _PLAIN,
+        memory: Any = (),
+    ) -> tuple[Any, Any, Any]:
+        """What a server makes of the messages of all clients: their weighted mean, or what `uplink`
+        says.
+
+        The mean is accumulated over blocks, equal to `mix(weights, send(each(f)))` without keeping
+        every message. An adversary that must see all messages needs them all at once, and so do
+        other aggregators.
 
         Args:
             f: one-client function that returns `(message, rest)`.
@@ -369,31 +410,58 @@ class Clients:
             weights: `[n]`, of the sum. For a message of several payloads, a tuple, a tuple of as
                 many: each payload has its own weights, and passes `send` by itself.
             send: the net's.
-            key: for f and send.
+            key: for f, send, compression and noise.
+            uplink: how messages travel, and what becomes of them.
+            memory: of the uplink, with the rows of these clients.
 
         Returns:
-            The mean message `[...]`, and `rest` stacked `[n, ...]`.
+            The model `[...]`, or a tuple of them, the uplink's new memory, and `rest` stacked
+            `[n, ...]`, as it was before `send`.
         """
+        several = isinstance(weights, tuple)
+        weights = weights if several else (weights,)
+        if uplink.privacy.private:
+            weights = tuple(map(uplink.privacy.weights, weights))
+        memory = memory or Memory()
         channel = fork(key, "send")
+        channels = channel, *(fork(channel, f"payload {k}") for k in range(1, len(weights)))
 
-        def arrive(weights, message, send, wide=lambda payload: payload):
-            """The weighted sum of what arrives of a message."""
+        def sending(client, feedback, *rows):
+            message, rest = f(client, *rows)
+            payloads = message if several else (message,)
+            payloads, feedback = uplink.outgoing(payloads, feedback, rows[-1])
+            return payloads, (feedback, rest)
+
+        rows = self.start, self.count, self.id, memory.feedback, *stacked
+        one, rows, block = self._plan(sending, key, rows)
+        if not isinstance(uplink.aggregator, Mean):
+            payloads, (feedback, rest) = self._each(one, rows, block)
+            sent = tuple(map(send, payloads, channels))
+            out, remembered = uplink.incoming(weights, sent, self.id, memory.aggregator)
+            memory = Memory(remembered, feedback)
+        else:
+            out, (feedback, rest) = self._sum(one, rows, block, weights, send, channels)
+            memory = memory._replace(feedback=feedback)
+        if uplink.privacy.private:
+            out = [uplink.privacy.release(total, fork(key, "noise")) for total in out]
+        return tuple(out) if several else out[0], memory if any(memory) else (), rest
+
+    def _sum(self, one, rows, block, weights, send, channels):
+        """The weighted sums of what arrives of the payloads, and what else the clients return."""
+
+        def arrive(weights, payloads, send, wide=lambda payload: payload):
             one = lambda w, payload, key: comm.mix(w, wide(send(payload, key)))
-            if not isinstance(weights, tuple):
-                return one(weights, message, channel)
-            keys = channel, *(fork(channel, f"payload {k}") for k in range(1, len(weights)))
-            return tuple(map(one, weights, message, keys))
+            return tuple(map(one, weights, payloads, channels))
 
-        one, rows, block = self._plan(f, key, (self.start, self.count, self.id, *stacked))
         if block >= self.n or not send.local:
-            message, rest = self._each(one, rows, block)
-            return arrive(weights, message, send), rest
+            payloads, rest = self._each(one, rows, block)
+            return arrive(weights, payloads, send), rest
 
         def add(total, part):
             w, (byzantine, id, live), rows = part
-            message, rest = jax.vmap(one)(*rows)
+            payloads, rest = jax.vmap(one)(*rows)
             here = send.replace(byzantine=byzantine, id=id, live=live)
-            return jax.tree.map(jnp.add, total, arrive(w, message, here, wide)), rest
+            return jax.tree.map(jnp.add, total, arrive(w, payloads, here, wide)), rest
 
         shapes = _shapes(one, rows)[0]
         broad = lambda a: jnp.promote_types(a.dtype, jnp.float32)
@@ -411,7 +479,7 @@ class Clients:
         if self.population:
             raise ValueError(
                 "a round asks all clients, of whom the device holds a chunk's; ask a cohort, "
-                "`clients[net.idx]`, or keep all on the device: `Clients.make(..., host=False)`, "
+                "`clients[net]`, or keep all on the device: `Clients.make(..., host=False)`, "
                 "`run(..., offload=False)`"
             )
         client = Client(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxfl.engine import comm
+from jaxfl.engine import comm, marks
 from jaxfl.types import Stacked
 
 _AUTO = jax.sharding.AxisType.Auto
@@ -93,27 +93,17 @@ def along(over: jax.NamedSharding) -> int:
     return over.mesh.shape[over.spec[0]]
 
 
-def grows(start: Callable, clients: Any) -> Any:
-    """Which leaves of the state `start(clients)` have a row per client, as a pytree of bools.
-
-    `start` itself tells: they grow with the number of clients.
-    """
-    size = lambda n: jax.eval_shape(lambda: start(clients[jnp.zeros(n, jnp.int32)]))
-    some, more = size(clients.n), size(2 * clients.n)
-    return jax.tree.map(lambda a, b: a.shape != b.shape, some, more)
+def stay(state: Any, over: jax.NamedSharding) -> Any:
+    """A marked state whose rows of clients are where these are."""
+    here = lambda a, each: jax.lax.with_sharding_constraint(a, over) if each else a
+    return marks.like(state, jax.tree.map(here, marks.plain(state), marks.which(state)))
 
 
-def stay(start: Callable, clients: Any) -> Any:
-    """`start(clients)`, a state, its rows of clients where these are."""
-    here = lambda a, each: jax.lax.with_sharding_constraint(a, clients.over) if each else a
-    return jax.tree.map(here, start(clients), grows(start, clients))
-
-
-def placed(shapes: Any, each: Any, over: jax.NamedSharding) -> Any:
-    """The shapes of a state with the shardings that it will have."""
+def placed(state: Any, over: jax.NamedSharding) -> Any:
+    """The shapes of a marked state with the shardings that it will have."""
     whole = jax.NamedSharding(over.mesh, jax.P())
     put = lambda a, each: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=over if each else whole)
-    return jax.tree.map(put, shapes, each)
+    return marks.like(state, jax.tree.map(put, marks.plain(state), marks.which(state)))
 
 
 @struct.dataclass

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.engine import checks, devices, memory
+from jaxfl.engine import checks, devices, marks, memory
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import check
 from jaxfl.engine.fields import _concrete, check_ranges, strong
@@ -92,11 +92,19 @@ def keys(key: Key, t: Scalar) -> tuple[Key, Key]:
 
 
 def init(alg: Any, clients: Clients, params: Params, key: Key) -> Any:
-    """The state before the first round, its key apart from those of the rounds."""
-    start = lambda clients: alg.init(params, clients, fork(key, "init"))
-    state = start(clients) if clients.over is None else devices.stay(start, clients)
-    checks.state(alg, state)
+    """The marked state before the first round, its key apart from those of the rounds."""
+    state = alg.init(params, clients, fork(key, "init"))
+    checks.state(alg, state, clients.n)
+    if clients.over is not None:
+        state = devices.stay(state, clients.over)
     return jax.tree.map(jnp.copy, state)  # never the caller's arrays, so that it can be donated
+
+
+def begin(alg: Any, clients: Clients, params: Params, key: Key, state: Any) -> Any:
+    """The marked state from which a run goes on: a copy of the one given, else the first one."""
+    if state is None:
+        return _init(alg, clients, params, key)
+    return marks.like(_init.eval_shape(alg, clients, params, key), _copied(state))
 
 
 def simulate(
@@ -156,12 +164,13 @@ def simulate(
     alg = strong(alg, params)
     _check_every(rounds, every, evaluate)
     memory.refuse(_init, alg, clients, params, key, rounds=rounds)
-    state = _init(alg, clients, params, key) if state is None else _copied(state)
+    state = begin(alg, clients, params, key, state)
     t = jnp.asarray(start, jnp.int32)
     given = (alg, clients, network, key, t, state, _callable(evaluate), _callable(schedule))
     plain = all(map(_concrete, jax.tree.leaves(given)))
     # Under a transformation buffers are not this call's to give away.
-    return (_chunk if plain else _scan)(*given, rounds=rounds, every=every or rounds)
+    run = (_chunk if plain else _scan)(*given, rounds=rounds, every=every or rounds)
+    return run._replace(state=marks.plain(run.state))
 
 
 def _scheduled(schedule, alg, t, params):
@@ -195,16 +204,17 @@ _copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
 def _rounds(alg, clients, network, key, start, state, evaluate, schedule, *, rounds, every):
     def step(state, t):
-        now = alg if schedule is None else _scheduled(schedule, alg, t, state.params)
         network_key, key_t = keys(key, t)
         net = network(t, network_key)
-        out = now.round(state, clients, net, key_t)
-        new, info = checks.returned(now, out, state, net)
-        return new, _record(alg, clients.n, network, net, info, t)
+        seen = marks.pick(state, net)
+        now = alg if schedule is None else _scheduled(schedule, alg, t, seen.params)
+        out = now.round(seen, clients, net, key_t)
+        new, info = checks.returned(now, out, seen, net)
+        return marks.put(state, net, new), _record(alg, clients.n, network, net, info, t)
 
     def block(state, t):
         state, history = jax.lax.scan(step, state, t + jnp.arange(every, dtype=t.dtype))
-        return state, (history, () if evaluate is None else evaluate(state))
+        return state, (history, () if evaluate is None else evaluate(marks.plain(state)))
 
     first = start + every * jnp.arange(rounds // every, dtype=start.dtype)
     state, (history, evaluations) = jax.lax.scan(block, state, first)

@@ -56,7 +56,8 @@ class Everyone:
 
     def __call__(self, t: Scalar, key: Key) -> Cohort:
         """The net of round t."""
-        return _cohort(t, jnp.arange(self.n, dtype=jnp.int32), self.n, self.links)
+        net = _cohort(t, jnp.arange(self.n, dtype=jnp.int32), self.n, self.links)
+        return net.replace(everybody=True)
 
 
 @struct.dataclass
@@ -337,6 +338,7 @@ class Drop:
             idx=jnp.where(kept, net.idx, self.n),
             weight=jnp.where(kept, net.weight, 0),
             send=net.send.replace(live=kept),
+            everybody=False,
         )
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxfl.engine import comm
+from jaxfl.engine import comm, parts
 from jaxfl.networks.adversaries import Send, ranged
-from jaxfl.types import Info, Key, Scalar, Stacked
+from jaxfl.types import Info, Key, Scalar, Stacked, Work, fork
 
 
 @struct.dataclass
@@ -56,10 +56,10 @@ class Links:
         return self.compute, self.latency, self.up, self.down
 
 
-def _info(here, loss, grads, up, down, w, aux):
+def _info(here, work, up, down, w, aux):
     """The costs of slots, 0 where nobody is, beside a mean loss."""
     slots = lambda a: jnp.where(here, jnp.asarray(a, jnp.result_type(float)), 0)
-    return Info(_mean(here, loss, w), slots(up), slots(down), slots(grads), aux)
+    return Info(_mean(here, work.loss, w), slots(up), slots(down), slots(work.grads), aux)
 
 
 def _mean(here, loss, w):
@@ -67,7 +67,7 @@ def _mean(here, loss, w):
     if jnp.shape(loss) != here.shape:
         raise ValueError(
             f"loss must be one number per slot of the net, shape {here.shape}, got shape "
-            f"{jnp.shape(loss)}; let the clients return it: `loss, g = clients.each(f, x, key=key)`"
+            f"{jnp.shape(loss)}; let the clients return it: `g, work = clients.grads(x, key)`"
         )
     w = here.astype(jnp.result_type(float)) if w is None else w
     total = w.sum()
@@ -96,6 +96,13 @@ class Cohort:
     weight: Scalar  # [s] 1, or 1/(n p_i), or 0 for an empty slot
     send: Any  # adversary and channel
     links: Links  # of the slots
+    place: Any = None  # [s] among the clients that a device holds, if it holds a part of them
+    everybody: bool = struct.field(pytree_node=False, default=False)  # idx is 0, 1, ..., n - 1
+
+    @property
+    def slots(self) -> Int[Array, " s"]:
+        """Where the clients of the slots are among those of the round."""
+        return self.idx if self.place is None else self.place
 
     @property
     def here(self) -> Bool[Array, " s"]:
@@ -108,8 +115,7 @@ class Cohort:
 
     def info(
         self,
-        loss: Scalar,
-        grads: Scalar,
+        work: Work,
         *,
         up: Scalar,
         down: Scalar,
@@ -119,15 +125,14 @@ class Cohort:
         """What the round reports: what each slot did, 0 where it is empty.
 
         Args:
-            loss: `[s]`, of each slot.
-            grads: minibatch gradients of a client, `[s]` or one number for all.
+            work: of each slot, its loss `[s]` and gradients, `[s]` or one number for all.
             up: bits of the message that a client sends, `[s]` or one number.
             down: bits of the message that a client receives, `[s]` or one number.
             w: `[s]`, of the mean loss; by default equal over those who take part. The mean over
                 nobody is NaN.
             aux: anything else, a pytree of arrays.
         """
-        return _info(self.here, loss, grads, up, down, w, aux)
+        return _info(self.here, work, up, down, w, aux)
 
     def wait(self, new: Any, old: Any) -> Any:
         """The new state of a server, or the old one where nobody takes part."""
@@ -162,6 +167,12 @@ class Arrivals:
     weight: Scalar  # [k]
     send: Any
     elapsed: Scalar  # simulated seconds since the last round, from the schedule
+    place: Any = None  # [k] as for `Cohort`
+
+    @property
+    def slots(self) -> Int[Array, " k"]:
+        """Where the clients of the slots are among those of the round."""
+        return self.idx if self.place is None else self.place
 
     @property
     def here(self) -> Bool[Array, " k"]:
@@ -174,8 +185,7 @@ class Arrivals:
 
     def info(
         self,
-        loss: Scalar,
-        grads: Scalar,
+        work: Work,
         *,
         up: Scalar,
         down: Scalar,
@@ -184,7 +194,7 @@ class Arrivals:
     ) -> Info:
         """As for `Cohort`. What an update cost counts in the round in which it arrives, the
         download of its first model too."""
-        return _info(self.here, loss, grads, up, down, w, aux)
+        return _info(self.here, work, up, down, w, aux)
 
     def seconds(self, info: Info) -> Float[Array, ""]:
         """Simulated duration, known in advance: timings do not depend on parameters."""
@@ -225,10 +235,25 @@ class Graph:
         """Messages that arrive at each node."""
         return messages(self.w)[1]
 
+    def mix(self, x: Stacked, key: Key, name: str = "send") -> Stacked:
+        """Sends x, and gives each node the weighted mean of what it hears; its own row is true.
+
+        Args:
+            x: what nodes hold, leaves `[n, ...]`.
+            key: of the round.
+            name: of the message, where a round has several.
+        """
+        return comm.mix(self.w, self.send(x, fork(key, name)), own=x)
+
+    def aggregate(
+        self, rule: Any, x: Stacked, key: Key, name: str = "send", memory: Any = ()
+    ) -> tuple[Stacked, Any]:
+        """As `mix`, with an aggregator and its memory `[n, ...]` in place of the mean."""
+        return parts.gossip(rule, self.w, self.send(x, fork(key, name)), x, memory)
+
     def info(
         self,
-        loss: Scalar,
-        grads: Scalar,
+        work: Work,
         *,
         up: Scalar,
         down: Scalar,
@@ -240,7 +265,7 @@ class Graph:
         A node sends as many as `sent` says and receives as many as it `heard`.
         """
         up, down = up * self.sent, down * self.heard()
-        return _info(self.active, loss, grads, up, down, w, aux)
+        return _info(self.active, work, up, down, w, aux)
 
     def seconds(self, info: Info) -> Float[Array, ""]:
         """Simulated duration: every active node computes, then sends; the last message ends it.
@@ -322,21 +347,20 @@ class Events:
 
     def info(
         self,
-        loss: Scalar,
-        grads: Scalar,
+        work: Work,
         *,
         up: Scalar,
         down: Scalar,
         w: Any = None,
         aux: Any = (),
     ) -> Info:
-        """As for `Cohort`, of events: loss and grads are those of gradient events `[v, c]`.
+        """As for `Cohort`, of events: `work` is that of gradient events `[v, c]`.
 
         In an exchange each of the two sends a message of `up` bits and receives one of `down`.
         """
         met = _each(self.i, 1.0, self.n) + _each(self.j, 1.0, self.n)
-        mean = _mean(self.grad < self.n, loss, w)
-        return Info(mean, up * met, down * met, _each(self.grad, grads, self.n), aux)
+        mean = _mean(self.grad < self.n, work.loss, w)
+        return Info(mean, up * met, down * met, _each(self.grad, work.grads, self.n), aux)
 
     def gradients(self) -> Float[Array, ""]:
         """Number of gradient events of this round."""
@@ -402,21 +426,20 @@ class Messages:
 
     def info(
         self,
-        loss: Scalar,
-        grads: Scalar,
+        work: Work,
         *,
         up: Scalar,
         down: Scalar,
         w: Any = None,
         aux: Any = (),
     ) -> Info:
-        """As for `Cohort`, of arrivals: loss and grads are those of arrivals `[v, c]`.
+        """As for `Cohort`, of arrivals: `work` is that of arrivals `[v, c]`.
 
         A node pays `up` for each message that leaves it, `down` for each that arrives at it.
         """
         heard = _each(self.i, 1.0, self.n)
-        mean = _mean(self.i < self.n, loss, w)
-        return Info(mean, up * self.sent, down * heard, _each(self.i, grads, self.n), aux)
+        mean = _mean(self.i < self.n, work.loss, w)
+        return Info(mean, up * self.sent, down * heard, _each(self.i, work.grads, self.n), aux)
 
     def arrivals(self) -> Float[Array, ""]:
         """Number of messages that arrive in this round."""

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfl.engine import marks
 from jaxfl.runs.folder import locked, sealed, text, unsealed
 from jaxfl.runs.identity import agree, identity
 
@@ -345,19 +346,21 @@ class Saver:
         return t, state, [(tree["history"], tree["evaluations"])]
 
     def _like(self):
-        from jaxfl.engine.simulate import _init, _rounds
+        from jaxfl.engine.simulate import _rounds, begin
 
         alg, clients, network, params, key, start, state, every, evaluate, schedule = self.given
         if self.host:
-            from jaxfl.runs.stream import _stacked
+            from jaxfl.runs.stream import layout
 
-            like, self.stacked = _stacked(alg, clients, params, key)
+            marked = layout(alg, clients, params, key)
+            like, self.stacked = marks.plain(marked), marks.which(marked)
         else:
-            like = _init(alg, clients, params, key) if state is None else state
+            marked = begin(alg, clients, params, key, state)
+            like = marks.plain(marked)
         here, some = dataclasses.replace(clients, host=False), every or 1
         rounds = functools.partial(_rounds, rounds=some, every=some)
         first = jax.ShapeDtypeStruct((), jnp.int32)
-        end = jax.eval_shape(rounds, alg, here, network, key, first, like, evaluate, schedule)
+        end = jax.eval_shape(rounds, alg, here, network, key, first, marked, evaluate, schedule)
 
         def rows(tree, size):
             one = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)

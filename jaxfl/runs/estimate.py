@@ -96,7 +96,7 @@ def estimate(
     state, share = jax.eval_shape(start, clients), 1
     if clients.over is not None:
         share = devices.along(clients.over)
-        state = devices.placed(state, devices.grows(start, clients), clients.over)
+        state = devices.placed(state, clients.over)
     if runs > 1:
         wide = lambda a: jax.ShapeDtypeStruct((runs, *jnp.shape(a)), jnp.result_type(a))
         alg = jax.tree.map(wide, alg)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfl.engine import memory
+from jaxfl.engine import marks, memory
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import check
 from jaxfl.engine.fields import strong
@@ -18,9 +18,9 @@ from jaxfl.engine.simulate import (
     _check_every,
     _check_given,
     _chunk,
-    _copied,
     _counts,
     _init,
+    begin,
 )
 from jaxfl.types import Count, Key, Params
 
@@ -79,9 +79,9 @@ def run(
             `Run` of this chunk; one that returns True stops the run. `part.state` is donated to
             the next chunk: copy what should outlive the callback.
         progress: show a progress bar.
-        offload: keep the state of the clients (every leaf `[n, ...]` that `init` makes one row of
-            per client) on the host: in `Run.state` and in callbacks these leaves are NumPy arrays,
-            in callbacks the live ones. `evaluate` may not read them, a callback may.
+        offload: keep the rows of clients (what `init` marks with `clients.rows`) on the host: in
+            `Run.state` and in callbacks these leaves are NumPy arrays, in callbacks the live ones.
+            `evaluate` may not read them, a callback may.
         checkpoint: a folder, saved to after every chunk; or `jaxfl.Checkpoints(folder, ...)`, which
             says how often, after chunks, and how many are kept.
         writers: of metrics (`jaxfl.writers`), called between chunks only.
@@ -154,7 +154,7 @@ def run(
             own = stack.enter_context(feed).state
         else:
             feed = None
-            own = _init(alg, clients, params, key) if state is None else _copied(state)
+            own = begin(alg, clients, params, key, state)
         advance = stack.enter_context(_bar(rounds, progress))
         advance(t - start)
         for t, size in spans[done:]:
@@ -172,7 +172,7 @@ def run(
                 every=min(every_, size),
             )
             own = part.state if feed is None else feed.put(part.state)
-            part = part._replace(state=own)
+            part = part._replace(state=marks.plain(own))
             parts.append(jax.device_get((part.history, part.evaluations)))
             t += size
             if metrics is not None:
@@ -182,10 +182,10 @@ def run(
             asked = stop()
             if saver is not None and (ended or asked or saver.due(t)):
                 parts = [_joined(parts)]
-                saver.save(t, own, *parts[0], stop=asked)
+                saver.save(t, part.state, *parts[0], stop=asked)
             if ended:
                 break
-    return Run(own, *_joined(parts))
+    return Run(marks.plain(own), *_joined(parts))
 
 
 def _joined(parts):

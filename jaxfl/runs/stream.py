@@ -1,7 +1,7 @@
 """Clients beyond the device: their examples and their state on the host, by chunks of rounds.
 
 Who takes part does not depend on parameters, so all cohorts are drawn first. A chunk of rounds
-then runs on its own clients alone: the nets are played back, slots instead of clients in `idx`,
+then runs on its own clients alone: the nets are played back, with the places of clients among them,
 while a thread reads the next chunk's examples. Identities, hence keys, stay those of all clients.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 from jax.extend.core import Var
 
-from jaxfl.engine import memory
+from jaxfl.engine import marks, memory
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.examples import check_finite, positions
 from jaxfl.engine.simulate import _init, init, keys
@@ -99,8 +99,9 @@ class Feed:
         self.slots = min(_up(max(map(len, self.members))), clients.n)
         self.rows = _up(max(int(self.count[m].sum()) for m in self.members))
         self.clients = dataclasses.replace(clients, host=False, population=clients.n)
-        like, self.stacked = _stacked(alg, clients, params, key)
-        self._check(alg, like, key, evaluate)
+        self.marked = layout(alg, clients, params, key)
+        like, self.stacked = marks.plain(self.marked), marks.which(self.marked)
+        self._check(like, evaluate)
         if state is None:
             state = self._init(alg, params, key)
         _check_state(like, state)
@@ -133,11 +134,12 @@ class Feed:
         self._ask(_AHEAD)
         rows = self._fill(self.members[self.now])
         pick = lambda a, stacked: jnp.array(a[rows]) if stacked else a
-        return clients, network, jax.tree.map(pick, self.state, self.stacked)
+        state = jax.tree.map(pick, self.state, self.stacked)
+        return clients, network, marks.like(self.marked, state)
 
     def put(self, state: Any) -> Any:
-        """The state of all clients, with what the chunk left."""
-        members = self.members[self.now]
+        """The state of all clients, with the marked state that the chunk left."""
+        members, state = self.members[self.now], marks.plain(state)
 
         def put(a, new, stacked):
             if not stacked:
@@ -160,7 +162,7 @@ class Feed:
     def _chunk(self, k):
         members, nets = self.members[k], self.nets[k]
         slots = np.where(nets.idx < self.clients.n, np.searchsorted(members, nets.idx), self.slots)
-        nets, first = nets.replace(idx=slots.astype(np.int32)), np.int32(self.spans[k][0])
+        nets, first = nets.replace(place=slots.astype(np.int32)), np.int32(self.spans[k][0])
         network = _Replay(nets, first, self.links)
         start, count, data = self.start[members], self.count[members], self.data
         if isinstance(data.order, np.ndarray):
@@ -189,87 +191,50 @@ class Feed:
             population=0,
         )
         cpu = jax.local_devices(backend="cpu")[0]
-        return _init(*jax.device_put((alg, who, params, key), cpu))
+        return marks.plain(_init(*jax.device_put((alg, who, params, key), cpu)))
 
-    def _check(self, alg, like, key, evaluate):
-        """Rounds may read and write rows of their cohort only, evaluations none."""
-        few = lambda a: jax.ShapeDtypeStruct((self.slots, *a.shape[1:]), jnp.result_type(a))
-        state = jax.tree.map(lambda a, stacked: few(a) if stacked else a, like, self.stacked)
-        stacked = jax.tree.leaves_with_path(self.stacked)
-        names = ["state" + jax.tree_util.keystr(p) if s else "" for p, s in stacked]
-        one = lambda a: jax.ShapeDtypeStruct(a.shape[1:], jnp.result_type(a))
-        net = jax.tree.map(one, self.nets[0])
-
-        def after(state, start, count, id, data, net):
-            own = dict(data=data, start=start, count=count, id=id)
-            return alg.round(state, dataclasses.replace(self.clients, **own), net, key)[0]
-
-        who = [few(a) for a in (self.start, self.count, self.id)]
-        program = jax.make_jaxpr(after)(state, *who, self.data, net).jaxpr
-        given = [*names, "clients.start", "clients.count", "clients.id"]
-        given += [""] * (len(program.invars) - len(given))
-        name = type(alg).__name__
-        left = _whole(program, given, f"{name} has more than the rows of its cohort in", True)
-        if bad := [a for a, b in zip(names, left, strict=True) if a != b]:
-            raise ValueError(_WHOLE.format(f"{name} does not return", bad[0]))
-        if evaluate is not None and any(names):
-            program, what = jax.make_jaxpr(evaluate)(state).jaxpr, "`evaluate` reads"
-            if left := [*filter(None, _whole(program, names, what, False))]:
-                raise ValueError(_WHOLE.format(what, left[0]))
+    def _check(self, like, evaluate):
+        """Evaluations may not read rows, of which the device holds a chunk's."""
+        if evaluate is None:
+            return
+        few = lambda a, rows: (self.slots, *a.shape[1:]) if rows else a.shape
+        state = jax.tree.map(
+            lambda a, rows: jax.ShapeDtypeStruct(few(a, rows), a.dtype), like, self.stacked
+        )
+        program = jax.make_jaxpr(evaluate)(state).jaxpr
+        names = [
+            jax.tree_util.keystr(path) if rows else ""
+            for path, rows in jax.tree.leaves_with_path(self.stacked)
+        ]
+        rows = {v: f"state{name}" for v, name in zip(program.invars, names, strict=True) if name}
+        if name := _reads(program, rows):
+            raise ValueError(
+                f"`evaluate` reads {name}, of which the device holds a chunk's clients; evaluate "
+                "in a callback, `run(..., callbacks=[lambda t, part: ...])`, or keep all on the "
+                "device: `Clients.make(..., host=False)`, `run(..., offload=False)`"
+            )
 
 
-_WHOLE = (
-    "{} {}, of which the device holds a chunk's clients; evaluate in a callback, "
-    "`run(..., callbacks=[lambda t, part: ...])`, or keep all on the device: "
-    "`Clients.make(..., host=False)`, `run(..., offload=False)`"
-)
-
-
-def _whole(program, names, what, rows):
-    """Which outputs of a jaxpr are its named inputs, rows replaced; raises at any other use.
-
-    With `rows`, it may take and replace rows by index.
-    """
-    whole = {v: name for v, name in zip(program.invars, names, strict=True) if name}
-    held = lambda variables: [whole.get(v, "") if isinstance(v, Var) else "" for v in variables]
+def _reads(program, names):
+    """The name of an input that a jaxpr computes with or returns, if there is one."""
     for eqn in program.eqns:
-        given = held(eqn.invars)
-        if any(given):
-            left = _left(eqn, given, what, rows)
-            if left is None:
-                raise ValueError(_WHOLE.format(what, next(filter(None, given))))
-            whole |= {v: name for v, name in zip(eqn.outvars, left) if name}
-    return held(program.outvars)
+        held = [names.get(v, "") if isinstance(v, Var) else "" for v in eqn.invars]
+        inner = memory.opened(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
+        if any(held) and inner is not None and len(inner.invars) == len(held):
+            inside = {v: name for v, name in zip(inner.invars, held, strict=True) if name}
+            if name := _reads(inner, inside):
+                return name
+        elif any(held):
+            return next(filter(None, held))
+    return next((names[v] for v in program.outvars if isinstance(v, Var) and v in names), "")
 
 
-def _left(eqn, given, what, rows):
-    """Which outputs of one equation are its named inputs; None if it uses more than rows."""
-    kind, args = eqn.primitive.name, eqn.params
-    if kind in ("convert_element_type", "copy"):
-        return given
-    if kind in ("gather", "scatter"):
-        numbers = args["dimension_numbers"]
-        if kind == "gather":
-            by_row = 0 in numbers.start_index_map and args["slice_sizes"][0] == 1
-        else:
-            by_row = {0} <= {*numbers.scatter_dims_to_operand_dims} & {
-                *numbers.inserted_window_dims
-            }
-        if not (rows and by_row) or any(given[1:]):
-            return None
-        return given[:1] if kind == "scatter" else []
-    inner = memory.opened(args.get("jaxpr", args.get("call_jaxpr")))
-    if inner is None or len(inner.invars) != len(given):
-        return None
-    if kind != "scan":
-        return _whole(inner, given, what, rows)
-    first = memory.carried(eqn).start
-    closed = not any(given[first:]) and not any(_whole(inner, given, what, rows))
-    return [] if closed else None
+def layout(alg: Any, clients: Clients, params: Params, key: Key) -> Any:
+    """The shapes of the marked state of clients that the device may not hold.
 
-
-def _stacked(alg, clients, params, key):
-    """The state's shapes, and which leaves have a row per client: those that grow with n."""
+    Raises:
+        ValueError: a leaf that has a row per client, and no mark that says so.
+    """
 
     def shapes(n):
         ids = jax.ShapeDtypeStruct((n,), jnp.int32)
@@ -278,19 +243,18 @@ def _stacked(alg, clients, params, key):
         )
         return jax.eval_shape(partial(init, alg), who, params, key)
 
-    def stacked(path, a, b):
-        if a.shape == b.shape:
-            return False
-        if a.shape[:1] != (clients.n,) or b.shape != (clients.n + 1, *a.shape[1:]):
+    like, more = shapes(clients.n), shapes(clients.n + 1)
+    leaves = jax.tree.leaves_with_path(marks.plain(like))
+    grown = jax.tree.leaves(marks.plain(more))
+    for (path, a), b, rows in zip(leaves, grown, jax.tree.leaves(marks.which(like)), strict=True):
+        if a.shape != b.shape and not rows and a.ndim > 1:
             raise ValueError(
-                f"state{jax.tree_util.keystr(path)} must have one row per client to stay on the "
-                f"host, got shape {a.shape} for {clients.n} clients; use clients on the device: "
-                "`Clients.make(..., host=False)`, `run(..., offload=False)`"
+                f"state{jax.tree_util.keystr(path)} must be marked as one row per client to stay "
+                f"on the host, got shape {a.shape} for {clients.n} clients; let `init` make it, "
+                "`clients.rows(x)`, or use clients on the device: `Clients.make(..., host=False)`, "
+                "`run(..., offload=False)`"
             )
-        return True
-
-    like = shapes(clients.n)
-    return like, jax.tree.map_with_path(stacked, like, shapes(clients.n + 1))
+    return like
 
 
 def _check_state(like, state):

@@ -5,7 +5,7 @@ import numpy as np
 from .problem import live, mean, participants, stacked
 
 
-def run(problem, x0, record, *, lr, lam, server_lr=1.0, personal_lr=None, n=None):
+def run(problem, x0, record, *, lr, mu, server_lr=1.0, personal_lr=None, n=None):
     w, out = np.array(x0, float), []
     v = stacked(x0, problem.n if n is None else n)
     personal_lr = lr if personal_lr is None else personal_lr
@@ -23,7 +23,7 @@ def run(problem, x0, record, *, lr, lam, server_lr=1.0, personal_lr=None, n=None
             u, steps = v[i].copy(), []
             for xi in live(cohort["samples"][1][0], r):
                 loss, g = problem.grad(u, *xi)
-                u = u - personal_lr * (g + lam * (u - w))
+                u = u - personal_lr * (g + mu * (u - w))
                 steps.append(loss)
             v_next[i] = u
             personal_losses.append(mean(steps))

@@ -5,12 +5,13 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from optax import tree
 
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
-from jaxfl.engine.fields import hyper
+from jaxfl.engine.fields import choice, hyper
 from jaxfl.networks import Events
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, Work, fork
 
 
 @struct.dataclass
@@ -32,7 +33,7 @@ class DADAO:
         convexity: mu of every f_i, > 0, traced.
         chi1: 1 / lambda_2 of the Laplacian with the edges' rates, in seconds, > 0, traced:
             `dadao_rates(graph)["chi1"]`.
-        full: gradients of all examples of a node (the paper's analysis), or of a minibatch, static.
+        gradients: "full" (of all examples of a node, the paper's analysis) or "minibatch", static.
     State: params [n, ...] and five more models per node; memory 6 n d. All nodes are at the end of
         the round.
     Needs: Events nets with gradients at rate 1 per node and second; row-local adversaries.
@@ -56,7 +57,7 @@ class DADAO:
     smoothness: Scalar = hyper(low=1e-30)
     convexity: Scalar = hyper(low=1e-30)
     chi1: Scalar = hyper(low=1e-30)
-    full: bool = struct.field(pytree_node=False, default=True)
+    gradients: str = choice("full", "minibatch")
     needs: ClassVar[Needs] = Needs(Events, local=True)
 
     class State(NamedTuple):
@@ -68,8 +69,8 @@ class DADAO:
         z_tilde: Stacked  # Z  [n, ...]  sums to 0 over the nodes
 
     def init(self, params, clients, key):
-        x = comm.stack(params, clients.n)
-        return self.State(x, *[jax.tree.map(jnp.zeros_like, x)] * 5)
+        zero = clients.rows(tree.zeros_like(params))
+        return self.State(clients.rows(params), *[zero] * 5)
 
     def round(self, state, clients, net, key):
         nu = self.convexity / 2
@@ -83,10 +84,10 @@ class DADAO:
 
         def draw(client, number, key):
             key = jax.random.fold_in(key, number)  # by event, not by slot
-            return key if self.full else client.draw(key)
+            return key if self.gradients == "full" else client.draw(key)
 
         def gradient(client, x, xi, key):
-            return client.grad(x, client.all(xi) if self.full else xi)
+            return client.grad(x, client.all(xi) if self.gradients == "full" else xi)
 
         def wave(s, event):
             i, ends, xi, order, flows = event
@@ -116,7 +117,7 @@ class DADAO:
         s, loss = jax.lax.scan(wave, _pack(state), events)
         state = _move(flow(net.rest), s)
         size = comm.bits(state.params) / net.n
-        return state, net.info(loss, 1.0, up=size, down=size)
+        return state, net.info(Work(loss, 1.0), up=size, down=size)
 
 
 def _add(x, scale, h):

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from optax import tree
 
-from jaxfl.components.solvers import SGD, live_steps, train
+from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
+from jaxfl.engine.parts import Identity, Mean, Uplink
 from jaxfl.networks import Arrivals
 from jaxfl.types import Params, Scalar, Stacked
 
@@ -47,8 +49,10 @@ class FedBuff:
         epochs: if > 0, shuffled local epochs instead of steps, static.
         weighting: "uniform" (the paper) or "count" (by number of examples), static.
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`, fresh for every job.
-    State: params [...], past [max_age + 1, ...]; memory (max_age + 2) d. Before round 0 the past is
-        the initial model.
+        aggregator: of messages into one, `Mean()`, `Median()`, `Krum(f)`, ...
+        compress: of messages, `Identity()`, `TopK(.1)`, `EF(TopK(.1))`, ...
+    State: params [...], past [max_age + 1, ...], memory of the uplink; memory (max_age + 2) d, and
+        what the parts hold. Before round 0 the past is the initial model.
     Needs: Arrivals nets, no age above max_age.
     Sent: up 32 d, down 32 d bits per arriving client and round, in float32.
     Equals: FedAvg when every age is 0.
@@ -78,14 +82,18 @@ class FedBuff:
     epochs: int = count(0, low=0)
     weighting: str = choice("uniform", "count")
     solver: Any = SGD()
+    aggregator: Any = Mean()
+    compress: Any = Identity()
     needs: ClassVar[Needs] = Needs(Arrivals, check=_fits)
 
     class State(NamedTuple):
         params: Params  # x     [...]               server model
         past: Stacked  # x^(t - age)  [max_age + 1, ...]  round t in row t mod (max_age + 1)
+        link: Any = ()  # memory of the uplink
 
     def init(self, params, clients, key):
-        return self.State(params, comm.stack(params, self.max_age + 1))
+        link = Uplink.of(self).init(clients.n, params)
+        return self.State(params, comm.stack(params, self.max_age + 1), link)
 
     def round(self, state, clients, net, key):
         x, size = state.params, self.max_age + 1
@@ -95,14 +103,19 @@ class FedBuff:
         s = jnp.where(age <= self.max_age, (1 + age) ** -self.exponent, jnp.nan)
 
         def local(client, x, key):
-            xi = client.samples(key, self.steps, self.epochs)
-            y, loss, _ = train(client.grad, x, xi, self.lr, self.solver, self.solver.init(x))
-            return jax.tree.map(lambda y, x: y - x, y, x), (loss, live_steps(xi))
+            y, _, work = fit(self, client, x, key)
+            return tree.sub(y, x), work
 
         old = comm.pick(past, (net.t - net.age) % size)
-        delta, (loss, grads) = clients[net.idx].mean(
-            local, old, weights=p * s, send=net.send, key=key
+        d, link, work = clients[net].mean(
+            local,
+            old,
+            weights=p * s,
+            send=net.send,
+            key=key,
+            uplink=Uplink.of(self),
+            memory=state.link,
         )
-        x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, delta)
-        info = net.info(loss, grads, up=comm.bits(x), down=comm.bits(x), w=p)
-        return self.State(x, past), info
+        x = tree.add_scale(x, self.server_lr, d)
+        info = net.info(work, up=self.compress.bits(x), down=comm.bits(x), w=p)
+        return self.State(x, past, link), info

@@ -11,7 +11,7 @@ from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
 from jaxfl.networks import Messages
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, Work, fork
 
 
 def _fits(alg, network):
@@ -87,10 +87,9 @@ class GossipLearning:
         kept_age: Scalar  # s  [slots]
 
     def init(self, params, clients, key):
-        n, slots = clients.n, self.slots or clients.n
-        return self.State(
-            comm.stack(params, n), jnp.zeros(n), comm.stack(params, slots), jnp.zeros(slots)
-        )
+        slots = self.slots or clients.n
+        past = comm.stack(params, slots), jnp.zeros(slots)
+        return self.State(clients.rows(params), clients.rows(jnp.zeros(())), *past)
 
     def round(self, state, clients, net, key):
         _fits(self, net)
@@ -140,7 +139,7 @@ class GossipLearning:
         (x, t), (y, s) = _split(pool, n)
         grads = steps * (2 if self.mode == "update_merge" else 1)
         size = (comm.bits(state.params) + comm.bits(state.age)) / n
-        return self.State(x, t, y, s), net.info(loss, grads, up=size, down=size)
+        return self.State(x, t, y, s), net.info(Work(loss, grads), up=size, down=size)
 
     def _merge(self, x, t, y, s):
         a = jnp.full_like(t, 0.5)

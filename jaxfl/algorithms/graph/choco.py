@@ -3,8 +3,8 @@
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import struct
+from optax import tree
 
 from jaxfl.components.compressors import TopK
 from jaxfl.engine import comm
@@ -60,20 +60,17 @@ class Choco:
         x_hat: Stacked  # x_hat  [n, ...]  public copies
 
     def init(self, params, clients, key):
-        x = comm.stack(params, clients.n)
-        return self.State(x, jax.tree.map(jnp.zeros_like, x))
+        return self.State(clients.rows(params), clients.rows(tree.zeros_like(params)))
 
     def round(self, state, clients, net, key):
         x, x_hat = state
-        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=key)
-        y = jax.tree.map(lambda x, g: x - self.lr * g, x, g)
+        g, work = clients.grads(x, key)
+        y = tree.add_scale(x, -self.lr, g)
 
         def publish(x, x_hat):
-            difference = jax.tree.map(jnp.subtract, x, x_hat)
-            q = clients.each(
-                lambda c, v, key: self.compress(v, key), difference, key=fork(key, "compress")
-            )
-            return jax.tree.map(jnp.add, x_hat, net.send(q, fork(key, "send")))
+            compress = lambda client, v, key: self.compress(v, key)
+            q = clients.each(compress, tree.sub(x, x_hat), key=fork(key, "compress"))
+            return tree.add(x_hat, net.send(q, fork(key, "send")))
 
         def gossip(y, x_hat):
             pull = lambda y, mixed, hat: y + self.gamma * (mixed - hat)
@@ -86,4 +83,4 @@ class Choco:
             x = gossip(y, x_hat)
             x_hat = publish(x, x_hat)
         size = self.compress.bits(jax.tree.map(lambda a: a[0], x))
-        return self.State(x, x_hat), net.info(loss, 1.0, up=size, down=size)
+        return self.State(x, x_hat), net.info(work, up=size, down=size)

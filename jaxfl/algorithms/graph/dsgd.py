@@ -5,12 +5,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from flax import struct
 
-from jaxfl.components.solvers import SGD, live_steps, train
+from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
 from jaxfl.networks import Graph
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked
 
 
 @struct.dataclass
@@ -61,24 +61,16 @@ class DSGD:
         memory: Stacked  # of the solver  [n, ...]
 
     def init(self, params, clients, key):
-        return self.State(
-            comm.stack(params, clients.n), comm.stack(self.solver.init(params), clients.n)
-        )
+        return self.State(clients.rows(params), clients.rows(self.solver.init(params)))
 
     def round(self, state, clients, net, key):
         x = state.params
-
-        def local(client, x, memory, key):
-            xi = client.samples(key, self.steps, self.epochs)
-            y, loss, memory = train(client.grad, x, xi, self.lr, self.solver, memory)
-            return y, memory, loss, live_steps(xi)
-
-        y, memory, loss, grads = clients.each(local, x, state.memory, key=key)
+        local = lambda client, x, memory, key: fit(self, client, x, key, memory=memory)
+        y, memory, work = clients.each(local, x, state.memory, key=key)
         if self.order == "atc":
-            new = comm.mix(net.w, net.send(y, fork(key, "send")), own=y)
+            new = net.mix(y, key)
         else:
-            mixed = comm.mix(net.w, net.send(x, fork(key, "send")), own=x)
-            new = jax.tree.map(lambda m, y, x: m + (y - x), mixed, y, x)
-        new = comm.where(net.active, self.State(new, memory), state)
+            new = jax.tree.map(lambda m, y, x: m + (y - x), net.mix(x, key), y, x)
         size = comm.bits(x) / clients.n
-        return new, net.info(loss, grads, up=size, down=size)
+        new = comm.where(net.active, self.State(new, memory), state)
+        return new, net.info(work, up=size, down=size)

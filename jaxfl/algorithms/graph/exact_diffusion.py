@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from flax import struct
 from jax.core import Tracer
+from optax import tree
 
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs, matrix
 from jaxfl.engine.fields import hyper
 from jaxfl.networks import Graph
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked
 
 
 @lru_cache(8)  # a large graph takes longer than some runs on it
@@ -76,16 +77,14 @@ class ExactDiffusion:
         psi: Stacked  # psi  [n, ...]  the last adapted iterate
 
     def init(self, params, clients, key):
-        x = comm.stack(params, clients.n)
-        return self.State(x, x)
+        return self.State(clients.rows(params), clients.rows(params))
 
     def round(self, state, clients, net, key):
         x, psi = state
-        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=key)
-        new = jax.tree.map(lambda x, g: x - self.lr * g, x, g)
+        g, work = clients.grads(x, key)
+        new = tree.add_scale(x, -self.lr, g)
         phi = jax.tree.map(lambda new, x, psi: new + x - psi, new, x, psi)
-        mixed = comm.mix(net.w, net.send(phi, fork(key, "send")), own=phi)
-        x = jax.tree.map(lambda m, p: (1 - self.lazy) * m + self.lazy * p, mixed, phi)
+        lazy = lambda mixed, phi: (1 - self.lazy) * mixed + self.lazy * phi
+        x = jax.tree.map(lazy, net.mix(phi, key), phi)
         size = comm.bits(x) / clients.n
-        info = net.info(loss, 1.0, up=size, down=size)
-        return self.State(x, new), info
+        return self.State(x, new), net.info(work, up=size, down=size)

@@ -4,12 +4,14 @@ from typing import ClassVar, NamedTuple
 
 import jax
 from flax import struct
+from optax import tree
 
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, hyper
+from jaxfl.engine.marks import Rows
 from jaxfl.networks import Graph
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked
 
 
 @struct.dataclass
@@ -57,30 +59,18 @@ class GradientTracking:
         g: Stacked  # g  [n, ...]  last gradient
 
     def init(self, params, clients, key):
-        x = comm.stack(params, clients.n)
-        _, g = clients.each(_gradient, x, key=key)
+        x = clients.rows(params)
+        g = Rows(clients.grads(x.value, key)[0])
         return self.State(x, g, g)
 
     def round(self, state, clients, net, key):
-        first, second = fork(key, "send x"), fork(key, "send y")
         x, y, g = state
-        step = lambda x, y: x - self.lr * y
-        if self.order != "diging":
-            half = jax.tree.map(step, x, y)
-            x = comm.mix(net.w, net.send(half, first), own=half)
-        else:
-            x = jax.tree.map(step, comm.mix(net.w, net.send(x, first), own=x), y)
-        loss, new = clients.each(_gradient, x, key=key)
-        plus = lambda y, new, g: y + new - g
-        if self.order == "atc":
-            half = jax.tree.map(plus, y, new, g)
-            y = comm.mix(net.w, net.send(half, second), own=half)
-        else:
-            y = jax.tree.map(plus, comm.mix(net.w, net.send(y, second), own=y), new, g)
+        mix = lambda x, name: net.mix(x, key, name)
+        step = lambda x: tree.add_scale(x, -self.lr, y)
+        x = step(mix(x, "send x")) if self.order == "diging" else mix(step(x), "send x")
+        new, work = clients.grads(x, key)
+        plus = lambda y: jax.tree.map(lambda y, new, g: y + new - g, y, new, g)
+        y = mix(plus(y), "send y") if self.order == "atc" else plus(mix(y, "send y"))
         size = 2 * comm.bits(x) / clients.n
-        info = net.info(loss, 1.0, up=size, down=size)
-        return comm.where(net.active, self.State(x, y, new), state), info
-
-
-def _gradient(client, x, key):
-    return client.grad(x, client.draw(key))
+        new = comm.where(net.active, self.State(x, y, new), state)
+        return new, net.info(work, up=size, down=size)

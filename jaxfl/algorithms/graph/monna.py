@@ -3,8 +3,8 @@
 from typing import ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import struct
+from optax import tree
 
 from jaxfl.components.aggregators import nearest_neighbours
 from jaxfl.engine import comm
@@ -59,16 +59,15 @@ class MoNNA:
         m: Stacked  # m  [n, ...]
 
     def init(self, params, clients, key):
-        x = comm.stack(params, clients.n)
-        return self.State(x, jax.tree.map(jnp.zeros_like, x))
+        return self.State(clients.rows(params), clients.rows(tree.zeros_like(params)))
 
     def round(self, state, clients, net, key):
         x, m = state
-        loss, g = clients.each(lambda c, x, key: c.grad(x, c.draw(key)), x, key=key)
+        g, work = clients.grads(x, key)
         m = jax.tree.map(lambda m, g: self.beta * m + (1 - self.beta) * g, m, g)
-        y = jax.tree.map(lambda x, m: x - self.lr * m, x, m)
+        y = tree.add_scale(x, -self.lr, m)
         sent = net.send(y, fork(key, "send"))
         x = comm.mix(nearest_neighbours(net.w, sent, self.f, own=y), sent, own=y)
         size = comm.bits(y) / clients.n
-        info = net.info(loss, 1.0, up=size, down=size)
-        return comm.where(net.active, self.State(x, m), state), info
+        new = comm.where(net.active, self.State(x, m), state)
+        return new, net.info(work, up=size, down=size)

@@ -5,12 +5,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from optax import tree
 
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import hyper
 from jaxfl.networks import Graph
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked
 
 
 @struct.dataclass
@@ -55,16 +56,13 @@ class SGP:
 
     def init(self, params, clients, key):
         wide = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-        return self.State(comm.stack(params, clients.n), jnp.ones(clients.n, wide))
+        return self.State(clients.rows(params), clients.rows(jnp.ones((), wide)))
 
     def round(self, state, clients, net, key):
         z = state.params
-        loss, g = clients.each(lambda c, z, key: c.grad(z, c.draw(key)), z, key=key)
-        half = jax.tree.map(lambda x, g: x - self.lr * g, state.x, g)
-        half = comm.where(net.active, half, state.x)
+        g, work = clients.grads(z, key)
+        half = comm.where(net.active, tree.add_scale(state.x, -self.lr, g), state.x)
         # an adversary lies about its model; the weight is what keeps mass, and stays
-        new = self.State(
-            comm.mix(net.w, net.send(half, fork(key, "send")), own=half), comm.mix(net.w, state.w)
-        )
+        new = self.State(net.mix(half, key), comm.mix(net.w, state.w))
         size = comm.bits((z, state.w)) / clients.n
-        return new, net.info(loss, 1.0, up=size, down=size)
+        return new, net.info(work, up=size, down=size)

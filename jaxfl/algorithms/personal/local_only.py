@@ -2,14 +2,14 @@
 
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 from flax import struct
 
-from jaxfl.components.solvers import SGD, live_steps, train
-from jaxfl.engine import comm
+from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import count, hyper
 from jaxfl.networks import Cohort
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Params, Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -26,20 +26,20 @@ class Local:
         steps: local steps on independent minibatches, static.
         epochs: if > 0, shuffled local epochs instead of steps, static.
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`, fresh every round.
-    State: params [n, ...], the clients' own, also as `personal`; memory n d.
+    State: params [n, ...], the clients' own; memory n d.
     Needs: Cohort nets.
     Sent: up 0, down 0.
-    Equals: Ditto's personal models when lam = 0, under the same key.
+    Equals: Ditto's personal models when mu = 0, under the same key.
     Deviations: none; who was never in a cohort keeps the initial model.
     Source: Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through
-        Personalization", ICML 2021, arXiv 2012.04221, whose personal models these are when lam = 0;
+        Personalization", ICML 2021, arXiv 2012.04221, whose personal models these are when mu = 0;
         a reconstruction.
     Example:
         >>> run = jaxfl.simulate(
         ...     algorithms.Local(lr=0.5), problems.quadratics(n=4).clients(), networks.Everyone(4),
         ...     jnp.zeros(5), jax.random.key(0), rounds=10,
         ... )
-        >>> run.state.personal.shape, float(run.history.up.sum())
+        >>> run.state.params.shape, float(run.history.up.sum())
         ((4, 5), 0.0)
     """
 
@@ -52,23 +52,14 @@ class Local:
     class State(NamedTuple):
         params: Stacked  # v  [n, ...]  models of the clients' own
 
-        @property
-        def personal(self):
-            return self.params
+        def personal(self, i: Scalar) -> Params:
+            """The model of client i."""
+            return jax.tree.map(lambda a: a[i], self.params)
 
     def init(self, params, clients, key):
-        return self.State(comm.stack(params, clients.n))
+        return self.State(clients.rows(params))
 
     def round(self, state, clients, net, key):
-        v = state.params
-
-        def local(client, v, key):
-            xi = client.samples(key, self.steps, self.epochs)
-            v, loss, _ = train(client.grad, v, xi, self.lr, self.solver, self.solver.init(v))
-            return v, loss, live_steps(xi)
-
-        own, loss, grads = clients[net.idx].each(
-            local, comm.pick(v, net.idx), key=fork(key, "personal")
-        )
-        info = net.info(loss, grads, up=0.0, down=0.0)
-        return self.State(comm.put(v, net.idx, own)), info
+        local = lambda client, v, key: fit(self, client, v, key)
+        v, _, work = clients[net].each(local, state.params, key=fork(key, "personal"))
+        return self.State(v), net.info(work, up=0.0, down=0.0)

@@ -4,13 +4,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 from flax import struct
+from optax import tree
 
-from jaxfl.components.solvers import SGD, live_steps, train
+from jaxfl.components.adapters import Everything, join
+from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
+from jaxfl.engine.parts import Identity, Mean, NoPrivacy, Uplink
 from jaxfl.networks import Cohort
-from jaxfl.types import Params, Scalar
+from jaxfl.types import Params, Scalar, Stacked
 
 
 @struct.dataclass
@@ -28,7 +31,14 @@ class FedAvg:
         epochs: if > 0, shuffled local epochs instead of steps, static.
         weighting: "uniform" or "count" (by number of examples, as the paper), static.
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`, fresh every round.
-    State: params [...]; memory d.
+        server: the same, of the server: its gradient is minus the mean change, its learning rate
+            `server_lr`.
+        aggregator: of messages into one, `Mean()`, `Median()`, `Krum(f)`, ...
+        compress: of messages, `Identity()`, `TopK(.1)`, `EF(TopK(.1))`, ...
+        privacy: `NoPrivacy()` or `Gaussian(...)`, which also sets the weights.
+        mask: which leaves clients share, `Everything()` or `Private("pattern")`.
+    State: params [...], memory of the server, of the uplink, private leaves [n, ...]; memory d, and
+        what the parts hold.
     Needs: Cohort nets.
     Sent: up 32 d, down 32 d bits per participating client and round, in float32.
     Equals: gradient descent when steps = 1, everyone takes part, full batch, server_lr = 1.
@@ -52,24 +62,45 @@ class FedAvg:
     epochs: int = count(0, low=0)
     weighting: str = choice("uniform", "count")
     solver: Any = SGD()
+    server: Any = SGD()
+    aggregator: Any = Mean()
+    compress: Any = Identity()
+    privacy: Any = NoPrivacy()
+    mask: Any = Everything()
     needs: ClassVar[Needs] = Needs(Cohort)
 
     class State(NamedTuple):
         params: Params  # x  [...]  server model
+        memory: Any = ()  # of the server's solver
+        link: Any = ()  # memory of the uplink
+        own: Stacked = ()  # private leaves [n, ...]
+
+    class Personal(State):
+        def personal(self, i: Scalar) -> Params:
+            """The server's model with the private leaves of client i."""
+            return join(jax.tree.map(lambda a: a[i], self.own), self.params)
 
     def init(self, params, clients, key):
-        return self.State(params)
+        shared, private = self.mask.shared(params), self.mask.private(params)
+        kind = self.Personal if jax.tree.leaves(private) else self.State
+        link = Uplink.of(self).init(clients.n, shared)
+        return kind(params, self.server.init(shared), link, clients.rows(private))
 
     def round(self, state, clients, net, key):
-        x = state.params
+        x, memory, link, own = state
+        way, share = Uplink.of(self), self.mask.shared
         w = clients.weights(net, self.weighting)
 
-        def local(client, key):  # ClientUpdate
-            xi = client.samples(key, self.steps, self.epochs)
-            y, loss, _ = train(client.grad, x, xi, self.lr, self.solver, self.solver.init(x))
-            return jax.tree.map(lambda y, x: y - x, y, x), (loss, live_steps(xi))
+        def local(client, own, key):  # ClientUpdate
+            start = self.mask.join(own, x)
+            y, _, work = fit(self, client, start, key)
+            return share(tree.sub(y, start)), (self.mask.private(y), work)
 
-        delta, (loss, grads) = clients[net.idx].mean(local, weights=w, send=net.send, key=key)
-        x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, delta)
-        size = comm.bits(x)
-        return self.State(x), net.info(loss, grads, up=size, down=size, w=w)
+        d, link, (own, work) = clients[net].mean(
+            local, own, weights=w, send=net.send, key=key, uplink=way, memory=link
+        )
+        old = share(x), memory
+        new = self.server.step(share(x), tree.scale(-1, d), self.server_lr, memory)
+        new, memory = way.wait(net, new, old)
+        info = net.info(work, up=self.compress.bits(new), down=comm.bits(new), w=w)
+        return type(state)(self.mask.join(new, x), memory, link, own), info

@@ -5,11 +5,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from optax import tree
 
-from jaxfl.components.solvers import SGD, live_steps, train
+from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
+from jaxfl.engine.parts import Identity, Mean, NoPrivacy, Uplink
 from jaxfl.networks import Cohort
 from jaxfl.types import Params, Scalar
 
@@ -41,7 +43,11 @@ class FedOpt:
         epochs: if > 0, shuffled local epochs instead of steps, static.
         weighting: "uniform" or "count", static.
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`, fresh every round.
-    State: params [...], m [...], v [...]; memory 3 d.
+        aggregator: of messages into one, `Mean()`, `Median()`, `Krum(f)`, ...
+        compress: of messages, `Identity()`, `TopK(.1)`, `EF(TopK(.1))`, ...
+        privacy: `NoPrivacy()` or `Gaussian(...)`, which also sets the weights.
+    State: params [...], m [...], v [...], memory of the uplink; memory 3 d, and what the parts
+        hold.
     Needs: Cohort nets.
     Sent: up 32 d, down 32 d bits per participating client and round, in float32.
     Equals: FedAvg up to the scale of its server_lr when tau is huge: beta1 = 0,
@@ -66,33 +72,40 @@ class FedOpt:
     epochs: int = count(0, low=0)
     weighting: str = choice("uniform", "count")
     solver: Any = SGD()
+    aggregator: Any = Mean()
+    compress: Any = Identity()
+    privacy: Any = NoPrivacy()
     needs: ClassVar[Needs] = Needs(Cohort)
 
     class State(NamedTuple):
         params: Params  # x  [...]
         m: Params  # m  [...]  first moment of the changes
         v: Params  # v  [...]  second moment
+        link: Any = ()  # memory of the uplink
 
     def init(self, params, clients, key):
-        zero = jax.tree.map(jnp.zeros_like, params)
-        return self.State(params, zero, jax.tree.map(lambda z: z + self.tau**2, zero))
+        zero = tree.zeros_like(params)
+        link = Uplink.of(self).init(clients.n, params)
+        return self.State(params, zero, jax.tree.map(lambda z: z + self.tau**2, zero), link)
 
     def round(self, state, clients, net, key):
-        x, m, v = state
-        w = clients.weights(net, self.weighting)
+        x, m, v, link = state
+        w, way = clients.weights(net, self.weighting), Uplink.of(self)
 
         def local(client, key):
-            xi = client.samples(key, self.steps, self.epochs)
-            y, loss, _ = train(client.grad, x, xi, self.lr, self.solver, self.solver.init(x))
-            return jax.tree.map(lambda y, x: y - x, y, x), (loss, live_steps(xi))
+            y, _, work = fit(self, client, x, key)
+            return tree.sub(y, x), work
 
-        d, (loss, grads) = clients[net.idx].mean(local, weights=w, send=net.send, key=key)
+        d, link, work = clients[net].mean(
+            local, weights=w, send=net.send, key=key, uplink=way, memory=link
+        )
         second = _SECOND_MOMENTS[self.kind]
         m = jax.tree.map(lambda m, d: self.beta1 * m + (1 - self.beta1) * d, m, d)
         v = jax.tree.map(lambda v, d: second(v, d, self.beta2), v, d)
         x = jax.tree.map(lambda x, m, v: x + self.server_lr * m / (jnp.sqrt(v) + self.tau), x, m, v)
-        info = net.info(loss, grads, up=comm.bits(x), down=comm.bits(x), w=w)
-        return net.wait(self.State(x, m, v), state), info
+        new = way.wait(net, self.State(x, m, v), state._replace(link=()))
+        info = net.info(work, up=self.compress.bits(x), down=comm.bits(x), w=w)
+        return new._replace(link=link), info
 
 
 def FedAdagrad(lr: Scalar, **fields: Any) -> FedOpt:

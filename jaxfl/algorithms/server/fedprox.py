@@ -2,14 +2,15 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 from flax import struct
+from optax import tree
 
 from jaxfl.components.oracles import proximal
-from jaxfl.components.solvers import SGD, live_steps, train
+from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
+from jaxfl.engine.parts import Identity, Mean, NoPrivacy, Uplink
 from jaxfl.networks import Cohort
 from jaxfl.types import Params, Scalar
 
@@ -31,7 +32,10 @@ class FedProx:
         epochs: if > 0, shuffled local epochs instead of steps, static.
         weighting: "uniform" or "count", static.
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`, fresh every round.
-    State: params [...]; memory d.
+        aggregator: of messages into one, `Mean()`, `Median()`, `Krum(f)`, ...
+        compress: of messages, `Identity()`, `TopK(.1)`, `EF(TopK(.1))`, ...
+        privacy: `NoPrivacy()` or `Gaussian(...)`, which also sets the weights.
+    State: params [...], memory of the uplink; memory d, and what the parts hold.
     Needs: Cohort nets.
     Sent: up 32 d, down 32 d bits per participating client and round, in float32.
     Equals: FedAvg when mu = 0.
@@ -51,25 +55,30 @@ class FedProx:
     epochs: int = count(0, low=0)
     weighting: str = choice("uniform", "count")
     solver: Any = SGD()
+    aggregator: Any = Mean()
+    compress: Any = Identity()
+    privacy: Any = NoPrivacy()
     needs: ClassVar[Needs] = Needs(Cohort)
 
     class State(NamedTuple):
         params: Params  # x  [...]  server model
+        link: Any = ()  # memory of the uplink
 
     def init(self, params, clients, key):
-        return self.State(params)
+        return self.State(params, Uplink.of(self).init(clients.n, params))
 
     def round(self, state, clients, net, key):
-        x = state.params
+        x, way = state.params, Uplink.of(self)
         w = clients.weights(net, self.weighting)
 
         def local(client, key):
-            xi = client.samples(key, self.steps, self.epochs)
             grad = proximal(client.grad, self.mu, x)  # towards x, not towards 0
-            y, loss, _ = train(grad, x, xi, self.lr, self.solver, self.solver.init(x))
-            return jax.tree.map(lambda y, x: y - x, y, x), (loss, live_steps(xi))
+            y, _, work = fit(self, client, x, key, grad)
+            return tree.sub(y, x), work
 
-        delta, (loss, grads) = clients[net.idx].mean(local, weights=w, send=net.send, key=key)
-        x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, delta)
-        size = comm.bits(x)
-        return self.State(x), net.info(loss, grads, up=size, down=size, w=w)
+        d, link, work = clients[net].mean(
+            local, weights=w, send=net.send, key=key, uplink=way, memory=state.link
+        )
+        x = tree.add_scale(x, self.server_lr, d)
+        info = net.info(work, up=self.compress.bits(x), down=comm.bits(x), w=w)
+        return self.State(x, link), info

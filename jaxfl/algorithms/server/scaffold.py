@@ -1,16 +1,18 @@
 """SCAFFOLD."""
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from optax import tree
 
 from jaxfl.components.oracles import shifted
-from jaxfl.components.solvers import SGD, live_steps, train
+from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
+from jaxfl.engine.parts import Identity, Mean, Uplink
 from jaxfl.networks import Cohort
 from jaxfl.types import Params, Scalar, Stacked
 
@@ -30,7 +32,10 @@ class Scaffold:
         steps: local steps on independent minibatches, static.
         epochs: if > 0, shuffled local epochs instead of steps, static.
         weighting: "uniform" (the paper) or "count", of the model changes, static.
-    State: params [...], c [...], c_i [n, ...]; memory (n + 2) d.
+        aggregator: of both payloads, each by itself, `Mean()`, `Median()`, `Krum(f)`, ...
+        compress: of both, `Identity()`, `TopK(.1)`, `EF(TopK(.1))`, ...
+    State: params [...], c [...], c_i [n, ...], memory of the uplink; memory (n + 2) d, and what the
+        parts hold.
     Needs: Cohort nets.
     Sent: up 64 d, down 64 d bits per participating client and round, in float32.
     Equals: FedAvg in its first round; c = mean of c_i always.
@@ -55,38 +60,45 @@ class Scaffold:
     steps: int = count(10)
     epochs: int = count(0, low=0)
     weighting: str = choice("uniform", "count")
+    aggregator: Any = Mean()
+    compress: Any = Identity()
+    solver: ClassVar[Any] = SGD()
     needs: ClassVar[Needs] = Needs(Cohort)
 
     class State(NamedTuple):
         params: Params  # x    [...]     server model
         c: Params  # c    [...]     server control variate
         c_i: Stacked  # c_i  [n, ...]  client control variates
+        link: Any = ()  # memory of the uplink
 
     def init(self, params, clients, key):
-        zero = jax.tree.map(jnp.zeros_like, params)
-        return self.State(params, zero, comm.stack(zero, clients.n))
+        zero = tree.zeros_like(params)
+        link = Uplink.of(self).init(clients.n, params, params)
+        return self.State(params, zero, clients.rows(zero), link)
 
     def round(self, state, clients, net, key):
-        x, c, c_all = state
+        x, c, c_i, link = state
         w = clients.weights(net, self.weighting)
         share = jnp.where(net.weight > 0, 1 / clients.n, 0)
 
         def local(client, c_i, key):
-            xi = client.samples(key, self.steps, self.epochs)
-            grad = shifted(client.grad, jax.tree.map(lambda c, c_i: c - c_i, c, c_i))  # line 10
-            y, loss, _ = train(grad, x, xi, self.lr, SGD(), ())
-            k = live_steps(xi)
+            grad = shifted(client.grad, tree.sub(c, c_i))  # line 10
+            y, _, work = fit(self, client, x, key, grad)
             new = jax.tree.map(  # line 12, option II
-                lambda c_i, c, x, y: c_i - c + (x - y) / (k * self.lr), c_i, c, x, y
+                lambda c_i, c, x, y: c_i - c + (x - y) / (work.grads * self.lr), c_i, c, x, y
             )
-            minus = lambda a, b: jax.tree.map(jnp.subtract, a, b)
-            return (minus(y, x), minus(new, c_i)), (new, loss, k)  # line 13
+            return (tree.sub(y, x), tree.sub(new, c_i)), (new, work)  # line 13
 
-        (dx, dc), (new, loss, k) = clients[net.idx].mean(
-            local, comm.pick(c_all, net.idx), weights=(w, share), send=net.send, key=key
+        (dx, dc), link, (c_i, work) = clients[net].mean(
+            local,
+            c_i,
+            weights=(w, share),
+            send=net.send,
+            key=key,
+            uplink=Uplink.of(self),
+            memory=link,
         )
-        x = jax.tree.map(lambda x, d: x + self.server_lr * d, x, dx)  # line 17
-        c = jax.tree.map(lambda c, d: c + d, c, dc)
-        size = 2 * comm.bits(x)
-        info = net.info(loss, k, up=size, down=size, w=w)
-        return self.State(x, c, comm.put(c_all, net.idx, new)), info
+        x = tree.add_scale(x, self.server_lr, dx)  # line 17
+        up, down = 2 * self.compress.bits(x), 2 * comm.bits(x)
+        info = net.info(work, up=up, down=down, w=w)
+        return self.State(x, tree.add(c, dc), c_i, link), info
