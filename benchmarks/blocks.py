@@ -13,8 +13,7 @@ import numpy as np
 from common import record
 from rival import programs, ratio
 
-from jaxfl import Clients, algorithms, models, networks
-from jaxfl.engine import simulate
+from jaxfl import Clients, algorithms, models, networks, simulate
 
 CASES = {
     "logistic 784 x 10, 200 clients": (models.logistic(784, 10), (784,), 200),

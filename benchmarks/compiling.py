@@ -14,8 +14,7 @@ import numpy as np
 from common import record
 from rival import alternate, ratio
 
-from jaxfl import Clients, algorithms, grid, models, networks
-from jaxfl.engine import simulate
+from jaxfl import Clients, algorithms, grid, models, networks, simulate
 
 BASE = {"clients": 16, "rounds": 50, "steps": 5, "runs": 4}
 LARGE = {"clients": 4096, "rounds": 5000, "steps": 500, "runs": 1024}

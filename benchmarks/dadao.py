@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from common import record
 
-from jaxfl import Clients, problems
+from jaxfl import Clients, problems, simulate
 from jaxfl.algorithms.asynchronous.dadao import DADAO
-from jaxfl.engine import simulate
 from jaxfl.networks import graphs, spectra
 from jaxfl.networks.clocks import dadao_rates, poisson, to_events
 

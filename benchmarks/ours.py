@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "rivals"))
 import work
 from serve import Rival, serve
 
-from jaxfl import Clients, algorithms, grid, models, networks
-from jaxfl.engine import comm, simulate
+from jaxfl import Clients, algorithms, grid, models, networks, simulate
+from jaxfl.engine import comm
 
 MODELS = {
     "A": models.logistic(784, 10),

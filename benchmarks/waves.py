@@ -17,8 +17,7 @@ from common import record
 from dadao import MU, L, problem
 from rival import alternate, ratio
 
-from jaxfl import Clients, algorithms, models, networks, problems
-from jaxfl.engine import simulate
+from jaxfl import Clients, algorithms, models, networks, problems, simulate
 from jaxfl.networks import dadao_rates
 
 GRAPH = dict(d=4, n=1000, seed=0)

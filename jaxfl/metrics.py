@@ -8,6 +8,7 @@ a diverged run says so.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from jaxfl.engine import comm
 from jaxfl.engine.clients import Clients
+from jaxfl.engine.contract import Models, Personal
 from jaxfl.engine.examples import check_once
 from jaxfl.models import labels as checks
 from jaxfl.types import Params, Scalar, Stacked
@@ -105,7 +107,6 @@ class Evaluate:
         if not self.data["y"].shape[0]:
             raise ValueError("data holds no examples to evaluate on; `load(name, test=0.2)`")
         params = state.params
-        personal = getattr(state, "personal", params)
         stacked = is_stacked(params, self.model)
         examples = self._held()
         scores, own = self._of(params, stacked, *examples)
@@ -116,8 +117,8 @@ class Evaluate:
             mean = comm.mix(share, params)
             scores["average"] = self._of(mean, False, *examples)[0][first]
             scores["consensus"] = consensus(params, share)
-        if personal is not params:
-            theirs, own = self._of(personal, True, *examples)
+        if isinstance(state, Personal) and state.personal.rows is not params:
+            theirs, own = self._of(state.personal, True, *examples)
             scores["personal"] = comm.mix(_normal(self.share, theirs[first]), theirs[first])
         if own is not None:
             clients, losses = own
@@ -136,18 +137,20 @@ class Evaluate:
         """Scores, and those on own labels, of one model, or of each, leaves `[n, ...]`."""
         q = None if self.label_weights is None else jnp.asarray(self.label_weights)
         who = None if q is None else jnp.arange(len(q))
-        one = lambda row: self._one(row[0], row[1], row[2], x, y, groups, owner)
+        each = params if isinstance(params, Models) else Models(params)
+        apply = partial(each.predict, self.model)
+        one = lambda row: self._one(apply, each.make(row[0]), *row[1:], x, y, groups, owner)
         if not stacked:
             return one((params, q, who))
-        n = jax.tree.leaves(params)[0].shape[0]
         at_once = max(1, _NUMBERS // max(x.size, 1))
-        if at_once >= n:
-            return jax.vmap(one)((params, q, who))
-        return jax.lax.map(one, (params, q, who), batch_size=at_once)
+        if at_once >= len(each):
+            return jax.vmap(one)((each.rows, q, who))
+        return jax.lax.map(one, (each.rows, q, who), batch_size=at_once)
 
-    def _one(self, params, q, who, x, y, groups, owner):
+    def _one(self, apply, params, q, who, x, y, groups, owner):
         """Scores of one model, and those on the own labels of client `who`, or of each client."""
-        sums = jnp.stack(self._examples(params, x, y))  # hits or errors, losses, how many
+        # hits or errors, losses, how many
+        sums = jnp.stack(self._examples(partial(apply, params), x, y))
         variance = None if _labels(y) else jnp.square(y - y.mean(0)[None]).mean()
         finite = jnp.isfinite(sums[1]).all()
 
@@ -173,17 +176,17 @@ class Evaluate:
             own = jnp.where(theirs[..., 2:] > 0, theirs, own)
         return found, scores(*jnp.moveaxis(own, -1, 0))
 
-    def _examples(self, params, x, y):
+    def _examples(self, apply, x, y):
         """What `_score` says of every example, in blocks of examples."""
         size, total = max(1, math.prod(x.shape[1:])), len(x)
         block = min(self.block or max(1, _NUMBERS // size), total)
         if block == total:
-            return _score(self.model.apply(params, x), y, self.pad)
+            return _score(apply(x), y, self.pad)
         pad = -total % block
         parts = jax.tree.map(
             lambda a: jnp.concatenate([a, a[:pad]]).reshape(-1, block, *a.shape[1:]), (x, y)
         )
-        one = lambda part: _score(self.model.apply(params, part[0]), part[1], self.pad)
+        one = lambda part: _score(apply(part[0]), part[1], self.pad)
         out = jax.lax.map(one, parts)
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:total], out)
 
@@ -227,16 +230,19 @@ class HeldOut:
     def __call__(self, state: Any) -> dict[str, Scalar]:
         """The scores of a state."""
         self.check()
-        params = getattr(state, "personal", None)
-        params = state.params if params is None else params
-        if not is_stacked(params, self.model):
-            params = comm.stack(params, self.clients.n)
+        if isinstance(state, Personal):
+            each = state.personal
+        elif is_stacked(state.params, self.model):
+            each = Models(state.params)
+        else:
+            each = Models(comm.stack(state.params, self.clients.n))
 
-        def one(client, params, key):
+        def one(client, row, key):
             xi = client.all(key)
             examples = client.get(xi)
             y = examples["y"]
-            hit, loss, kept = _score(self.model.apply(params, examples["x"]), y, self._pad())
+            outputs = each.predict(self.model, each.make(row), examples["x"])
+            hit, loss, kept = _score(outputs, y, self._pad())
             w = xi.weight.astype(loss.dtype)
             mean, total = _dot(w, loss) / _dot(w, kept), _dot(w, hit) / _dot(w, kept)
             if _labels(y):
@@ -246,7 +252,7 @@ class HeldOut:
             centre = (w[:, None] * y).sum(0)[None]
             return 1 - mean / _dot(w, jnp.square(y - centre).mean(1)), mean
 
-        score, loss = self.clients.each(one, params, key=jax.random.key(0))
+        score, loss = self.clients.each(one, each.rows, key=jax.random.key(0))
         w = self.clients.count / self.clients.count.sum()
         name = "accuracy" if _labels(self.clients.data.arrays["y"]) else "r2"
         means = {name: _dot(w.astype(score.dtype), score), "loss": _dot(w.astype(loss.dtype), loss)}

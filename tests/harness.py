@@ -138,8 +138,8 @@ class _Log:
                 if apply is each:
                     result, drawn = result
                 else:
-                    (mean_, (rest, drawn)) = result
-                    result = mean_, rest
+                    mean_, memory, (rest, drawn) = result
+                    result = mean_, memory, rest
                 log.passes.append(drawn)
                 return result
 

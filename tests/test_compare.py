@@ -497,7 +497,7 @@ def test_who_never_took_part_is_counted():
     assert f"Local: up to {drawn.max()} of 4 clients never took part" in found.text(200)
     moved = [
         (a[s, i] != b[s, i]).any()
-        for a in jax.tree.leaves(found.states["Ditto"].personal)
+        for a in jax.tree.leaves(found.states["Ditto"].own)
         for b in [np.broadcast_to(a[:, :1], a.shape)]
         for s in range(2)
         for i in range(4)

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfl import Clients, cli, grid, networks, spread
+from jaxfl import Clients, cli, compare, grid, networks, simulate, spread
 from jaxfl.algorithms import DSGD, FedAvg, Scaffold
-from jaxfl.engine import comm, simulate
-from jaxfl.studies import compare
+from jaxfl.engine import comm
 from jaxfl.studies.comparison import Comparison
 
 N, D = 32, 57  # no other size of the program is 57

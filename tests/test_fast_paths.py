@@ -21,8 +21,9 @@ from jaxfl.algorithms import DSGD, FedAvg, GossipLearning, Scaffold
 from jaxfl.components import solvers as local
 from jaxfl.components.compressors import _magnitudes, _threshold
 from jaxfl.components.oracles import _clip
-from jaxfl.components.solvers import SGD, Momentum, train
+from jaxfl.components.solvers import SGD, Clipped, Momentum, train
 from jaxfl.engine import client, clients, comm, mixing
+from jaxfl.engine import examples as examples_file
 from jaxfl.engine.client import Client, Sample
 from jaxfl.engine.examples import _paged
 from jaxfl.engine.simulate import simulate
@@ -418,8 +419,8 @@ def test_the_norm_is_computed_only_with_a_bound():
     def text(solver):
         return str(jax.make_jaxpr(lambda g: solver.step(g, g, 0.1, solver.init(g)))(g))
 
-    for solver in (SGD, Momentum):
-        plain, clipped = text(solver()), text(solver(clip=np.inf))
+    for solver in (SGD(), Momentum()):
+        plain, clipped = text(solver), text(Clipped(solver, np.inf))
         assert "reduce_sum" in clipped and not re.search("reduce_sum|cond", plain)
 
 
@@ -538,7 +539,7 @@ def shifted(examples, key):
 @pytest.mark.parametrize("name", ["fedavg", "gossip"])
 def test_a_smaller_last_minibatch_changes_nothing(monkeypatch, name):
     """In runs: clients without a second step, of some and of all examples in it, and noise."""
-    heavy = Momentum(0.8, clip=1.0)
+    heavy = Clipped(Momentum(0.8), 1.0)
     alg, network = {
         "fedavg": (FedAvg(lr=0.05, epochs=1, solver=heavy), networks.Uniform(6, 4)),
         "gossip": (
@@ -631,7 +632,7 @@ def test_near_examples_are_the_same(monkeypatch, count, batch):
 def test_large_pages_hold_the_same(monkeypatch, dtype, wide):
     """A copy, of which JAX makes no other; the bits and the dtype of `jnp.asarray`."""
     a, taken, put = (np.arange(24.0).reshape(8, 3) % 7 / 3).astype(dtype), [], jax.device_put
-    monkeypatch.setattr(clients, "_LARGE", 0)
+    monkeypatch.setattr(examples_file, "_LARGE", 0)
     monkeypatch.setattr(jax, "device_put", lambda a: taken.append(a) or put(a))
     with jax.enable_x64(wide):
         plain, paged = np.array(jnp.asarray(a)), _paged(a)

@@ -320,7 +320,7 @@ def test_what_holds_a_lock_is_known_by_its_type():
 @pytest.mark.parametrize("kind", ["float32", "float64", "int32", "uint8", "bool", "bfloat16"])
 def test_every_byte_of_an_array_counts(kind, tmp_path, monkeypatch):
     """Also of large ones, in memory, in a file, in any order, on a device."""
-    monkeypatch.setattr(jaxfl.identity, "_BLOCK", 1000)
+    monkeypatch.setattr("jaxfl.runs.identity._BLOCK", 1000)
     raw = np.random.default_rng(0).integers(0, 2, (70, 11, 3))
     a = raw.astype(jnp.dtype(kind))
     np.asarray(a).tofile(tmp_path / "a")
@@ -338,7 +338,7 @@ def test_a_large_array_is_read_in_blocks(monkeypatch):
     import tracemalloc
 
     a = np.zeros((1 << 12, 1 << 10))
-    monkeypatch.setattr(jaxfl.identity, "_BLOCK", 1 << 16)
+    monkeypatch.setattr("jaxfl.runs.identity._BLOCK", 1 << 16)
     tracemalloc.start()
     identity(a=a)
     assert tracemalloc.get_traced_memory()[1] < 1 << 22

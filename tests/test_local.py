@@ -16,7 +16,7 @@ from jaxfl.components.oracles import (
     shifted,
     zeroth_order,
 )
-from jaxfl.components.solvers import SGD, Momentum, Optax, live_steps, train
+from jaxfl.components.solvers import SGD, Clipped, Momentum, Optax, live_steps, train
 from jaxfl.engine.client import Sample
 
 RNG = np.random.default_rng(0)
@@ -233,7 +233,7 @@ def test_gradients_through_clipping_norms_and_padding_are_finite():
         at = {bound: jax.grad(clip, (0, 1))(zero, bound) for bound in (1.0, jnp.inf)}
 
         def end(lr, rho, x):  # with momentum, clipping, SAM and padding
-            solver = Momentum(clip=10.0)
+            solver = Clipped(Momentum(), 10.0)
             y, loss, _ = train(sam(grad, rho), x, xi, lr, solver, solver.init(x))
             return loss + y["b"]
 

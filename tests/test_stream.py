@@ -238,8 +238,8 @@ def test_what_needs_all_clients_is_refused():
     }.items():
         with pytest.raises(ValueError, match=message):
             go(Own(kind), HOST)
-    personal = lambda state: state.personal.sum()
-    with pytest.raises(ValueError, match=r"`evaluate` reads state\.personal"):
+    personal = lambda state: state.own.sum()
+    with pytest.raises(ValueError, match=r"`evaluate` reads state\.own"):
         go(Ditto(lr=0.1), HOST, every=1, evaluate=personal)
 
 

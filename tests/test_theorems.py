@@ -204,8 +204,8 @@ def test_personal_models_that_nothing_pulls_train_alone():
     """Ditto(mu=0)'s personal models are Local's, under the same cohorts and key."""
     ditto = play(Ditto(lr=0.05, mu=0.0, steps=3), _world("cohort"), rounds=10).state.state
     alone = play(Local(lr=0.05, steps=3), _world("cohort"), rounds=10).state.state
-    np.testing.assert_allclose(alone.personal, ditto.personal, rtol=1e-12, atol=1e-12)
-    assert alone.personal is alone.params
+    np.testing.assert_allclose(alone.params, ditto.own, rtol=1e-12, atol=1e-12)
+    assert alone.personal.rows is alone.params
 
 
 def test_one_local_step_of_everyone_is_gradient_descent():

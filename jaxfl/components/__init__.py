@@ -1,7 +1,19 @@
 """What a field of an algorithm holds: aggregators, compressors, oracles, solvers."""
 
 from jaxfl.components.adapters import Everything, Private
-from jaxfl.components.aggregators import nearest_neighbours
+from jaxfl.components.aggregators import (
+    NNM,
+    CenteredClipping,
+    ClippedGossip,
+    GeometricMedian,
+    Krum,
+    Median,
+    MultiKrum,
+    NearestNeighbours,
+    TrimmedMean,
+    median,
+    trimmed_mean,
+)
 from jaxfl.components.compressors import EF, QSGD, RandK, TopK
 from jaxfl.components.oracles import (
     blended,
@@ -13,5 +25,6 @@ from jaxfl.components.oracles import (
     shifted,
     zeroth_order,
 )
+from jaxfl.components.privacy import Gaussian, claim, epsilon
 from jaxfl.components.solvers import SGD, Clipped, Momentum, Optax, fit, live_steps, train
 from jaxfl.engine.parts import Identity, Mean, NoPrivacy

@@ -14,7 +14,7 @@ from jaxfl.engine.clients import Clients
 from jaxfl.engine.fields import _concrete, _name, check_ranges
 from jaxfl.networks.checks import check as check_network
 from jaxfl.networks.checks import layers
-from jaxfl.types import Info, Key, Params
+from jaxfl.types import Info, Key, Params, Stacked
 
 
 @runtime_checkable
@@ -28,6 +28,59 @@ class Algorithm(Protocol):
     def round(self, state: Any, clients: Clients, net: Any, key: Key) -> tuple[Any, Info]:
         """One round."""
         ...
+
+
+@runtime_checkable
+class State(Protocol):
+    """What every state has; a NamedTuple, so that it is a pytree."""
+
+    @property
+    def params(self) -> Params:
+        """The deployable model `[...]`, or one per node `[n, ...]`."""
+        ...
+
+
+@runtime_checkable
+class Personal(Protocol):
+    """What a state has beside `params` where every client has a model of its own."""
+
+    @property
+    def personal(self) -> "Models":
+        """The clients' models."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """A model per client, made from the client's row when somebody asks for it.
+
+    Args:
+        rows: what is kept of each client, leaves `[n, ...]`: its model, or a part of it.
+        make: `make(row) -> params`; by default the row is the model.
+        predict: `predict(model, params, x) -> outputs` for clients that do not predict by one
+            model; by default `model.apply(params, x)`.
+
+    Example:
+        >>> from jaxfl.engine.contract import Models
+        >>> heads = Models({"head": jnp.arange(3.0)}, lambda row: {"body": 7.0} | row)
+        >>> len(heads), heads[2]["head"].item(), heads[2]["body"]
+        (3, 2.0, 7.0)
+    """
+
+    rows: Stacked
+    make: Callable[[Any], Params] = lambda row: row
+    predict: Callable[[Any, Params, Any], Any] = lambda model, params, x: model.apply(params, x)
+
+    def __len__(self) -> int:
+        return jax.tree.leaves(self.rows)[0].shape[0]
+
+    def __getitem__(self, i: Any) -> Params:
+        """The model of client i."""
+        return self.make(jax.tree.map(lambda a: a[i], self.rows))
+
+    def all(self) -> Stacked:
+        """All of them, leaves `[n, ...]`."""
+        return jax.vmap(self.make)(self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

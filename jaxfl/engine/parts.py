@@ -4,8 +4,9 @@ On the client: compressor with its memory, clipping, `send`. At the receiver: ag
 server is one receiver, a graph is n of them. Slot 0 is always the receiver's own: its model on a
 graph, the change 0 on a server, where it has weight 0 and is no candidate.
 
-Weights keep their scale: a rule sees weights that sum to 1, and what it returns is multiplied by
-the sum that they had, 0 if nobody came. Rules that count read who has a weight that is not 0.
+A rule sees weights that sum to 1. On a server weights keep their scale: what the rule returns, a
+change, is multiplied by the sum that they had, 0 if nobody came. On a graph it is a model, which
+stays as it is. Rules that count read who has a weight that is not 0.
 """
 
 import dataclasses
@@ -124,24 +125,16 @@ def aggregate(rule: Any, heard: Heard, memory: Any = ()) -> tuple[Params, Any]:
         heard: with weights of any sum.
         memory: of the rule.
     """
-    w, total = _normal(heard.w)
+    w = heard.w / jnp.where((total := heard.w.sum()) > 0, total, 1)
     heard = heard.replace(w=w)
     if isinstance(rule, Remembers):
-        out, memory = rule.combine(heard, memory)
-    elif isinstance(rule, Sorts):
-        out = jax.tree.map(lambda a: rule.sort(a, w), heard.rows)
-    elif isinstance(rule, Mean):
-        out = heard.mix(w)
-    else:
-        squared = heard.squared()
-        out = heard.mix(rule.weigh(squared[0] if getattr(rule, "near", False) else squared, w))
-    scale = lambda a: jnp.where(total > 0, total * a, 0).astype(a.dtype)
-    return jax.tree.map(scale, out), memory
-
-
-def _normal(w):
-    total = w.sum(-1)
-    return w / jnp.where(total > 0, total, 1)[..., None], total
+        return rule.combine(heard, memory)
+    if isinstance(rule, Sorts):
+        return jax.tree.map(lambda a: rule.sort(a, w).astype(a.dtype), heard.rows), memory
+    if isinstance(rule, Mean):
+        return heard.mix(w), memory
+    squared = heard.squared()
+    return heard.mix(rule.weigh(squared[0] if getattr(rule, "near", False) else squared, w)), memory
 
 
 def gossip(
@@ -166,14 +159,19 @@ def gossip(
     if isinstance(rule, Weighs) and not isinstance(rule, Remembers):
         close = getattr(rule, "near", False)
         distances = comm.slot_distances if close else _pairs
-        share, total = _normal(near.w)
-        coef = total[:, None] * jax.vmap(rule.weigh)(distances(near, sent, own), share)
+        share = near.w / near.w.sum(1, keepdims=True)
+        coef = jax.vmap(rule.weigh)(distances(near, sent, own), share)
         return comm.mix(dataclasses.replace(near, w=coef), sent, own=own), memory
 
     def one(i, memory):
         return aggregate(rule, Heard(_rows(near, sent, own, i), near.w[i], near.idx[i]), memory)
 
     return jax.lax.map(lambda a: one(*a), (slots, memory), batch_size=_batch(near, own))
+
+
+def initial(rule: Any, x: Params, n: int) -> Any:
+    """The memory of an aggregator at each of n nodes of a graph, for models like x."""
+    return Rows(comm.stack(rule.init(x, n), n)) if isinstance(rule, Remembers) else ()
 
 
 def _rows(near, sent, own, i):
@@ -281,7 +279,9 @@ class Uplink:
             own = lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a])
             heard = Heard(jax.tree.map(own, rows), own(w_k), own(id))
             model, kept = aggregate(self.aggregator, heard, remembered[k] if remembered else ())
-            out.append(model)
+            total = w_k.sum()
+            scale = lambda a, total=total: jnp.where(total > 0, total * a, 0).astype(a.dtype)
+            out.append(jax.tree.map(scale, model))
             memory.append(kept)
         return out, tuple(memory) if remembered else remembered
 

@@ -54,6 +54,11 @@ class Everyone:
         wholes(self, "n")
         _fits(self.n, self.n, "n")
 
+    @property
+    def sampling(self) -> tuple[str, float]:
+        """How cohorts are drawn, and how many clients they have in the mean: what privacy needs."""
+        return "fixed", float(self.n)
+
     def __call__(self, t: Scalar, key: Key) -> Cohort:
         """The net of round t."""
         net = _cohort(t, jnp.arange(self.n, dtype=jnp.int32), self.n, self.links)
@@ -85,6 +90,11 @@ class Uniform:
     def __post_init__(self):
         wholes(self, "n", "size")
         _fits(self.n, self.size)
+
+    @property
+    def sampling(self) -> tuple[str, float]:
+        """How cohorts are drawn, and how many clients they have in the mean: what privacy needs."""
+        return "fixed", float(self.size)
 
     def __call__(self, t: Scalar, key: Key) -> Cohort:
         """The net of round t."""
@@ -157,6 +167,13 @@ class Bernoulli:
     def __post_init__(self):
         wholes(self, "n", "slots")
         _fits(self.n, self.slots or self.n, "slots")
+
+    @property
+    def sampling(self) -> tuple[str, float] | None:
+        """As for `Uniform`; None where probabilities differ, or too many may come for the slots."""
+        if np.ndim(self.rate) or 0 < self.slots < self.n:
+            return None
+        return "poisson", float(self.rate) * self.n
 
     def __call__(self, t: Scalar, key: Key) -> Cohort:
         """The net of round t."""

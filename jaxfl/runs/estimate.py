@@ -10,9 +10,9 @@ import numpy as np
 from flax import struct
 from jax.extend.core import Literal
 
-from jaxfl.engine import devices
+from jaxfl.engine import devices, memory
 from jaxfl.engine.clients import Clients
-from jaxfl.engine.memory import _bytes, _item, _refuse, _size, carried, limit, opened
+from jaxfl.engine.memory import _bytes, _item, _refuse, _size, carried, opened
 from jaxfl.types import Count, Params, whole
 
 _MARGIN = 1.08  # of activations: XLA packs buffers that overlap in time with gaps
@@ -121,7 +121,7 @@ def estimate(
         rest = before + made - after
     else:
         rest = int(_MARGIN * (before + (_peak(jaxpr.jaxpr) - history) / share) - after)
-    return Estimate(data, after, history, max(0, rest), block, limit(), exact)
+    return Estimate(data, after, history, max(0, rest), block, memory.limit(), exact)
 
 
 _BLOCKS: list[int] = []

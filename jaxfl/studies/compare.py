@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxfl.engine import devices
 from jaxfl.engine.clients import Clients
-from jaxfl.engine.contract import check
+from jaxfl.engine.contract import Personal, check
 from jaxfl.engine.grid import grid
 from jaxfl.engine.simulate import simulate
 from jaxfl.networks import Messages
@@ -283,7 +283,7 @@ def _compare(config, problem, jobs, report, objects):
         result = _result(job, history, evaluations)
         result["elapsed"] = time.perf_counter() - start
         state = jax.tree.map(lambda a: np.asarray(a[:, int(result["chosen"])]), state)
-        result["personal"], result["reference"] = hasattr(state, "personal"), job.reference
+        result["personal"], result["reference"] = isinstance(state, Personal), job.reference
         result["untrained"] = _untrained(state, problem.params, config.byzantine)
         return result, state
 
@@ -336,10 +336,11 @@ def _choose(scores, diverged):
 
 def _untrained(state, params, byzantine):
     """How many of the honest clients still have the initial model as their own, by seed."""
-    if not hasattr(state, "personal"):
+    if not isinstance(state, Personal):
         return np.zeros(len(jax.tree.leaves(params)[0]), int)
     same = lambda a, b: (a == np.asarray(b)[:, None]).reshape(*a.shape[:2], -1).all(-1)
-    still = jax.tree.leaves(jax.tree.map(same, state.personal, params))
+    own = jax.vmap(lambda state: state.personal.all())(state)
+    still = jax.tree.leaves(jax.tree.map(same, own, params))
     return np.all(np.stack(still), axis=0, keepdims=True)[0, :, byzantine:].sum(1)
 
 

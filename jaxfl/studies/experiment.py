@@ -16,6 +16,7 @@ from flax import struct
 from jaxfl import metrics
 from jaxfl.data.partitioners import _grouped, _thirds
 from jaxfl.engine.clients import Clients
+from jaxfl.engine.contract import Personal
 from jaxfl.studies.config import Config
 from jaxfl.studies.names import Call, parse
 from jaxfl.studies.registry import adversaries, partitioners
@@ -353,7 +354,7 @@ class Scores:
     def __call__(self, state: Any) -> dict[str, Any]:
         """The scores of a state."""
         test, valid = self.test(state), self.valid(state)
-        own = self.select == "own" or (self.select == "auto" and hasattr(state, "personal"))
+        own = self.select == "own" or (self.select == "auto" and isinstance(state, Personal))
         names = {"score": self.metric, "own_score": "own", "personal_score": "personal"}
         same = ("loss", "own_loss", "worst", "clients", "consensus")
         names |= {k: k for k in same}

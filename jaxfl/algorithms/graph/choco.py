@@ -7,9 +7,9 @@ from flax import struct
 from optax import tree
 
 from jaxfl.components.compressors import TopK
-from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, hyper
+from jaxfl.engine.parts import Mean, gossip, initial
 from jaxfl.networks import Graph
 from jaxfl.types import Scalar, Stacked, fork
 
@@ -29,8 +29,10 @@ class Choco:
         compress: `TopK(.1)`, `RandK(.1)`, `QSGD(16)` or `Identity()`.
         order: "icml" (the paper's algorithm) or "code" (the authors' code, whose communication
             overlaps the next gradient), static. They are different algorithms.
-    State: params [n, ...], x_hat [n, ...]; memory 2 n d. One public copy per node stands for those
-        that all its neighbours hold, which are equal on a fixed lossless graph.
+        aggregator: of the public copies, `Mean()` by the graph's weights, `ClippedGossip(tau)`, ...
+    State: params [n, ...], x_hat [n, ...], memory of the aggregator [n, ...]; memory 2 n d. One
+        public copy per node stands for those that all its neighbours hold, which are equal on a
+        fixed lossless graph.
     Needs: Graph nets, static, lossless, doubly stochastic.
     Sent: up the compressor's bits times the out-degree, down times the in-degree, per node and
         round.
@@ -51,6 +53,7 @@ class Choco:
     gamma: Scalar = hyper(0.4, high=1.0)
     compress: Any = TopK(0.1)
     order: str = choice("icml", "code")
+    aggregator: Any = Mean()
     needs: ClassVar[Needs] = Needs(
         Graph, static=True, lossless=True, rows=True, columns=True, broadcast=True
     )
@@ -58,12 +61,14 @@ class Choco:
     class State(NamedTuple):
         params: Stacked  # x      [n, ...]
         x_hat: Stacked  # x_hat  [n, ...]  public copies
+        link: Stacked = ()  # of the aggregator  [n, ...]
 
     def init(self, params, clients, key):
-        return self.State(clients.rows(params), clients.rows(tree.zeros_like(params)))
+        link = initial(self.aggregator, params, clients.n)
+        return self.State(clients.rows(params), clients.rows(tree.zeros_like(params)), link)
 
     def round(self, state, clients, net, key):
-        x, x_hat = state
+        x, x_hat, link = state
         g, work = clients.grads(x, key)
         y = tree.add_scale(x, -self.lr, g)
 
@@ -72,15 +77,16 @@ class Choco:
             q = clients.each(compress, tree.sub(x, x_hat), key=fork(key, "compress"))
             return tree.add(x_hat, net.send(q, fork(key, "send")))
 
-        def gossip(y, x_hat):
+        def pull(y, x_hat):
+            mixed, memory = gossip(self.aggregator, net.w, x_hat, x_hat, link)
             pull = lambda y, mixed, hat: y + self.gamma * (mixed - hat)
-            return jax.tree.map(pull, y, comm.mix(net.w, x_hat), x_hat)
+            return jax.tree.map(pull, y, mixed, x_hat), memory
 
         if self.order == "icml":
             x_hat = publish(y, x_hat)
-            x = gossip(y, x_hat)
+            x, link = pull(y, x_hat)
         else:
-            x = gossip(y, x_hat)
+            x, link = pull(y, x_hat)
             x_hat = publish(x, x_hat)
         size = self.compress.bits(jax.tree.map(lambda a: a[0], x))
-        return self.State(x, x_hat), net.info(work, up=size, down=size)
+        return self.State(x, x_hat, link), net.info(work, up=size, down=size)

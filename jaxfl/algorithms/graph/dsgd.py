@@ -9,6 +9,7 @@ from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, count, hyper
+from jaxfl.engine.parts import Mean, initial
 from jaxfl.networks import Graph
 from jaxfl.types import Scalar, Stacked
 
@@ -28,7 +29,10 @@ class DSGD:
         epochs: if > 0, shuffled local epochs instead of steps, static.
         order: "atc" or "cta", static.
         solver: `SGD()`, `Momentum(...)` or `Optax(...)`; its memory persists per node.
-    State: params [n, ...], memory of the solver [n, ...]; memory n d for SGD, 2 n d with momentum.
+        aggregator: of the own and the neighbours' models, `Mean()` by the graph's weights,
+            `ClippedGossip(tau)`, `Median()`, `Krum(f)`, ...
+    State: params [n, ...], memory of the solver and of the aggregator [n, ...]; memory n d for SGD,
+        2 n d with momentum.
     Needs: Graph nets whose rows sum to 1, also time-varying and lossy.
     Sent: up 32 d times the out-degree, down times what arrives, bits per active node and round, in
         float32.
@@ -54,23 +58,26 @@ class DSGD:
     epochs: int = count(0, low=0)
     order: str = choice("atc", "cta")
     solver: Any = SGD()
+    aggregator: Any = Mean()
     needs: ClassVar[Needs] = Needs(Graph, rows=True)
 
     class State(NamedTuple):
         params: Stacked  # x  [n, ...]
         memory: Stacked  # of the solver  [n, ...]
+        link: Stacked = ()  # of the aggregator  [n, ...]
 
     def init(self, params, clients, key):
-        return self.State(clients.rows(params), clients.rows(self.solver.init(params)))
+        link = initial(self.aggregator, params, clients.n)
+        return self.State(clients.rows(params), clients.rows(self.solver.init(params)), link)
 
     def round(self, state, clients, net, key):
         x = state.params
         local = lambda client, x, memory, key: fit(self, client, x, key, memory=memory)
         y, memory, work = clients.each(local, x, state.memory, key=key)
-        if self.order == "atc":
-            new = net.mix(y, key)
-        else:
-            new = jax.tree.map(lambda m, y, x: m + (y - x), net.mix(x, key), y, x)
+        sent = y if self.order == "atc" else x
+        mixed, link = net.aggregate(self.aggregator, sent, key, memory=state.link)
+        if self.order == "cta":
+            mixed = jax.tree.map(lambda m, y, x: m + (y - x), mixed, y, x)
         size = comm.bits(x) / clients.n
-        new = comm.where(net.active, self.State(new, memory), state)
+        new = comm.where(net.active, self.State(mixed, memory, link), state)
         return new, net.info(work, up=size, down=size)

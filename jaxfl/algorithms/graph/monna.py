@@ -6,12 +6,12 @@ import jax
 from flax import struct
 from optax import tree
 
-from jaxfl.components.aggregators import nearest_neighbours
+from jaxfl.components.aggregators import NearestNeighbours
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import hyper
 from jaxfl.networks import Graph
-from jaxfl.types import Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked
 
 
 @struct.dataclass
@@ -66,8 +66,7 @@ class MoNNA:
         g, work = clients.grads(x, key)
         m = jax.tree.map(lambda m, g: self.beta * m + (1 - self.beta) * g, m, g)
         y = tree.add_scale(x, -self.lr, m)
-        sent = net.send(y, fork(key, "send"))
-        x = comm.mix(nearest_neighbours(net.w, sent, self.f, own=y), sent, own=y)
+        x, _ = net.aggregate(NearestNeighbours(self.f), y, key)
         size = comm.bits(y) / clients.n
         new = comm.where(net.active, self.State(x, m), state)
         return new, net.info(work, up=size, down=size)

@@ -2,14 +2,13 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxfl.algorithms.server.fedavg import FedAvg
 from jaxfl.components.oracles import proximal
 from jaxfl.components.solvers import SGD, fit
-from jaxfl.engine.contract import Needs
+from jaxfl.engine.contract import Models, Needs
 from jaxfl.engine.fields import choice, count, hyper
 from jaxfl.engine.parts import Identity, Mean, NoPrivacy
 from jaxfl.networks import Cohort
@@ -76,9 +75,10 @@ class Ditto:
             """x  [...]  the global model"""
             return self.server.params
 
-        def personal(self, i: Scalar) -> Params:
-            """The model of client i."""
-            return jax.tree.map(lambda a: a[i], self.own)
+        @property
+        def personal(self) -> Models:
+            """v"""
+            return Models(self.own)
 
     def init(self, params, clients, key):
         fedavg = FedAvg(**{k: getattr(self, k) for k in _SHARED})

@@ -2,14 +2,13 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 from flax import struct
 
 from jaxfl.components.solvers import SGD, fit
-from jaxfl.engine.contract import Needs
+from jaxfl.engine.contract import Models, Needs
 from jaxfl.engine.fields import count, hyper
 from jaxfl.networks import Cohort
-from jaxfl.types import Params, Scalar, Stacked, fork
+from jaxfl.types import Scalar, Stacked, fork
 
 
 @struct.dataclass
@@ -52,9 +51,10 @@ class Local:
     class State(NamedTuple):
         params: Stacked  # v  [n, ...]  models of the clients' own
 
-        def personal(self, i: Scalar) -> Params:
-            """The model of client i."""
-            return jax.tree.map(lambda a: a[i], self.params)
+        @property
+        def personal(self) -> Models:
+            """v"""
+            return Models(self.params)
 
     def init(self, params, clients, key):
         return self.State(clients.rows(params))

@@ -9,7 +9,7 @@ from optax import tree
 from jaxfl.components.adapters import Everything, join
 from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
-from jaxfl.engine.contract import Needs
+from jaxfl.engine.contract import Models, Needs
 from jaxfl.engine.fields import choice, count, hyper
 from jaxfl.engine.parts import Identity, Mean, NoPrivacy, Uplink
 from jaxfl.networks import Cohort
@@ -68,6 +68,7 @@ class FedAvg:
     privacy: Any = NoPrivacy()
     mask: Any = Everything()
     needs: ClassVar[Needs] = Needs(Cohort)
+    private: ClassVar[bool] = True
 
     class State(NamedTuple):
         params: Params  # x  [...]  server model
@@ -76,9 +77,10 @@ class FedAvg:
         own: Stacked = ()  # private leaves [n, ...]
 
     class Personal(State):
-        def personal(self, i: Scalar) -> Params:
-            """The server's model with the private leaves of client i."""
-            return join(jax.tree.map(lambda a: a[i], self.own), self.params)
+        @property
+        def personal(self) -> Models:
+            """The server's model, with the private leaves of each client."""
+            return Models(self.own, lambda own: join(own, self.params))
 
     def init(self, params, clients, key):
         shared, private = self.mask.shared(params), self.mask.private(params)
