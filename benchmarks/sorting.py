@@ -18,7 +18,7 @@ import numpy as np
 from common import record
 from rival import alternate, ratio
 
-from jaxfl.components import aggregators as robust
+from jaxfl import components
 
 CLIENTS, F = (10, 50, 100), 5  # F of 50 are left out at each end, and as large a part of others
 
@@ -33,9 +33,9 @@ def plain_trimmed(x, live):
 
 
 RULES = {
-    "jaxfl median": robust.median,
+    "jaxfl median": components.median,
     "jnp.median": plain_median,
-    "jaxfl trimmed mean": lambda x, live: robust.trimmed_mean(x, len(x) * F // 50, live),
+    "jaxfl trimmed mean": lambda x, live: components.trimmed_mean(x, len(x) * F // 50, live),
     "jnp.sort, trimmed mean": plain_trimmed,
     "copy": lambda x, live: x + 1,
 }

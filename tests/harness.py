@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 from oracles.problem import whole
 
-from jaxfl.engine import comm
+from jaxfl.engine import comm, marks
 from jaxfl.engine.client import Client
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.simulate import Run, keys, simulate
@@ -200,6 +200,13 @@ def play(alg, tape, *, clients=CLIENTS, params=X0, rounds=ROUNDS, key=KEY, **opt
     """One recorded run; programs are shared by everything that differs in values only."""
     alg = Recorded(alg, log=not issubclass(tape.kind, Events))
     return simulate(alg, clients, tape, params, key, rounds=rounds, **options)
+
+
+def step(alg, state, net, clients=CLIENTS, key=KEY):
+    """One round as the engine runs it, of a plain state."""
+    marked = marks.like(jax.eval_shape(lambda: alg.init(X0, clients, key)), state)
+    new, info = alg.round(marks.pick(marked, net), clients, net, key)
+    return marks.plain(marks.put(marked, net, new)), info
 
 
 def oracle_record(run, tape, rounds=ROUNDS):

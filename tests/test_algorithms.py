@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -29,10 +30,11 @@ from harness import (
     record_world,
     relabelled,
     row,
+    step,
 )
 from oracles.problem import LeastSquares
 
-from jaxfl.engine import comm
+from jaxfl.engine import comm, marks
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.fields import strong
 from jaxfl.engine.simulate import _chunk, _rounds, init, simulate
@@ -117,7 +119,7 @@ def test_state_is_stable(case):
     alg, net = case.algorithm, row(world(case), 0)
     for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
         x = X0.astype(dtype)
-        state = jax.eval_shape(strong(alg, x).init, x, CLIENTS, KEY)
+        state = marks.plain(jax.eval_shape(strong(alg, x).init, x, CLIENTS, KEY))
 
         def end(x):
             state = play(alg, world(case), params=x, rounds=2).state.state
@@ -134,8 +136,13 @@ def test_state_is_stable(case):
         )
         alg32 = jax.tree.map(lambda a: jnp.float32(a), alg)
         clients, net, x = narrow(CLIENTS), narrow(net), narrow(X0)
-        state = jax.eval_shape(alg32.init, x, clients, KEY)
-        new, info = jax.eval_shape(alg32.round, state, clients, net, KEY)
+        marked = jax.eval_shape(alg32.init, x, clients, KEY)
+
+        def after(marked, net):
+            return alg32.round(marks.pick(marked, net), clients, net, KEY)
+
+        state = jax.eval_shape(marks.pick, marked, net)
+        new, info = jax.eval_shape(after, marked, net)
         for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
             assert a.dtype == b.dtype, "a float32 state must stay float32 without the engine's cast"
         assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(info[:4]))
@@ -190,6 +197,7 @@ def test_blocks_and_devices(case):
     )
     log = not issubclass(tape.kind, Events)
     start = init(Recorded(jax.tree.map(jnp.float64, case.algorithm), log), CLIENTS, X0, KEY)
+    start = marks.plain(start)
     sharded = simulate(
         Recorded(case.algorithm, log),
         spread(CLIENTS),
@@ -211,7 +219,8 @@ def test_accelerators(case, monkeypatch):
     def program(x):  # by no function that the CPU's choices are cached for
         alg = strong(case.algorithm, x)
         given = jnp.int32(0), init(alg, CLIENTS, x, KEY), None, None
-        return _rounds(alg, CLIENTS, tape, KEY, *given, rounds=ROUNDS, every=ROUNDS).state.params
+        state = _rounds(alg, CLIENTS, tape, KEY, *given, rounds=ROUNDS, every=ROUNDS).state
+        return marks.plain(state).params
 
     traced = jax.jit(program).trace(X0)
     close(traced.lower().compile()(X0), want)
@@ -230,12 +239,12 @@ def test_outsiders_keep_their_state(case):
             state = jax.tree.map(jnp.asarray, first)
             net = row(tape, ROUNDS // 2)
             alg = jax.tree.map(jnp.float64, case.algorithm)
-            new, _ = jax.jit(alg.round)(state, CLIENTS, net, KEY)
+            new, _ = jax.jit(partial(step, alg))(state, net)
             away = ~np.asarray(net.active)
             assert away.any(), "the case must have someone absent"
             same(getattr(new, name)[away], getattr(state, name)[away])
         else:
-            begin = case.algorithm.init(X0, CLIENTS, KEY)
+            begin = marks.plain(case.algorithm.init(X0, CLIENTS, KEY))
             same(getattr(run, name)[N - 1], getattr(begin, name)[N - 1])
 
 
@@ -245,7 +254,7 @@ def test_empty_round_moves_nothing(case):
     begin = play(case.algorithm, world(case), rounds=ROUNDS // 2).state.state
     net = nobody(row(world(case), ROUNDS // 2))
     alg = jax.tree.map(jnp.float64, case.algorithm)
-    end, _ = jax.jit(alg.round)(begin, CLIENTS, net, KEY)
+    end, _ = jax.jit(partial(step, alg))(begin, net)
     moved = {
         name
         for name, a, b in zip(begin._fields, begin, end, strict=True)
@@ -277,8 +286,8 @@ def test_everything_is_sent(case):
     other[ROWS[who]] += 1.0
     arrays = {**CLIENTS.data.arrays, "b": jnp.asarray(other)}
     changed = CLIENTS.replace(data=CLIENTS.data._replace(arrays=arrays))
-    program = jax.jit(alg.round)
-    (one, _), (two, _) = (program(begin, clients, net, KEY) for clients in (CLIENTS, changed))
+    program = jax.jit(partial(step, alg))
+    (one, _), (two, _) = (program(begin, net, clients) for clients in (CLIENTS, changed))
     size = case.up if case.sent is None else case.sent
     assert sum(sizes) == (size(D) if callable(size) else size * D)
     rest = np.arange(N) != who

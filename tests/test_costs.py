@@ -52,7 +52,7 @@ from jaxfl.networks import (
     graphs,
 )
 from jaxfl.runs.run import run
-from jaxfl.types import Info
+from jaxfl.types import Info, Work
 
 ROUNDS = 6
 BITS = 64 * D  # of a model, in float64
@@ -366,14 +366,14 @@ def test_info_of_every_net():
     """Costs by slot, 0 where it is empty; the loss is a mean, whatever the scale of the weights."""
     net = Drop(Everyone(N), np.arange(N) % 2)(0, KEY)
     loss, grads = jnp.arange(8.0), jnp.full(N, 3.0)
-    info = net.info(loss, grads, up=10.0, down=jnp.arange(8.0), w=7 * net.weight)
+    info = net.info(Work(loss, grads), up=10.0, down=jnp.arange(8.0), w=7 * net.weight)
     assert info.loss == 3 and info.grads.tolist() == [3, 0] * 4
     assert info.up.tolist() == [10, 0] * 4 and info.down.tolist() == [0, 0, 2, 0, 4, 0, 6, 0]
-    assert net.info(loss.at[1].set(jnp.nan), 1.0, up=0.0, down=0.0).loss == 3
-    nobody = Drop(Everyone(N), 1.0)(0, KEY).info(loss, grads, up=1.0, down=1.0, aux=loss)
+    assert net.info(Work(loss.at[1].set(jnp.nan), 1.0), up=0.0, down=0.0).loss == 3
+    nobody = Drop(Everyone(N), 1.0)(0, KEY).info(Work(loss, grads), up=1.0, down=1.0, aux=loss)
     assert np.isnan(nobody.loss) and not nobody.grads.any() and nobody.aux is loss
-    with pytest.raises(ValueError, match=r"loss must be one number per slot.*\(8,\).*`loss, g ="):
-        net.info(loss.mean(), grads, up=1.0, down=1.0)
+    with pytest.raises(ValueError, match=r"loss must be one number per slot.*\(8,\).*`g, work ="):
+        net.info(Work(loss.mean(), grads), up=1.0, down=1.0)
 
 
 @struct.dataclass

@@ -499,13 +499,13 @@ SLIPS = {
         slip(lambda s, i: s),
         "Own.round new state Info got State self.State(...), Info",
     ),
-    "swapped": (slip(lambda s, i: (i, s)), "Own.round got ['Info', 'State'] net.info(loss"),
+    "swapped": (slip(lambda s, i: (i, s)), "Own.round got ['Info', 'State'] net.info(work"),
     "three": (
         slip(lambda s, i: (s, i, i)),
-        "Own.round got ['State', 'Info', 'Info'] net.info(loss",
+        "Own.round got ['State', 'Info', 'Info'] net.info(work",
     ),
-    "list": (slip(lambda s, i: [s, i]), "Own.round got list net.info(loss"),
-    "nothing": (slip(lambda s, i: None), "Own.round got NoneType net.info(loss"),
+    "list": (slip(lambda s, i: [s, i]), "Own.round got list net.info(work"),
+    "nothing": (slip(lambda s, i: None), "Own.round got NoneType net.info(work"),
     "other leaves": (
         slip(lambda s, i: (s._replace(m={"a": s.m}), i)),
         "Own.round structure state.m is missing state.m['a'] is new state._replace",
@@ -521,11 +521,11 @@ SLIPS = {
     ),
     "loss by slot": (
         slip(lambda s, i: (s, i._replace(loss=jnp.zeros(4)))),
-        "Own.round loss got shape (4,) `net.info(loss",
+        "Own.round loss got shape (4,) `net.info(work",
     ),
     "costs by example": (
         slip(lambda s, i: (s, i._replace(grads=jnp.zeros(7)))),
-        "Own.round grads got shape (7,) `net.info(loss",
+        "Own.round grads got shape (7,) `net.info(work",
     ),
 }
 

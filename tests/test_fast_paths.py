@@ -559,7 +559,7 @@ def test_a_smaller_last_minibatch_changes_nothing(monkeypatch, name):
 
     found = go()
     assert {5, 4} <= {*widths}
-    for module, constant in ((local, "_SMALL"), (clients, "SHORT")):  # joined again, never apart
+    for module, constant in ((local, "_SMALL"), (client, "SHORT")):  # joined again, never apart
         monkeypatch.setattr(module, constant, 0)
         widths.clear()
         close(go(), found)

@@ -15,6 +15,7 @@ from jaxfl.algorithms import DSGD, Ditto, FedAvg, FedBuff, FedProx, Scaffold
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import strong
+from jaxfl.engine.marks import Rows
 from jaxfl.engine.simulate import _chunk, _scan, simulate
 from jaxfl.networks import Attacked, Bernoulli, Cohort, Drop, SignFlip, Uniform, arrivals, graph
 from jaxfl.networks.cohorts import _smallest
@@ -194,46 +195,36 @@ class Own:
     def init(self, params, clients, key):
         n = clients.n
         if self.kind == "pairs":
-            return self.State(params, jnp.zeros((n, n)))
+            return self.State(params, Rows(jnp.zeros(n + 1)))
         if self.kind == "data":
             return self.State(params, clients.each(lambda c, key: c.get(c.draw(key))["b"], key=key))
         if self.kind == "drawn":  # not looked at
             index = lambda c, key: c.draws(key, 9).index.sum().astype(float)
-            return self.State(params, clients.each(index, key=key))
-        return self.State(params, jnp.zeros(n))
+            return self.State(params, Rows(clients.each(index, key=key)))
+        if self.kind == "unmarked":
+            return self.State(params, jnp.zeros((n, 2)))
+        return self.State(params, clients.rows(jnp.zeros(())))
 
     def round(self, state, clients, net, key):
         x, seen = state
-        if self.kind == "sum":
-            x = x + seen.sum()
-        elif self.kind == "count":
-            x = x + clients.count.sum()
-        elif self.kind == "each":
+        if self.kind == "each":
             x = x + clients.each(lambda c, key: c.count, key=key).sum()
-        elif self.kind == "first":
-            x = x + seen[0]
-        elif self.kind == "decay":
-            seen = 0.9 * seen
-        elif self.kind == "reset":
-            seen = jnp.zeros_like(seen)
-        seen = seen.at[net.idx].add(1.0, mode="drop") if self.kind == "add" else seen
-        count = seen.at[net.idx].get(mode="clip") + 1
-        seen = seen if self.kind == "reset" else seen.at[net.idx].set(count, mode="drop")
-        return self.State(x, seen), Info(x.sum(), 0.0, 0.0, 0.0)
+        elif self.kind == "indices":
+            x = x + clients[net.idx].each(lambda c, key: c.count, key=key).sum()
+        elif self.kind == "cohort":
+            x = x + clients[net].each(lambda c, key: c.count, key=key).sum()
+        return self.State(x, seen + 1), Info(x.sum(), 0.0, 0.0, 0.0)
 
 
 def test_what_needs_all_clients_is_refused():
-    """Rounds that do more than take and replace rows by index would be silently wrong."""
-    for kind in ("fine", "drawn"):
+    """A round sees its cohort's rows and no others, so that it cannot be silently wrong."""
+    for kind in ("fine", "drawn", "cohort"):
         close(go(Own(kind), HOST).state, go(Own(kind), CLIENTS).state)
     for kind, message in {
-        "sum": r"Own has more than the rows of its cohort in state\.seen",
         "each": "a round asks all clients",
-        "first": r"Own has more than the rows of its cohort in state\.seen",
-        "decay": r"Own has more than the rows of its cohort in state\.seen",
-        "count": r"Own has more than the rows of its cohort in clients\.count",
-        "reset": r"Own does not return state\.seen",
-        "pairs": r"state\.seen must have one row per client",
+        "indices": r"use `clients\[net\]`",
+        "pairs": r"state\.seen of Own must have one row for each of \d+ clients",
+        "unmarked": r"state\.seen must be marked as one row per client",
         "data": "`init` reads the clients' examples",
     }.items():
         with pytest.raises(ValueError, match=message):

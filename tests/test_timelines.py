@@ -13,6 +13,7 @@ from jaxfl.algorithms.asynchronous.dadao import DADAO, _flow
 from jaxfl.algorithms.asynchronous.fedbuff import FedBuff
 from jaxfl.algorithms.asynchronous.gossip_learning import GossipLearning
 from jaxfl.algorithms.server.fedavg import FedAvg
+from jaxfl.engine import marks
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.simulate import simulate
 from jaxfl.networks import Attacked, Everyone, GaussianNoise, first, graphs, packing, spectra
@@ -430,7 +431,7 @@ def test_dadao_converges_at_the_same_rate_on_every_graph():
         options = dict(rounds=rounds, every=1, evaluate=error, state=state)
         return simulate(alg, clients, timeline, jnp.zeros(4), KEY, **options)
 
-    start = DADAO(1.0, 1.0, 1.0).init(jnp.zeros(4), clients, KEY)
+    start = marks.plain(DADAO(1.0, 1.0, 1.0).init(jnp.zeros(4), clients, KEY))
     result = run(alg, timelines, start)
     log = np.log(np.asarray(result.evaluations))[:, 4:]
     slopes = -np.polyfit(unit * np.arange(log.shape[1]), log.T, 1)[0]

@@ -1,8 +1,8 @@
 """Differential privacy of clients: the mechanism inside the program, its accountant outside.
 
 `claim` reads records only, never a run, and says what was done as an event of `dp_accounting`, of
-which `epsilon` makes a number. It speaks of the models that leave the server; training losses in the
-history are not covered, nor is what is chosen on them.
+which `epsilon` makes a number. It speaks of the models that leave the server; training losses in
+the history are not covered, nor is what is chosen on them.
 """
 
 from typing import Any, ClassVar
@@ -28,9 +28,9 @@ class Gaussian:
     the theorem needs both. Every client counts once, whatever `weighting` says.
 
     Args:
+        size: expected clients of a round, q n, > 0, traced.
         clip: bound on the norm of a message over all leaves, > 0, traced.
         noise: standard deviation of the noise, in units of clip, >= 0, traced.
-        size: expected clients of a round, q n, > 0, traced.
 
     Source: McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language
         Models", ICLR 2018, arXiv 1710.06963, algorithm 1; reconstructed from memory. A message that
@@ -44,9 +44,9 @@ class Gaussian:
         [0.3 0.4]
     """
 
+    size: Scalar = hyper(low=1e-30)
     clip: Scalar = hyper(1.0, low=1e-30)
     noise: Scalar = hyper(1.0)
-    size: Scalar = hyper(low=1e-30)
     private: ClassVar[bool] = True
 
     def weights(self, w: Scalar) -> Scalar:

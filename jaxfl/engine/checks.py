@@ -157,7 +157,7 @@ def returned(alg: Any, out: Any, before: Any, net: Any) -> tuple[Any, Info]:
         kinds = [type(a).__name__ for a in out] if type(out) is tuple else type(out).__name__
         raise ValueError(
             f"{who} must return the new state and an Info, got {kinds}; end it with "
-            "`return self.State(...), net.info(loss, grads, up=..., down=...)`"
+            "`return self.State(...), net.info(work, up=..., down=...)`"
         )
     new, info = out
     _info(who, info, net)
@@ -202,6 +202,6 @@ def _info(who, info, net):
         if (shape := jnp.shape(value)) not in allowed:
             raise ValueError(
                 f"{who} must report {field} as one number{' or one per slot' * (field != 'loss')}, "
-                f"{' or '.join(map(str, allowed))}, got shape {shape}; use `net.info(loss, grads, "
+                f"{' or '.join(map(str, allowed))}, got shape {shape}; use `net.info(work, "
                 "up=comm.bits(x), down=comm.bits(x))`"
             )
