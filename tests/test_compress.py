@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfl.components.compressors import QSGD, Identity, RandK, TopK
+from jaxfl.components import QSGD, Identity, RandK, TopK
 
 D, M = 64, 8000
 RNG = np.random.default_rng(0)

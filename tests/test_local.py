@@ -87,12 +87,12 @@ def adam(y, g, m, t):
 SOLVERS = {
     "sgd": (SGD(), sgd),
     "sgd, decay and clip": (
-        SGD(0.3, 1.1),
+        Clipped(SGD(0.3), 1.1),
         lambda *a: sgd(*a, decay=0.3, bound=1.1),
     ),
     "momentum": (Momentum(), momentum),
     "momentum, decay and clip": (
-        Momentum(0.7, 0.3, 1.1),
+        Clipped(Momentum(0.7, 0.3), 1.1),
         lambda *a: momentum(*a, beta=0.7, decay=0.3, bound=1.1),
     ),
     "adam": (Optax(optax.adam(1.0)), adam),

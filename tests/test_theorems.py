@@ -23,7 +23,7 @@ from jaxfl.algorithms import (
     MoNNA,
     Scaffold,
 )
-from jaxfl.components.compressors import QSGD, Identity, RandK, TopK
+from jaxfl.components import QSGD, Identity, RandK, TopK
 from jaxfl.engine import comm
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.simulate import simulate
