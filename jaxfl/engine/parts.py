@@ -18,6 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jaxfl.engine import comm
+from jaxfl.engine.distances import _BOUND
 from jaxfl.engine.marks import Rows
 from jaxfl.types import Key, Params, Scalar, Stacked, fork
 
@@ -117,6 +118,13 @@ class Heard:
         return comm.mix(coef, self.rows)
 
 
+def _bounded(x):
+    """Finite numbers up to 1e12, as distances see them: small weights must not meet larger ones."""
+    if isinstance(x, comm.Held):
+        return x
+    return jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.clip(a, -_BOUND, _BOUND), a), x)
+
+
 def aggregate(rule: Any, heard: Heard, memory: Any = ()) -> tuple[Params, Any]:
     """What one receiver makes of its messages: the one place that tells aggregators apart.
 
@@ -126,13 +134,13 @@ def aggregate(rule: Any, heard: Heard, memory: Any = ()) -> tuple[Params, Any]:
         memory: of the rule.
     """
     w = heard.w / jnp.where((total := heard.w.sum()) > 0, total, 1)
-    heard = heard.replace(w=w)
+    if isinstance(rule, Mean):
+        return heard.mix(w), memory
+    heard = heard.replace(w=w, rows=_bounded(heard.rows))
     if isinstance(rule, Remembers):
         return rule.combine(heard, memory)
     if isinstance(rule, Sorts):
         return jax.tree.map(lambda a: rule.sort(a, w).astype(a.dtype), heard.rows), memory
-    if isinstance(rule, Mean):
-        return heard.mix(w), memory
     squared = heard.squared()
     return heard.mix(rule.weigh(squared[0] if getattr(rule, "near", False) else squared, w)), memory
 
@@ -154,7 +162,7 @@ def gossip(
     """
     if isinstance(rule, Mean):
         return comm.mix(w, sent, own=own), memory
-    near = comm.to_near(w)
+    near, sent = comm.to_near(w), _bounded(sent)
     slots = jnp.arange(len(near.w))
     if isinstance(rule, Weighs) and not isinstance(rule, Remembers):
         close = getattr(rule, "near", False)
