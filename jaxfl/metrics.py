@@ -139,7 +139,7 @@ class Evaluate:
         who = None if q is None else jnp.arange(len(q))
         each = params if isinstance(params, Models) else Models(params)
         apply = partial(each.predict, self.model)
-        one = lambda row: self._one(apply, each.make(row[0]), *row[1:], x, y, groups, owner)
+        one = lambda row: self._one(apply, each.make(row[0]), row[1], row[2], x, y, groups, owner)
         if not stacked:
             return one((params, q, who))
         at_once = max(1, _NUMBERS // max(x.size, 1))

@@ -9,6 +9,7 @@ import pytest
 
 from jaxfl import data, metrics, models
 from jaxfl.engine.clients import Clients
+from jaxfl.engine.contract import Models
 from jaxfl.engine.simulate import History
 
 N, TEST, INPUTS, CLASSES = 12, 23, 3, 4
@@ -25,7 +26,11 @@ class State(NamedTuple):
 
 class Both(NamedTuple):
     params: Any
-    personal: Any
+    own: Any
+
+    @property
+    def personal(self):
+        return Models(self.own)
 
 
 @jax.jit  # evaluators are pytrees: their data are traced
@@ -116,7 +121,7 @@ class Alone(NamedTuple):
 
     @property
     def personal(self):
-        return self.params
+        return Models(self.params)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ nothing of shape [k, k, d] ever exists; those by number sort every number by its
 take part is left out, whatever its row holds. What is not finite is infinitely far.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -412,4 +413,4 @@ class NNM:
         near = (_rank(squared) < here.sum() - self.f) & jnp.isfinite(squared) | own
         near = jnp.where(here[:, None], near, own).astype(heard.w.dtype)
         mixed = comm.mix(comm.Dense(near / near.sum(1, keepdims=True)), heard.rows)
-        return aggregate(self.rule, heard.replace(rows=mixed), memory)
+        return aggregate(self.rule, dataclasses.replace(heard, rows=mixed), memory)

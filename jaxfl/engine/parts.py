@@ -136,7 +136,7 @@ def aggregate(rule: Any, heard: Heard, memory: Any = ()) -> tuple[Params, Any]:
     w = heard.w / jnp.where((total := heard.w.sum()) > 0, total, 1)
     if isinstance(rule, Mean):
         return heard.mix(w), memory
-    heard = heard.replace(w=w, rows=_bounded(heard.rows))
+    heard = dataclasses.replace(heard, w=w, rows=_bounded(heard.rows))
     if isinstance(rule, Remembers):
         return rule.combine(heard, memory)
     if isinstance(rule, Sorts):

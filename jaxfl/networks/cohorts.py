@@ -1,5 +1,6 @@
 """Cohorts: which clients take part in a round of a server method."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -62,7 +63,7 @@ class Everyone:
     def __call__(self, t: Scalar, key: Key) -> Cohort:
         """The net of round t."""
         net = _cohort(t, jnp.arange(self.n, dtype=jnp.int32), self.n, self.links)
-        return net.replace(everybody=True)
+        return dataclasses.replace(net, everybody=True)
 
 
 @struct.dataclass

@@ -77,6 +77,8 @@ class FedAvg:
         own: Stacked = ()  # private leaves [n, ...]
 
     class Personal(State):
+        """With private leaves: clients have models of their own."""
+
         @property
         def personal(self) -> Models:
             """The server's model, with the private leaves of each client."""
