@@ -1,6 +1,6 @@
 """Local solvers, and the loop that runs a gradient oracle over samples."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,18 +146,8 @@ class Clipped:
 Solver = SGD | Momentum | Optax | Clipped
 
 
-@runtime_checkable
-class Trains(Protocol):
-    """What `fit` needs of an algorithm: how clients train."""
-
-    lr: Scalar
-    steps: int
-    epochs: int
-    solver: Solver
-
-
 def fit(
-    how: Trains,
+    how: Any,
     client: Client,
     x: Params,
     key: Key,
@@ -167,7 +157,7 @@ def fit(
     """Local steps of one client from x, as an algorithm's `lr`, `steps`, `epochs`, `solver` say.
 
     Args:
-        how: the algorithm, or whatever else has these fields.
+        how: the algorithm, or whatever else has these four fields.
         client: whose examples.
         x: where to start, `[...]`.
         key: for the samples.
