@@ -92,7 +92,7 @@ def blended(grad: Oracle, alpha: Scalar, m: Params) -> Oracle:
 def sam(grad: Oracle, rho: Scalar) -> Oracle:
     """The gradient at x + rho g / |g| on the same sample, |g| over all leaves of this client.
 
-    A step is two gradients: `net.info(loss, 2 * live_steps(xi), ...)`.
+    A step is two gradients: `work._replace(grads=2 * work.grads)`.
 
     Example:
         >>> grad = components.sam(lambda x, xi: (0.5 * x @ x, x), rho=0.5)

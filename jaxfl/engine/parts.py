@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jaxfl.engine import comm
-from jaxfl.engine.distances import _BOUND
+from jaxfl.engine import comm, distances
 from jaxfl.engine.marks import Rows
 from jaxfl.types import Key, Params, Scalar, Stacked, fork
 
@@ -122,7 +121,8 @@ def _bounded(x):
     """Finite numbers up to 1e12, as distances see them: small weights must not meet larger ones."""
     if isinstance(x, comm.Held):
         return x
-    return jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.clip(a, -_BOUND, _BOUND), a), x)
+    most = distances._BOUND
+    return jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.clip(a, -most, most), a), x)
 
 
 def aggregate(rule: Any, heard: Heard, memory: Any = ()) -> tuple[Params, Any]:
@@ -166,9 +166,9 @@ def gossip(
     slots = jnp.arange(len(near.w))
     if isinstance(rule, Weighs) and not isinstance(rule, Remembers):
         close = getattr(rule, "near", False)
-        distances = comm.slot_distances if close else _pairs
+        squared = (comm.slot_distances if close else _pairs)(near, sent, own)
         share = near.w / near.w.sum(1, keepdims=True)
-        coef = jax.vmap(rule.weigh)(distances(near, sent, own), share)
+        coef = jax.vmap(rule.weigh)(squared, share)
         return comm.mix(dataclasses.replace(near, w=coef), sent, own=own), memory
 
     def one(i, memory):
@@ -197,9 +197,14 @@ def _batch(near, own):
 
 
 def _pairs(near, sent, own):
-    """Squared distances `[n, k, k]` between the messages of every receiver."""
+    """Squared distances `[n, k, k]` between the messages of every receiver.
+
+    Receiver by receiver where they have few neighbours, or messages of their own.
+    """
     n, k = near.idx.shape
-    if isinstance(sent, comm.Held) or n > 32 * k:  # few neighbours, or messages by receiver
+    if (
+        isinstance(sent, comm.Held) or n > distances._SPARSE * k
+    ):  # few neighbours, or messages by receiver
         each = lambda i: comm.distances(_rows(near, sent, own, i))
         return jax.lax.map(each, jnp.arange(n), batch_size=_batch(near, own))
     senders = comm.distances(sent)[near.idx[:, :, None], near.idx[:, None]]

@@ -8,17 +8,11 @@ from typing import Any
 
 
 def components() -> dict[str, Callable]:
-    """What options may name: solvers, compressors, robust rules."""
-    from jaxfl.components import aggregators as robust
-    from jaxfl.components import compressors as compress
-    from jaxfl.components import solvers as local
+    """What options may name: solvers, aggregators, compressors, mechanisms, masks."""
+    from jaxfl import components
 
-    return {
-        name.lower(): thing
-        for module in (local, compress, robust)
-        for name, thing in vars(module).items()
-        if inspect.isclass(thing) and thing.__module__ == module.__name__ and name[0].isupper()
-    }
+    parts = vars(components).items()
+    return {name.lower(): part for name, part in parts if inspect.isclass(part)}
 
 
 def partitioners() -> dict[str, Callable]:
@@ -42,7 +36,6 @@ def registries() -> dict[str, dict[str, Any]]:
     from jaxfl import data, models
     from jaxfl.algorithms import ALGORITHMS
     from jaxfl.networks import graphs, weights
-    from jaxfl.studies.registry import adversaries, components, partitioners
 
     return {
         "algorithms": dict(ALGORITHMS),

@@ -77,16 +77,16 @@ class Choco:
             q = clients.each(compress, tree.sub(x, x_hat), key=fork(key, "compress"))
             return tree.add(x_hat, net.send(q, fork(key, "send")))
 
-        def pull(y, x_hat):
+        def combine(y, x_hat):
             mixed, memory = gossip(self.aggregator, net.w, x_hat, x_hat, link)
             pull = lambda y, mixed, hat: y + self.gamma * (mixed - hat)
             return jax.tree.map(pull, y, mixed, x_hat), memory
 
         if self.order == "icml":
             x_hat = publish(y, x_hat)
-            x, link = pull(y, x_hat)
+            x, link = combine(y, x_hat)
         else:
-            x, link = pull(y, x_hat)
+            x, link = combine(y, x_hat)
             x_hat = publish(x, x_hat)
         size = self.compress.bits(jax.tree.map(lambda a: a[0], x))
         return self.State(x, x_hat, link), net.info(work, up=size, down=size)
