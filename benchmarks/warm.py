@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import record
-from flax import struct
 from rival import programs, ratio
 
 import jaxfl
-from jaxfl import algorithms, networks, problems
+from jaxfl import algorithms, networks, problems, struct
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import hyper, strong

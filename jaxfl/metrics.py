@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Models, Personal

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from oracles.problem import whole
 
+from jaxfl import struct
 from jaxfl.engine import comm, marks
 from jaxfl.engine.client import Client
 from jaxfl.engine.clients import Clients

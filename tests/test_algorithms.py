@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, QUICK
-from flax import struct
 from harness import (
     CLIENTS,
     COUNTS,
@@ -34,6 +33,7 @@ from harness import (
 )
 from oracles.problem import LeastSquares
 
+from jaxfl import struct
 from jaxfl.engine import comm, marks
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.fields import strong

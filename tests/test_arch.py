@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import flax
 import jax
 import jax.numpy as jnp
 import networkx as nx
@@ -11,10 +12,13 @@ from cases import CASES
 from harness import CLIENTS, KEY
 
 import jaxfl
-from jaxfl.algorithms import ALGORITHMS
+from jaxfl import struct
+from jaxfl.algorithms import ALGORITHMS, FedAvg
+from jaxfl.components import Everything, Identity, Mean, Median, NoPrivacy
 from jaxfl.engine import marks
 from jaxfl.engine.contract import Personal
-from jaxfl.networks import Cohort, Graph
+from jaxfl.engine.simulate import simulate
+from jaxfl.networks import Cohort, Graph, Uniform
 
 ROOT = Path(jaxfl.__file__).parent
 FILES = {
@@ -22,7 +26,7 @@ FILES = {
     for path in ROOT.rglob("*.py")
     if path != ROOT / "__init__.py"
 }
-BASE = {"types", "hdf5"}
+BASE = {"types", "hdf5", "struct"}
 ROOMS = {  # room -> rooms that it may import, besides itself and the base
     "engine": set(),
     "components": {"engine"},
@@ -69,6 +73,24 @@ def test_rooms():
     assert not up
     assert {(room(a), b) for a, b in found} >= KNOWN, "an exception that nobody needs"
     assert nx.is_directed_acyclic_graph(nx.DiGraph(found))
+
+
+def test_no_record_is_taken_for_another():
+    """Of a hundred classes with one field, and of five parts with none."""
+    fields = {"__annotations__": {"x": float}}
+    kinds = [struct.dataclass(type(f"R{i}", (), dict(fields))) for i in range(100)]
+    which = jax.jit(lambda record: kinds.index(type(record)))
+    assert [int(which(kind(1.0))) for kind in kinds] == list(range(100))
+    parts = [Mean(), Median(), NoPrivacy(), Identity(), Everything()]
+    assert len({jax.tree.structure(part) for part in parts}) == 5
+    alg = FedAvg(lr=0.1, aggregator=Foreign())
+    with pytest.raises(ValueError, match="Foreign is a record of flax.struct.*from jaxfl import"):
+        simulate(alg, CLIENTS, Uniform(8, 3), jnp.zeros(5), KEY, rounds=1)
+
+
+@flax.struct.dataclass
+class Foreign:
+    """Made by somebody else."""
 
 
 @pytest.mark.quick

@@ -22,6 +22,7 @@ import jaxfl
 from jaxfl import data, metrics, models, networks, plots
 from jaxfl.algorithms import FedAvg
 from jaxfl.engine import comm
+from jaxfl.engine.contract import Personal
 from jaxfl.networks import graphs
 from jaxfl.studies import compare as compare_module
 from jaxfl.studies import experiment
@@ -206,7 +207,7 @@ def test_every_score_by_hand(source, partition, seeds):
 
             shared = state.params["head"]["bias"].ndim == 2
             n = len(split.count)
-            mine = getattr(state, "personal", state.params)
+            mine = state.personal.rows if isinstance(state, Personal) else state.params
             one = mine["head"]["bias"].ndim == 2
             nodes = [()] if shared else range(1, n)  # the first is Byzantine
             every = [quality(outputs(state.params, i), np.ones(len(y))) for i in nodes]
@@ -621,7 +622,7 @@ def test_divergence_is_seen_in_the_loss():
         config = Config.make(data=name, model="logistic", clients=4, cohort=2)
         task = experiment.task(config, dataset(name))
         scores = task.scores(partitions(config, task.data)[0], config, 0)
-        state = FedAvg(lr=0.1).init(task.model.init(jax.random.key(0)), None, None)
+        state = FedAvg.State(task.model.init(jax.random.key(0)))
         score = jax.jit(lambda scores, state: scores(state))
         assert not score(scores, state)["diverged"]
         x, y = task.data.train["x"], task.data.train["y"]

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
-from flax import struct
 from harness import CLIENTS, COUNTS, KEY, X0, D, N, record_world, squares
 
-from jaxfl import networks
+from jaxfl import networks, struct
 from jaxfl.algorithms import (
     DADAO,
     DSGD,

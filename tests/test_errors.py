@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.struct import dataclass, field
 
 from jaxfl import problems
 from jaxfl.algorithms import (
@@ -62,6 +61,7 @@ from jaxfl.networks import (
 )
 from jaxfl.networks.buffers import arrivals
 from jaxfl.runs.run import run
+from jaxfl.struct import dataclass, field
 from jaxfl.types import Info
 
 N, D = 8, 3
@@ -491,9 +491,9 @@ SLIPS = {
     ),
     "dataclass": (
         mine(dataclasses.dataclass, needs=Needs(Cohort)),
-        "Mine pytree flax @struct.dataclass",
+        "Mine pytree jaxfl @struct.dataclass",
     ),
-    "class": (mine(lambda a: a, needs=Needs(Cohort)), "Mine pytree flax @struct.dataclass"),
+    "class": (mine(lambda a: a, needs=Needs(Cohort)), "Mine pytree jaxfl @struct.dataclass"),
     "no model": (slip(start=lambda params, m: (params, m)), "Own.init params got tuple self.State"),
     "state alone": (
         slip(lambda s, i: s),

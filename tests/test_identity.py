@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen, nnx, struct
+from flax import linen, nnx
 from harness import KEY
 
 import jaxfl
-from jaxfl import components, data, models, networks, problems
+from jaxfl import components, data, models, networks, problems, struct
 from jaxfl.algorithms import ALGORITHMS, FedAvg
 from jaxfl.data import DATASETS
 from jaxfl.engine.grid import scaled

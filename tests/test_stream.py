@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from harness import CLIENTS, COUNTS, KEY, PARTITION, X0, A, B, D, N, squares
 
-from jaxfl import metrics
+from jaxfl import metrics, struct
 from jaxfl.algorithms import DSGD, Ditto, FedAvg, FedBuff, FedProx, Scaffold
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Needs

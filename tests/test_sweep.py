@@ -387,7 +387,7 @@ def test_folders_of_others_are_refused(copied, tmp_path):
 
 
 def test_one_process_at_a_time(copied):
-    code = f"from jaxfl import folder; l = folder.locked({str(copied)!r}); l.__enter__(); "
+    code = f"from jaxfl.runs import folder; l = folder.locked({str(copied)!r}); l.__enter__(); "
     code += "print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout is not None and other.stdout.readline()

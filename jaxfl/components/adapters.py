@@ -8,8 +8,8 @@ from fnmatch import fnmatch
 from typing import Any
 
 import jax
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.types import Params
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.engine.fields import choice, count, hyper
 from jaxfl.engine.parts import Heard, Remembers, aggregate

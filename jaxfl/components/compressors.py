@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.components.oracles import norm
 from jaxfl.engine.fields import hyper
 from jaxfl.types import Key, Params, Scalar

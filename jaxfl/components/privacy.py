@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.core import Tracer
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.components.oracles import norm
 from jaxfl.engine.fields import hyper
 from jaxfl.types import Count, Key, Params, Scalar, whole

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.components.oracles import Oracle, _clip
 from jaxfl.engine.client import SHORT, Client, Sample
 from jaxfl.engine.fields import hyper

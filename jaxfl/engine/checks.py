@@ -26,6 +26,15 @@ def component(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
+def own(value: Any) -> None:
+    """Raises ValueError for a record of flax: `jit` may take its class for another one."""
+    if hasattr(type(value), "_flax_dataclass"):
+        raise ValueError(
+            f"{name(value)} is a record of flax.struct, and JAX takes classes of as many fields "
+            "for one another, now and then, without a word; make it with `from jaxfl import struct`"
+        )
+
+
 def form(alg: Any, needs: type) -> None:
     """Raises ValueError for what is no pytree of hyperparameters with `init`, `round` and `needs`.
 
@@ -41,8 +50,8 @@ def form(alg: Any, needs: type) -> None:
     who = name(alg)
     if any(leaf is alg for leaf in jax.tree.leaves(alg)):
         raise ValueError(
-            f"{who} must be a pytree, so that programs take its hyperparameters; `from flax import "
-            "struct`, and above the class `@struct.dataclass`"
+            f"{who} must be a pytree, so that programs take its hyperparameters; `from jaxfl "
+            "import struct`, and above the class `@struct.dataclass`"
         )
     if not isinstance(found := getattr(type(alg), "needs", None), needs | property):
         raise ValueError(
@@ -75,7 +84,7 @@ def given(where: str, value: Any) -> None:
             "as the solver: `solver=components.Optax(optax.adam(1.0))`",
         )
     elif any(map(component, bad)):
-        fix = "a component is a dataclass of flax, `from flax import struct`: `@struct.dataclass`"
+        fix = "a component is a record, `from jaxfl import struct`: `@struct.dataclass`"
     elif any(map(callable, bad)):
         what = "a function"
         fix = f"what changes with the round is a factor: `schedule=scaled({field}=f)`"

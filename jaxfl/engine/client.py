@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.types import Key, Params, Scalar, fork
 
 # Policy -> precision of matrix products; JAX's own default on recent GPUs is TF32.

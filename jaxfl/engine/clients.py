@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxfl import struct
 from jaxfl.engine import comm, devices
 from jaxfl.engine.client import _PRECISIONS, Client, _Counted, _Data, _same
 from jaxfl.engine.examples import (
@@ -219,10 +219,10 @@ class Clients:
         part, these are all clients, in order: nothing moves.
         """
         self._resident()
-        if hasattr(who, "slots"):
+        if hasattr(who, "places"):
             if everybody(who):
                 return dataclasses.replace(self, population=0)
-            return self._at(who.slots)
+            return self._at(who.places)
         idx = jnp.asarray(who)
         if self.population:
             raise ValueError(
@@ -338,7 +338,7 @@ class Clients:
         """
         w = net.weight
         if weighting == "count":
-            w = w * comm.pick(self.count, net.slots).astype(w.dtype)
+            w = w * comm.pick(self.count, net.places).astype(w.dtype)
         elif weighting != "uniform":
             raise ValueError(
                 f'weighting must be "uniform" or "count", got {weighting!r}; for example '

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.engine import comm, marks
 from jaxfl.types import Stacked
 

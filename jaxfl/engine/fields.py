@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.core import Tracer
 
+from jaxfl import struct
 from jaxfl.engine import checks
 from jaxfl.types import Params, nearest
 
@@ -85,6 +85,7 @@ def check_ranges(alg: Any, *, single: bool = False) -> None:
         alg: an algorithm, a network, a component.
         single: of one run, where a hyperparameter is one number, also while it is traced.
     """
+    checks.own(alg)
     for field in dataclasses.fields(alg):
         value = getattr(alg, field.name)
         if _component(value):

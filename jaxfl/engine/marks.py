@@ -11,8 +11,8 @@ What absent clients change too (waiting times, scores) is a plain `[n]` array, b
 from typing import Any
 
 import jax
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.types import Stacked, shown
 
@@ -73,13 +73,13 @@ def pick(marked: Any, net: Any) -> Any:
     """The plain state as a round of this net gets it: of rows, those of its cohort."""
     if everybody(net):
         return plain(marked)
-    return _map(lambda rows, a: comm.pick(a, net.slots) if rows else a, marked)
+    return _map(lambda rows, a: comm.pick(a, net.places) if rows else a, marked)
 
 
 def put(marked: Any, net: Any, new: Any) -> Any:
     """The marked state after a round that returned `new`."""
     if not everybody(net):
-        new = _map(lambda rows, a, b: comm.put(a, net.slots, b) if rows else b, marked, new)
+        new = _map(lambda rows, a, b: comm.put(a, net.places, b) if rows else b, marked, new)
     return like(marked, new)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jaxfl import struct
 from jaxfl.types import Scalar, Stacked
 
 _HIGHEST = jax.lax.Precision.HIGHEST

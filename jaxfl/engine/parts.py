@@ -14,9 +14,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 
+from jaxfl import struct
 from jaxfl.engine import comm, distances
 from jaxfl.engine.marks import Rows
 from jaxfl.types import Key, Params, Scalar, Stacked, fork

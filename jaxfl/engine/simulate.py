@@ -284,6 +284,7 @@ def _check_given(clients, key, state, evaluate, schedule):
     if isinstance(state, Run):
         raise ValueError("state must be a state, got the whole Run; pass `state=run.state`")
     for name, f in (("evaluate", evaluate), ("schedule", schedule)):
+        checks.own(f)
         if f is not None and not callable(f):
             raise ValueError(
                 f"{name} must be a function, got {shown(f)}; for example `{_FUNCTIONS[name]}`"

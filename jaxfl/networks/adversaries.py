@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.types import Count, Key, Scalar, Stacked, whole
 

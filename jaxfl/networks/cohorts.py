@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Int
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.engine.examples import positions
 from jaxfl.networks.adversaries import honest, ranged

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.networks.adversaries import Honest, ranged
 from jaxfl.networks.nets import Graph

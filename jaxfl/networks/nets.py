@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxfl import struct
 from jaxfl.engine import comm, parts
 from jaxfl.networks.adversaries import Send, ranged
 from jaxfl.types import Info, Key, Scalar, Stacked, Work, fork
@@ -100,7 +100,7 @@ class Cohort:
     everybody: bool = struct.field(pytree_node=False, default=False)  # idx is 0, 1, ..., n - 1
 
     @property
-    def slots(self) -> Int[Array, " s"]:
+    def places(self) -> Int[Array, " s"]:
         """Where the clients of the slots are among those of the round."""
         return self.idx if self.place is None else self.place
 
@@ -170,7 +170,7 @@ class Arrivals:
     place: Any = None  # [k] as for `Cohort`
 
     @property
-    def slots(self) -> Int[Array, " k"]:
+    def places(self) -> Int[Array, " k"]:
         """Where the clients of the slots are among those of the round."""
         return self.idx if self.place is None else self.place
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.types import Count, Key, Scalar, whole
 
 Seed = int | np.random.Generator

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.networks import graphs as _graphs
 from jaxfl.networks import matrices

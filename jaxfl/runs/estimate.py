@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.extend.core import Literal
 
+from jaxfl import struct
 from jaxfl.engine import devices, memory
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.memory import _bytes, _item, _refuse, _size, carried, opened

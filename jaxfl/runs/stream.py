@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.extend.core import Var
 
+from jaxfl import struct
 from jaxfl.engine import marks, memory
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.examples import check_finite, positions

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-from jaxfl import metrics
+from jaxfl import metrics, struct
 from jaxfl.data.partitioners import _grouped, _thirds
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Personal

@@ -4,8 +4,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.components.solvers import SGD, live_steps, train
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs

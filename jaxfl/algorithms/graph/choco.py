@@ -3,9 +3,9 @@
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-from flax import struct
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.components.compressors import TopK
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, hyper

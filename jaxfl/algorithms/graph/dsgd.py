@@ -3,8 +3,8 @@
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs

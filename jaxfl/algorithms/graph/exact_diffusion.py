@@ -6,10 +6,10 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
-from flax import struct
 from jax.core import Tracer
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs, matrix
 from jaxfl.engine.fields import hyper

@@ -3,9 +3,9 @@
 from typing import ClassVar, NamedTuple
 
 import jax
-from flax import struct
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.components.aggregators import NearestNeighbours
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Needs

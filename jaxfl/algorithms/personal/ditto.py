@@ -3,8 +3,8 @@
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from flax import struct
 
+from jaxfl import struct
 from jaxfl.algorithms.server.fedavg import FedAvg
 from jaxfl.components.oracles import proximal
 from jaxfl.components.solvers import SGD, fit

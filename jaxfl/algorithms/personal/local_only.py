@@ -2,8 +2,7 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-from flax import struct
-
+from jaxfl import struct
 from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine.contract import Models, Needs
 from jaxfl.engine.fields import count, hyper

@@ -3,9 +3,9 @@
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-from flax import struct
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.components.adapters import Everything, join
 from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm

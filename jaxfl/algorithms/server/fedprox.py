@@ -2,9 +2,9 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-from flax import struct
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.components.oracles import proximal
 from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm

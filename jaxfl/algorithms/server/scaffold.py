@@ -4,9 +4,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from optax import tree
 
+from jaxfl import struct
 from jaxfl.components.oracles import shifted
 from jaxfl.components.solvers import SGD, fit
 from jaxfl.engine import comm
