@@ -26,6 +26,11 @@ def field(
     return dataclasses.field(metadata={**(metadata or {}), "pytree_node": pytree_node}, **options)
 
 
+def is_record(cls: type) -> bool:
+    """Whether a class is a record, of this module or of flax: its fields are traced or static."""
+    return hasattr(cls, "_is_record") or hasattr(cls, "_flax_dataclass")
+
+
 @dataclass_transform(field_specifiers=(field, dataclasses.field), frozen_default=True)
 def dataclass(cls: type[T]) -> type[T]:
     """A frozen dataclass that is a pytree of its traced fields, with a method `replace`.
@@ -61,5 +66,6 @@ def dataclass(cls: type[T]) -> type[T]:
         return record
 
     register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+    made._is_record = True
     made.replace = lambda record, **changes: dataclasses.replace(record, **changes)
     return made

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxfl import struct
 from jaxfl.engine import comm
 from jaxfl.engine.clients import Clients
 
@@ -309,7 +310,7 @@ class _Reader:
         return f"class {self._use(cls)}"
 
     def _record(self, a, exact):
-        cls, traced = type(a), getattr(type(a), "_flax_dataclass", False)
+        cls, traced = type(a), struct.is_record(type(a))
         skip = _PLACEMENT if isinstance(a, Clients) else ()
         skip = _LINEN if isinstance(a, nn.Module) else skip
         found = {"": self._label(cls)}
