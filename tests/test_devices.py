@@ -249,7 +249,7 @@ def test_two_hosts(tmp_path):
     many = Comparison.load(tmp_path / "0")
     one = compare(many.config, mesh=mesh(clients=2))
     assert one.config.algorithms == ("dsgd @ path",)
-    for name in ("train_loss", "loss", "score", "worst", "consensus"):
+    for name in ("train_loss", "loss", "accuracy", "worst", "consensus"):
         np.testing.assert_allclose(many.results[name], one.results[name], rtol=1e-9, err_msg=name)
 
 
