@@ -379,11 +379,11 @@ def worst(values: Float[Array, " n"], fraction: float = 0.1, share: Any = None) 
     return jnp.where((jnp.isnan(values) & live).any(), jnp.nan, mean)
 
 
-def spread(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
+def dispersion(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
     """How much clients differ: `std`, `min` and `max` over the last axis.
 
     Example:
-        >>> found = metrics.spread(jnp.array([0.5, 1.0]))
+        >>> found = metrics.dispersion(jnp.array([0.5, 1.0]))
         >>> {name: float(value) for name, value in found.items()}
         {'std': 0.25, 'min': 0.5, 'max': 1.0}
     """

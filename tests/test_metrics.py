@@ -283,7 +283,7 @@ def test_worst_tenth(n, k):
 
 def test_spread():
     values = RNG.random((2, N))
-    found = metrics.spread(jnp.asarray(values))
+    found = metrics.dispersion(jnp.asarray(values))
     for name in ("std", "min", "max"):
         np.testing.assert_allclose(found[name], getattr(values, name)(1))
 
