@@ -11,7 +11,7 @@ from jaxfl.data import augment as augmentation
 from jaxfl.engine import comm
 from jaxfl.engine.client import LossShapeError, Sample
 from jaxfl.engine.clients import Clients
-from jaxfl.networks import ALIE, Cohort, Links, Noisy, SignFlip, Uniform, graph
+from jaxfl.networks import ALIE, Cohort, Links, Noisy, SignFlip, Uniform, topology
 from jaxfl.networks.adversaries import Send
 
 COUNTS = np.array([3, 1, 7, 5, 9, 2])
@@ -170,7 +170,7 @@ def stacked(x):
 
 def test_full_gradients_of_methods_that_draw():
     """D-SGD, gradient tracking and local steps are their recurrences, without any randomness."""
-    network, lr, rounds = graph("ring", N), 0.05, 6
+    network, lr, rounds = topology("ring", N), 0.05, 6
     w = np.asarray(comm.to_dense(network.w))
     start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     go = lambda alg, net: simulation(alg, full(), net, start, rounds)

@@ -302,7 +302,7 @@ def test_columns_from_raw_results():
     found = jaxfl.compare(algorithms=names, reference="", **settings)
     iris, model, n = dataset("iris"), models.make("mlp", {"x": np.zeros((1, 4))}, 3, hidden=[4]), 4
     links, own, size = networks.Links(**speed), np.arange(n)[:, None], 64 * model.size
-    ring, star = (networks.graph(name, n, links=links) for name in ("ring", "star"))
+    ring, star = (networks.topology(name, n, links=links) for name in ("ring", "star"))
     unsure = lambda w: networks.Churn(networks.LinkFailures(w, 0.3, "row"), 0.7, "row")
     worlds = networks.Uniform(n, 2, links), unsure(star), unsure(ring)
     splits, costs = partitions(found.config, iris), np.zeros((3, 2, 6, 3))
@@ -600,7 +600,7 @@ def test_seeds_draw_the_graph():
         assert (dense[0] != dense[1]).any() and (dense[1] != dense[2]).any()
         on = parse(text).on
         for seed, w in enumerate(dense):
-            own = networks.graph(on.name, 20, seed=seed, **on.options).w
+            own = networks.topology(on.name, 20, seed=seed, **on.options).w
             np.testing.assert_allclose(w, comm.to_dense(own), atol=1e-12)
         assert len(make(text)) == 1
     assert len(make("dsgd @ ring", vary="graph")) == len(make("dsgd @ random_out", vary="all")) == 1

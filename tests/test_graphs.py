@@ -689,11 +689,11 @@ def test_every_form_of_a_graph_makes_the_same_network(graph):
     from jaxfl import networks, plots
 
     made = graphs.make(graph, 8)
-    expected = networks.graph(graph, 8)
+    expected = networks.topology(graph, 8)
     messages = networks.gossip(made, 3, seed=1)
     for name, form in forms(made).items():
         for ours, theirs in (
-            (networks.graph(form), expected),
+            (networks.topology(form), expected),
             (networks.gossip(form, 3, seed=1), messages),
         ):
             assert jax.tree.structure(ours) == jax.tree.structure(theirs), name
@@ -705,7 +705,7 @@ def test_every_form_of_a_graph_makes_the_same_network(graph):
             for a, b in zip(*map(jax.tree.leaves, (rates, networks.poisson(made, 3, seed=1)))):
                 np.testing.assert_array_equal(a, b, name)
     with pytest.raises(ValueError, match="8 nodes"):
-        networks.graph(made, 9)
+        networks.topology(made, 9)
 
 
 def takers():
@@ -713,7 +713,7 @@ def takers():
 
     return {
         **{k: lambda a, k=k: weights.make(k, a, **OPTIONS.get(k, {})) for k in RULES},
-        "graph": networks.graph,
+        "graph": networks.topology,
         "gossip": lambda a: networks.gossip(a, 3),
         "poisson": lambda a: networks.poisson(a, 3),
     }
@@ -811,7 +811,7 @@ def test_ten_thousand_nodes(tmp_path):
     g = graphs.make("ring", n)
     _, w, facts = plots.describe(g)
     axes = plots.graph_and_spectrum(g, title="ring")
-    assert networks.graph("ring", n).n == n and networks.gossip(g, 1).n == n
+    assert networks.topology("ring", n).n == n and networks.gossip(g, 1).n == n
     assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
     gap = 2 / 3 * (1 - np.cos(2 * np.pi / n))

@@ -287,9 +287,9 @@ def test_networks_are_graphs_too():
     """A network's matrix, that of its graph, and the graph itself are the same picture."""
     g = graphs.make("exponential", 8)
     facts = plots.describe(g)[2]
-    for same in (networks.graph("exponential", 8), weights.make("column_stochastic", g)):
+    for same in (networks.topology("exponential", 8), weights.make("column_stochastic", g)):
         assert plots.describe(same)[2] == pytest.approx(facts)
-    one = plots.describe(networks.graph("one_peer_exponential", 8))[2]
+    one = plots.describe(networks.topology("one_peer_exponential", 8))[2]
     assert one == pytest.approx(plots.describe(graphs.make("one_peer_exponential", 8))[2])
 
 
@@ -306,7 +306,7 @@ def test_consensus_and_its_rate():
         for name, y in (("slow", slow), ("any", x)):
             found[name].append(np.mean((y - y.mean()) ** 2))
         slow, x = w @ slow, w @ x
-    ax = plots.consensus(found, {"slow": w, "any": networks.graph("ring", 8)})
+    ax = plots.consensus(found, {"slow": w, "any": networks.topology("ring", 8)})
     whole(ax)
     lines = {ln.get_color() + ln.get_linestyle(): ln for ln in ax.lines}
     for i, name in enumerate(found):

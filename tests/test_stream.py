@@ -16,7 +16,7 @@ from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import strong
 from jaxfl.engine.simulate import _chunk, _scan, simulate
-from jaxfl.networks import Attacked, Bernoulli, Cohort, Drop, SignFlip, Uniform, arrivals, graph
+from jaxfl.networks import Attacked, Bernoulli, Cohort, Drop, SignFlip, Uniform, arrivals, topology
 from jaxfl.networks.cohorts import _smallest
 from jaxfl.runs.run import run
 from jaxfl.types import Info
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="on the host"):
         HOST[jnp.arange(2)]
     with pytest.raises(ValueError, match="Graph nets have everybody in every round"):
-        go(DSGD(lr=0.1), HOST, graph("ring", N))
+        go(DSGD(lr=0.1), HOST, topology("ring", N))
     mesh = jax.make_mesh((4,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     with pytest.raises(ValueError, match="on the host"):
         HOST.spread(mesh)

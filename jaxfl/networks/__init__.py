@@ -40,8 +40,8 @@ from jaxfl.networks.topologies import (
     RandomOut,
     Static,
     from_matrix,
-    graph,
     mixing,
     periodic,
+    topology,
 )
 from jaxfl.networks.weights import WEIGHTS, lazy

@@ -55,7 +55,7 @@ def _graph(t, w, n, links, sums):
 
 @struct.dataclass
 class Static:
-    """The same mixing weights in every round; `graph("ring", 16)` makes one by name.
+    """The same mixing weights in every round; `topology("ring", 16)` makes one by name.
 
     Args:
         w: `Dense`, `Near` or `Shifts`, traced.
@@ -65,7 +65,7 @@ class Static:
             "symmetric" (both, and w = w'), static.
 
     Example:
-        >>> network = networks.graph("ring", 16)
+        >>> network = networks.topology("ring", 16)
         >>> type(network).__name__, network.n, network.sums
         ('Static', 16, 'symmetric')
     """
@@ -88,7 +88,7 @@ class Static:
         return _graph(t, self.w, self.n, self.links, self.sums)
 
 
-def graph(
+def topology(
     name: Any,
     n: Count = 0,
     *,
@@ -116,8 +116,8 @@ def graph(
         ValueError: an unknown name or weight rule, with the nearest, or impossible sizes.
 
     Example:
-        >>> network = networks.graph("erdos_renyi", 20, p=0.3, weights="lazy", seed=1)
-        >>> network.n, networks.graph("one_peer_exponential", 16).n
+        >>> network = networks.topology("erdos_renyi", 20, p=0.3, weights="lazy", seed=1)
+        >>> network.n, networks.topology("one_peer_exponential", 16).n
         (20, 16)
     """
     links = links or Links()
@@ -125,7 +125,7 @@ def graph(
         if weights:
             raise ValueError(
                 f"{name} changes every round and has its own weights, got weights={weights!r}; "
-                f'use `graph("{name}", {n})`, or a fixed graph'
+                f'use `topology("{name}", {n})`, or a fixed graph'
             )
         _graphs.accepts(TIME_VARYING[name], name, options)
         return TIME_VARYING[name](n, links, **options)
@@ -136,7 +136,7 @@ def graph(
     if not isinstance(name, str) and (options or n not in (0, nodes)):
         raise ValueError(
             f"a graph of your own has its {nodes} nodes and edges, got n={n} and options "
-            f"{[*options]}; leave them out: `graph(g)`"
+            f"{[*options]}; leave them out: `topology(g)`"
         )
     rule = weights or ("column_stochastic" if edges.directed else "metropolis")
     if nodes > _MANY and rule != "fastest":
@@ -265,7 +265,7 @@ def level(networks: Sequence[Any]) -> list[Any]:
         networks: which differ in their graphs only.
 
     Example:
-        >>> several = [networks.graph("erdos_renyi", 8, seed=s) for s in range(3)]
+        >>> several = [networks.topology("erdos_renyi", 8, seed=s) for s in range(3)]
         >>> leaves = [jax.tree.leaves(one)[0].shape for one in networks.level(several)]
         >>> len(set(leaves))
         1
@@ -316,7 +316,7 @@ class RandomMatching:
         links: speeds, for simulated seconds.
 
     Example:
-        >>> networks.graph("random_matching", 6) == networks.RandomMatching(6)
+        >>> networks.topology("random_matching", 6) == networks.RandomMatching(6)
         True
     """
 
@@ -357,7 +357,7 @@ class RandomOut:
         links: speeds, for simulated seconds.
 
     Example:
-        >>> networks.graph("random_out", 6, k=2) == networks.RandomOut(6, k=2)
+        >>> networks.topology("random_out", 6, k=2) == networks.RandomOut(6, k=2)
         True
     """
 

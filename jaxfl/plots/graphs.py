@@ -26,7 +26,7 @@ def graph(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes":
     Args:
         g: a networkx graph (of `jaxfl.networks.graphs.make`), a schedule `[tau, n]` of peers, a
             mixing or an adjacency matrix `[n, n]` of NumPy or scipy.sparse, or a network (of
-            `jaxfl.networks.graph`).
+            `jaxfl.networks.topology`).
         w: `[n, n]` mixing weights, which set the widths of the edges; Metropolis-Hastings by
             default (column-stochastic where the graph is directed). Of a schedule, one matrix per
             phase `[tau, n, n]`.

@@ -122,7 +122,7 @@ def _job(text, config, n, reference=False):
     several = seeds if experiment.drawn(config, job) else seeds[:1]
     made = [experiment.network(config, job, n, seed) for seed in several]
     made = alike(made) if job.alg.needs.net is Messages else level(made)
-    on = experiment.graph(config, job)
+    on = experiment.graph_of(config, job)
     label = job.name + (f" @ {on.name}{on.text}" if on else "")
     made = [experiment.attacked(config, m, n) for m in made]
     return _Job(label, job.alg, job.lr, made, reference)
