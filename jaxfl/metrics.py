@@ -199,14 +199,14 @@ class HeldOut:
 
     Args:
         model: `jaxfl.models.Model`, static.
-        clients: the held-out examples, as `Clients` (`train, held = clients.split(0.2)`).
+        clients: the held-out examples, as `Clients` (`train, held = clients.split(test=0.2)`).
 
     Raises:
         ValueError: labels that the model has no output for, targets of another size than outputs.
 
     Example:
         >>> problem = problems.least_squares(n=4)
-        >>> train, held = problem.clients().split(0.2)
+        >>> train, held = problem.clients().split(test=0.2)
         >>> held.count.tolist()
         [4, 4, 4, 4]
     """

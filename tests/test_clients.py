@@ -486,7 +486,7 @@ def test_cohorts_with_empty_slots():
 def test_split_holds_out_a_share_of_every_client():
     crop = augmentation.crop_and_flip()
     clients = make(augment=crop)
-    train, held = clients.split(0.3, seed=1)
+    train, held = clients.split(test=0.3, seed=1)
     for i, own in enumerate(OWN):
         parts = [
             np.asarray(c.data.order)[c.start[i] : c.start[i] + c.count[i]] for c in (train, held)
@@ -499,11 +499,11 @@ def test_split_holds_out_a_share_of_every_client():
     assert train.largest == 6 and held.largest == 3
     assert train.augment == crop and held.augment is not crop  # only training is augmented
     assert (
-        clients.split(0.3, seed=np.random.default_rng(1))[1].data.order == held.data.order
+        clients.split(test=0.3, seed=np.random.default_rng(1))[1].data.order == held.data.order
     ).all()
-    for fraction in (0, 1, -0.1):
-        with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\)"):
-            clients.split(fraction)
+    for share in (0, 1, -0.1):
+        with pytest.raises(ValueError, match=r"test must be in \(0, 1\)"):
+            clients.split(test=share)
 
 
 # Augmentation -------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_memory_mapped_arrays_stay_mapped(tmp_path, whole):
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
     clients = Clients.make({"a": mapped, "b": B}, PARTITION, squares, batch=3, host=True)
     assert clients.data.arrays["a"] is mapped
-    held = clients.split(0.3)[1]
+    held = clients.split(test=0.3)[1]
     assert held.data.arrays["a"] is mapped and held.host
     close(go(FEDAVG, clients).state, whole("fedavg").state)
 
