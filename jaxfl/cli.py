@@ -333,7 +333,7 @@ def _graph(words: list[str]) -> None:
         },
     )
     from jaxfl import plots
-    from jaxfl.networks import graphs, weights
+    from jaxfl.networks import graphs, mixing_facts, weights
     from jaxfl.studies.names import parse
 
     call = parse(given["name"])
@@ -344,7 +344,7 @@ def _graph(words: list[str]) -> None:
             raise ValueError(f"{call.name} has weights of its own; leave --weights out")
         many = {"sparse": True} if len(g) > 2500 and given["weights"] != "fastest" else {}
         w = weights.make(given["weights"], g, **many)
-    _, _, facts = plots.describe(g, w)
+    facts = mixing_facts(g, w)
     draw = lambda: plots.graph_and_spectrum(g, w, title=call.name, width=6)[0]
     path = _picture(given["out"] or f"{call.name}.png", draw)
     for fact, value in facts.items():

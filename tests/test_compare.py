@@ -433,11 +433,12 @@ def test_pictures():
     pyplot.close("all")
 
 
-def test_describe_of_graphs():
-    _, w, facts = plots.describe(graphs.make("complete", 4))
-    np.testing.assert_allclose(w, 0.25)
+def test_facts_of_graphs():
+    g = graphs.make("complete", 4)
+    np.testing.assert_allclose(networks.facts.phases(g), [np.full((4, 4), 0.25)])
+    facts = networks.mixing_facts(g)
     assert facts == {"nodes": 4, "edges": 6, "gap": pytest.approx(1), "mixing_time": 1}
-    _, _, facts = plots.describe(graphs.make("one_peer_ring", 6))
+    facts = networks.mixing_facts(graphs.make("one_peer_ring", 6))
     assert 0 < facts["gap"] < 1 and np.isfinite(facts["mixing_time"])
 
 

@@ -686,7 +686,7 @@ def test_every_form_of_a_graph_gives_the_same_weights(rule, graph):
 def test_every_form_of_a_graph_makes_the_same_network(graph):
     import jax
 
-    from jaxfl import networks, plots
+    from jaxfl import networks
 
     made = graphs.make(graph, 8)
     expected = networks.topology(graph, 8)
@@ -699,7 +699,7 @@ def test_every_form_of_a_graph_makes_the_same_network(graph):
             assert jax.tree.structure(ours) == jax.tree.structure(theirs), name
             for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
                 np.testing.assert_array_equal(a, b, name)
-        assert plots.describe(form)[2] == plots.describe(made)[2], name
+        assert networks.mixing_facts(form) == networks.mixing_facts(made), name
         if graph == "ring" and name != "weighted":  # there they are rates
             rates = networks.poisson(form, 3, seed=1)
             for a, b in zip(*map(jax.tree.leaves, (rates, networks.poisson(made, 3, seed=1)))):
@@ -809,7 +809,7 @@ def test_ten_thousand_nodes(tmp_path):
     n = 10_000
     tracemalloc.start()
     g = graphs.make("ring", n)
-    _, w, facts = plots.describe(g)
+    facts, (w,) = networks.mixing_facts(g), networks.facts.phases(g)
     axes = plots.graph_and_spectrum(g, title="ring")
     assert networks.topology("ring", n).n == n and networks.gossip(g, 1).n == n
     assert tracemalloc.get_traced_memory()[1] < 200e6
@@ -817,7 +817,7 @@ def test_ten_thousand_nodes(tmp_path):
     gap = 2 / 3 * (1 - np.cos(2 * np.pi / n))
     np.testing.assert_allclose(facts["gap"], gap, rtol=1e-6)
     assert facts["edges"] == n and w.nnz == 3 * n and len(axes) == 2
-    schedule = plots.describe(graphs.make("one_peer_hypercube", 4096))[2]
+    schedule = networks.mixing_facts(graphs.make("one_peer_hypercube", 4096))
     assert schedule["gap"] == 1 and schedule["mixing_time"] == 12
     with pytest.raises(ValueError, match=r"about 5e\+11 edges"):
         graphs.complete(10**6)

@@ -149,7 +149,7 @@ def from_matrix(w: matrices.Matrix, *, links: Links | None = None) -> Static:
 
     Args:
         w: `[n, n]`, of NumPy or scipy.sparse, `w[i, j]` = weight that i puts on j: rows sum to 1
-            (gossip), or columns do (push-sum), or both. An adjacency matrix goes to `graph`.
+            (gossip), or columns do (push-sum), or both. An adjacency matrix goes to `topology`.
 
     Raises:
         ValueError: not square, not stochastic either way, disconnected or periodic, naming where.
