@@ -366,7 +366,7 @@ def _partition(words: list[str]) -> None:
     data = dataset(config.data)
     if data.classes is None or data.train["y"].ndim > 1:
         raise ValueError(f"data {config.data!r} has no labels to draw; for example --data digits")
-    facts = partitions(config, data)[0].describe(data.train["y"])
+    facts = partitions(config, data)[0].skew(data.train["y"])
     sizes, effective = facts["sizes"], facts["effective"]
     path = _picture(given["out"], lambda: plots.partition(facts["histogram"]))
     print(f"clients      {facts['n']}")

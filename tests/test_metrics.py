@@ -185,7 +185,7 @@ def test_shared_model_as_a_personal_one_has_the_plain_accuracy():
     split = data.dirichlet(labels, N, 0.3, seed=1)
     weights = metrics.label_weights(split, labels, Y, CLASSES)
     own_shares = weights * np.bincount(Y, minlength=CLASSES)
-    histogram = split.describe(labels)["histogram"]
+    histogram = split.skew(labels)["histogram"]
     np.testing.assert_allclose(
         own_shares / own_shares.sum(1, keepdims=True),
         histogram / histogram.sum(1, keepdims=True),
