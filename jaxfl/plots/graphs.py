@@ -150,7 +150,7 @@ def graph_and_spectrum(
     g: Any,
     w: Any = None,
     *,
-    axes: Any = None,
+    ax: Any = None,
     title: str = "",
     width: float = 3.3,
 ) -> "list[Axes]":
@@ -159,7 +159,7 @@ def graph_and_spectrum(
     Args:
         g: as for `graph`.
         w: as for `graph`.
-        axes: two matplotlib axes; a new figure by default.
+        ax: a list of two matplotlib axes; a new figure by default.
         title: above the graph.
         width: of a new figure in inches.
 
@@ -172,9 +172,9 @@ def graph_and_spectrum(
     from matplotlib import pyplot
 
     with mpl.rc_context(style.STYLE):
-        if axes is None:
-            _, axes = pyplot.subplots(1, 2, figsize=(width, 0.58 * width), layout="constrained")
-        axes = list(np.ravel(axes))
+        if ax is None:
+            _, ax = pyplot.subplots(1, 2, figsize=(width, 0.58 * width), layout="constrained")
+        axes = list(np.ravel(ax))
         graph(g, w, ax=axes[0], title=title)
         spectrum(g, w, ax=axes[1])
         axes[0].set_title(title)  # the spectrum shows the gap
