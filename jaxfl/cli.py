@@ -337,6 +337,11 @@ def _graph(words: list[str]) -> None:
     from jaxfl.studies.names import parse
 
     call = parse(given["name"])
+    if call.name == "random_out":
+        raise ValueError(
+            "random_out is drawn anew every round, so it has no one picture; draw one such graph: "
+            "`jaxfl graph random_out_fixed`"
+        )
     g = graphs.make(call.name, given["n"], seed=given["seed"], **call.options)
     w = None
     if given["weights"]:

@@ -308,15 +308,10 @@ def full(w):
 @pytest.mark.parametrize("name", networks.GRAPHS)
 def test_named_graphs(name):
     n = 8
-    if name == "random_out":  # by name it is drawn anew every round
-        drawn = graphs.make(name, n, seed=2)
-        expected = weights.column_stochastic(drawn)
-        network = from_matrix(expected)
-    else:
-        drawn = graphs.make(name, n, seed=2)
-        rule = weights.column_stochastic if drawn.is_directed() else weights.metropolis
-        expected = rule(drawn)
-        network = topology(name, n, seed=2)
+    drawn = graphs.make(name, n, seed=2)
+    rule = weights.column_stochastic if drawn.is_directed() else weights.metropolis
+    expected = rule(drawn)
+    network = topology(name, n, seed=2)
     net = network(0, KEY)
     np.testing.assert_allclose(full(net.w), expected, **TIGHT)
     assert network.sums == sums_of(expected)
@@ -390,6 +385,16 @@ def test_random_matching(n):
     if n % 2 == 0:
         within(ws, np.eye(n) / 2 + (1 - np.eye(n)) / (2 * (n - 1)))
     points_back(jax.tree.map(lambda a: a[:20], net.w))
+
+
+def test_one_name_is_one_graph():
+    """No fixed graph has the name of one that is drawn anew; the defaults of both are equal."""
+    assert not set(networks.GRAPHS) & set(networks.TIME_VARYING)
+    assert topology("random_out", 8) == RandomOut(8)
+    fixed = graphs.random_out_fixed(8)
+    assert {d for _, d in fixed.out_degree} == {RandomOut(8).k}
+    with pytest.raises(ValueError, match="did you mean 'random_out_fixed'"):
+        graphs.make("random_out", 8)
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -1,5 +1,6 @@
 """Pictures show the numbers they are given, fit one column, and refuse what they cannot show."""
 
+import inspect
 import json
 
 import jax.numpy as jnp
@@ -107,6 +108,20 @@ def test_learning_curves_of_a_sweep():
     assert len(ax.lines) == 1 and ax.get_ylabel() == "test loss, all labels"
     (ax,) = plots.learning_curves(ds.sel(lr=0.1, algorithm="FedAvg"), "grads", by="alpha")
     assert len(ax.lines) == 2
+
+
+def test_every_picture_draws_on_the_axes_it_is_given():
+    """One word for it, `ax`: one of matplotlib's, or a list where there are panels."""
+    pictures = [getattr(plots, name) for name in plots.__all__ if name != "COLOURS"]
+    assert all("ax" in inspect.signature(draw).parameters for draw in pictures)
+    _, panels = pyplot.subplots(1, 2)
+    one = sweep().sel(alpha=1.0, lr=0.1)
+    for draw in (
+        lambda ax: plots.learning_curves(one, ("rounds", "megabytes"), ax=ax),
+        lambda ax: plots.graph_and_spectrum(graphs.make("ring", 6), ax=ax),
+    ):
+        assert draw(list(panels)) == list(panels) and all(ax.has_data() for ax in panels)
+        [ax.clear() for ax in panels]
 
 
 def test_the_score_is_named_and_few_seeds_are_a_range():

@@ -349,7 +349,9 @@ class RandomMatching:
 
 @struct.dataclass
 class RandomOut:
-    """Every node pushes to k random others every round: column-stochastic, for push-sum.
+    """Every node pushes to k others, drawn anew every round: column-stochastic, for push-sum.
+
+    `graphs.random_out_fixed` is one such draw for all rounds.
 
     Args:
         n: number of nodes, static.
@@ -362,7 +364,7 @@ class RandomOut:
     """
 
     n: Count = struct.field(pytree_node=False)
-    k: Count = struct.field(pytree_node=False, default=1)
+    k: Count = struct.field(pytree_node=False, default=2)
     links: Links = Links()
     sums: ClassVar[str] = "column"
     column: ClassVar[int] = 1
@@ -442,5 +444,5 @@ TIME_VARYING = {
     "one_peer_hypercube": lambda n, links: _pairs(_graphs.one_peer_hypercube(n), links),
     "one_peer_ring": lambda n, links: _pairs(_graphs.one_peer_ring(n), links),
     "random_matching": lambda n, links: RandomMatching(n, links),
-    "random_out": lambda n, links, k=1: RandomOut(n, k, links),
+    "random_out": lambda n, links, k=2: RandomOut(n, k, links),
 }

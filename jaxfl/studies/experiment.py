@@ -436,9 +436,9 @@ def drawn(config: Config, job: Job) -> bool:
 
 def _random(on):
     """Whether a graph is drawn once and then fixed."""
-    from jaxfl.networks import TIME_VARYING, graphs
+    from jaxfl.networks import GRAPHS
 
-    build = graphs.GRAPHS.get(on.name) if on and on.name not in TIME_VARYING else None
+    build = GRAPHS.get(on.name) if on else None
     return build is not None and "seed" in inspect.signature(build).parameters
 
 
