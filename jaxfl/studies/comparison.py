@@ -99,8 +99,7 @@ class Comparison:
     )  # final, leaves [seeds, ...]
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Every number: dimensions algorithm, lr, seed, round or client; the names are those of
-        `jaxfl.sweep`."""
+        """Every number, by a sweep's names: dimensions algorithm, lr, seed, round or client."""
         return self.results
 
     def best(self) -> "xarray.Dataset":
