@@ -41,7 +41,8 @@ def graph(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes":
     import networkx as nx
 
     ws = facts.phases(g, w)
-    known, mixing, g = facts.mixing_facts(g, w), sum(ws[1:], ws[0]) / len(ws), facts.union(g, ws)
+    mixing: Any = sum(ws[1:], ws[0]) / len(ws)
+    known, g = facts.mixing_facts(g, w), facts.union(g, ws)
     with style.panel(ax, 3.4) as ax:
         n = len(g)
         positions: Any = nx.get_node_attributes(g, "pos") or _positions(g)
