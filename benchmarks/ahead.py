@@ -111,7 +111,7 @@ def ring(devices):
     )
     place, spreading.place = spreading.place, lambda tree, sharding: shaped(sharding, tree)
     n = len(run.clients)
-    clients, network = run.clients.spread(mesh), spread(networks.graph("ring", n), mesh)
+    clients, network = run.clients.spread(mesh), spread(networks.topology("ring", n), mesh)
     spreading.place = place
     alg, params, key = jax.tree.map(jnp.asarray, (run.alg, run.params, jax.random.key(0)))
     alg, params, key = shaped(jax.NamedSharding(mesh, jax.P()), (alg, params, key))

@@ -46,7 +46,7 @@ def compiled(alg, network, clients, rounds, steps, runs):
 
 CASES = {
     "fedavg": (algorithms.FedAvg, lambda n: networks.Uniform(n, 8)),
-    "dsgd on a ring": (algorithms.DSGD, lambda n: networks.graph("ring", n)),
+    "dsgd on a ring": (algorithms.DSGD, lambda n: networks.topology("ring", n)),
 }
 
 

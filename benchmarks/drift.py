@@ -21,7 +21,7 @@ N, ROUNDS, PARAMETERS = 6, 1000, 10_000
 def main():
     # around 100, so that the average is far from 0
     x = 100 + jax.random.normal(jax.random.key(0), (N, PARAMETERS), jnp.float32)
-    shifts = networks.graph("ring", N).w
+    shifts = networks.topology("ring", N).w
     dense = comm.Dense(comm.to_dense(shifts))
     forms = {
         "mix, shifts": (comm.mix, shifts),

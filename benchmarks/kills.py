@@ -76,9 +76,9 @@ def _uniform():
 
 
 def _ring():
-    from jaxfl.networks import graph
+    from jaxfl.networks import topology
 
-    return graph("ring", 20)
+    return topology("ring", 20)
 
 
 def _sweep(folder: Path, tick: Callable, rounds: int) -> Any:

@@ -42,12 +42,12 @@ def main():
     net = lambda x, t, network: comm.mix(network(t, jax.random.key(0)).w, x)
     sparse = {"copy": looped(lambda x, t: x + 1, unroll=1)}
     for k in (2, 4, 8):
-        regular = networks.graph("regular", N, degree=k, seed=0)
+        regular = networks.topology("regular", N, degree=k, seed=0)
         sparse[f"neighbours, degree {k}"] = looped(mixed, regular.w)
     around = comm.Shifts(jnp.full(5, 0.2), (0, 1, -1, 2, -2), N)
     sparse["circulant, degree 4, shifts"] = looped(mixed, around)
     sparse["circulant, degree 4, neighbours"] = looped(mixed, comm.to_near(around))
-    one = networks.graph("one_peer_exponential", N)
+    one = networks.topology("one_peer_exponential", N)
     sparse["one peer"] = looped(net, one)
     times = programs(sparse, args.repeats, args.rounds)
     copies = {name: ratio(times, name, "copy") for name in times}

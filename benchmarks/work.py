@@ -154,7 +154,7 @@ def decentralised(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         **work,
-        "w": np.asarray(comm.to_dense(networks.graph("ring", n).w)),  # a third for each of three
+        "w": np.asarray(comm.to_dense(networks.topology("ring", n).w)),  # a third for each of three
         "cohorts": np.tile(np.arange(n, dtype=np.int32), (CHECKED, 1)),
         "index": rng.integers(0, size, (CHECKED, n, 1, batch), np.int32),  # with replacement
     }

@@ -333,10 +333,15 @@ def _graph(words: list[str]) -> None:
         },
     )
     from jaxfl import plots
-    from jaxfl.networks import graphs, weights
+    from jaxfl.networks import graphs, mixing_facts, weights
     from jaxfl.studies.names import parse
 
     call = parse(given["name"])
+    if call.name == "random_out":
+        raise ValueError(
+            "random_out is drawn anew every round, so it has no one picture; draw one such graph: "
+            "`jaxfl graph random_out_fixed`"
+        )
     g = graphs.make(call.name, given["n"], seed=given["seed"], **call.options)
     w = None
     if given["weights"]:
@@ -344,7 +349,7 @@ def _graph(words: list[str]) -> None:
             raise ValueError(f"{call.name} has weights of its own; leave --weights out")
         many = {"sparse": True} if len(g) > 2500 and given["weights"] != "fastest" else {}
         w = weights.make(given["weights"], g, **many)
-    _, _, facts = plots.describe(g, w)
+    facts = mixing_facts(g, w)
     draw = lambda: plots.graph_and_spectrum(g, w, title=call.name, width=6)[0]
     path = _picture(given["out"] or f"{call.name}.png", draw)
     for fact, value in facts.items():
@@ -366,7 +371,7 @@ def _partition(words: list[str]) -> None:
     data = dataset(config.data)
     if data.classes is None or data.train["y"].ndim > 1:
         raise ValueError(f"data {config.data!r} has no labels to draw; for example --data digits")
-    facts = partitions(config, data)[0].describe(data.train["y"])
+    facts = partitions(config, data)[0].skew(data.train["y"])
     sizes, effective = facts["sizes"], facts["effective"]
     path = _picture(given["out"], lambda: plots.partition(facts["histogram"]))
     print(f"clients      {facts['n']}")

@@ -202,14 +202,14 @@ class HeldOut:
 
     Args:
         model: `jaxfl.models.Model`, static.
-        clients: the held-out examples, as `Clients` (`train, held = clients.split(0.2)`).
+        clients: the held-out examples, as `Clients` (`train, held = clients.split(test=0.2)`).
 
     Raises:
         ValueError: labels that the model has no output for, targets of another size than outputs.
 
     Example:
         >>> problem = problems.least_squares(n=4)
-        >>> train, held = problem.clients().split(0.2)
+        >>> train, held = problem.clients().split(test=0.2)
         >>> held.count.tolist()
         [4, 4, 4, 4]
     """
@@ -385,11 +385,11 @@ def worst(values: Float[Array, " n"], fraction: float = 0.1, share: Any = None) 
     return jnp.where((jnp.isnan(values) & live).any(), jnp.nan, mean)
 
 
-def spread(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
+def dispersion(values: Float[Array, "*batch n"]) -> dict[str, Scalar]:
     """How much clients differ: `std`, `min` and `max` over the last axis.
 
     Example:
-        >>> found = metrics.spread(jnp.array([0.5, 1.0]))
+        >>> found = metrics.dispersion(jnp.array([0.5, 1.0]))
         >>> {name: float(value) for name, value in found.items()}
         {'std': 0.25, 'min': 0.5, 'max': 1.0}
     """

@@ -61,8 +61,8 @@ from jaxfl.networks import (
     dadao_rates,
     first,
     gossip,
-    graph,
     poisson,
+    topology,
 )
 from jaxfl.networks.graphs import make
 
@@ -148,8 +148,8 @@ def _choco_limit(problem, alg, network):
 
 
 COHORT = Uniform(N, 3)
-RANDOM = graph("erdos_renyi", N, p=0.4, seed=1)
-RING = graph("ring", N)
+RANDOM = topology("erdos_renyi", N, p=0.4, seed=1)
+RING = topology("ring", N)
 CIRCLE = make("ring", N)
 RATES = dadao_rates(CIRCLE)
 RANDOM_GRAPH = make("erdos_renyi", N, seed=1, p=0.4)
@@ -287,7 +287,7 @@ CASES = (
     Case(
         "gt-atc",
         GradientTracking(lr=0.05),
-        Churn(graph("torus", N, rows=2, cols=4), 0.8),
+        Churn(topology("torus", N, rows=2, cols=4), 0.8),
         gradient_tracking,
         {"params": _params, "y": lambda s: s.y, "g": lambda s: s.g},
         up=2.0,
@@ -325,7 +325,7 @@ CASES = (
     Case(
         "d2",
         ExactDiffusion(lr=0.05, lazy=0.0),
-        graph("ring", N, weights="lazy"),
+        topology("ring", N, weights="lazy"),
         exact_diffusion,
         {"params": _params, "psi": lambda s: s.psi},
         exact=True,
@@ -334,7 +334,7 @@ CASES = (
     Case(
         "sgp",
         SGP(lr=0.05),
-        graph("random_out", N, k=2),
+        topology("random_out", N, k=2),
         sgp,
         {"params": _params, "x": lambda s: s.x, "w": lambda s: s.w},
         up=lambda d: d + 1,

@@ -137,7 +137,7 @@ def test_elastic(tmp_path, kind):
 
 def test_where_things_are_is_no_difference():
     """A graph over devices has other fields; clients on the host have other types."""
-    ring = networks.LinkFailures(networks.graph("ring", N), 0.3)
+    ring = networks.LinkFailures(networks.topology("ring", N), 0.3)
     host = Clients.make({"a": A, "b": B}, PARTITION, squares, batch=3, host=True)
     for a, b in (
         (ring, jaxfl.spread(ring, MESH)),
@@ -145,7 +145,7 @@ def test_where_things_are_is_no_difference():
         (CLIENTS, host),
     ):
         assert identity(a=a) == identity(a=b)
-    assert identity(a=ring) != identity(a=networks.LinkFailures(networks.graph("path", N), 0.3))
+    assert identity(a=ring) != identity(a=networks.LinkFailures(networks.topology("path", N), 0.3))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

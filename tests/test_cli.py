@@ -164,6 +164,7 @@ def test_help_fits_a_screen(capsys):
         ("list nothing", "no kind 'nothing'"),
         ("show scafold", "did you mean 'scaffold'"),
         ("graph rong", "did you mean 'ring'"),
+        ("graph random_out", "drawn anew every round"),
         ("graph ring --weights metro", "metropolis"),
         ("graph ring --n 0", "n"),
         ("graph ring --out nowhere/x.png", "cannot write the picture"),

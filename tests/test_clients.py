@@ -11,7 +11,7 @@ from jaxfl.data import augment as augmentation
 from jaxfl.engine import comm
 from jaxfl.engine.client import LossShapeError, Sample
 from jaxfl.engine.clients import Clients
-from jaxfl.networks import ALIE, Cohort, Links, Noisy, SignFlip, Uniform, graph
+from jaxfl.networks import ALIE, Cohort, Links, Noisy, SignFlip, Uniform, topology
 from jaxfl.networks.adversaries import Send
 
 COUNTS = np.array([3, 1, 7, 5, 9, 2])
@@ -170,7 +170,7 @@ def stacked(x):
 
 def test_full_gradients_of_methods_that_draw():
     """D-SGD, gradient tracking and local steps are their recurrences, without any randomness."""
-    network, lr, rounds = graph("ring", N), 0.05, 6
+    network, lr, rounds = topology("ring", N), 0.05, 6
     w = np.asarray(comm.to_dense(network.w))
     start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     go = lambda alg, net: simulation(alg, full(), net, start, rounds)
@@ -486,7 +486,7 @@ def test_cohorts_with_empty_slots():
 def test_split_holds_out_a_share_of_every_client():
     crop = augmentation.crop_and_flip()
     clients = make(augment=crop)
-    train, held = clients.split(0.3, seed=1)
+    train, held = clients.split(test=0.3, seed=1)
     for i, own in enumerate(OWN):
         parts = [
             np.asarray(c.data.order)[c.start[i] : c.start[i] + c.count[i]] for c in (train, held)
@@ -499,11 +499,11 @@ def test_split_holds_out_a_share_of_every_client():
     assert train.largest == 6 and held.largest == 3
     assert train.augment == crop and held.augment is not crop  # only training is augmented
     assert (
-        clients.split(0.3, seed=np.random.default_rng(1))[1].data.order == held.data.order
+        clients.split(test=0.3, seed=np.random.default_rng(1))[1].data.order == held.data.order
     ).all()
-    for fraction in (0, 1, -0.1):
-        with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\)"):
-            clients.split(fraction)
+    for share in (0, 1, -0.1):
+        with pytest.raises(ValueError, match=r"test must be in \(0, 1\)"):
+            clients.split(test=share)
 
 
 # Augmentation -------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ from jaxfl.networks import (
     arrivals,
     from_events,
     gossip,
-    graph,
     graphs,
+    topology,
 )
 from jaxfl.runs.run import run
 from jaxfl.types import Info, Work
@@ -59,7 +59,7 @@ BATCHES = -(-COUNTS // CLIENTS.batch)  # of an epoch, from 1 to 4
 RNG = np.random.default_rng(0)
 SPEED = {"compute": RNG.uniform(0.1, 1, N), "latency": RNG.uniform(0, 2, N)}
 LINKS = Links(**SPEED, up=RNG.uniform(50, 900, N), down=RNG.uniform(50, 900, N))
-RANDOM = graph("erdos_renyi", N, p=0.4, seed=1, links=LINKS)
+RANDOM = topology("erdos_renyi", N, p=0.4, seed=1, links=LINKS)
 SLOTS = comm.to_near(RANDOM.w).idx.shape
 WIRES = Links(SPEED["compute"], RNG.uniform(0, 2, SLOTS), RNG.uniform(50, 900, SLOTS))
 CIRCLE = graphs.make("ring", N)

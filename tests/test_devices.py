@@ -72,14 +72,14 @@ def crossing(network):
 
 @pytest.mark.parametrize("block", [0, 16])
 def test_a_ring_is_two_permutes(block):
-    compiled, many, one = both(DSGD(lr=0.01), networks.graph("ring", N), block)
+    compiled, many, one = both(DSGD(lr=0.01), networks.topology("ring", N), block)
     assert moved(compiled) == {("collective-permute", 1): 2}
     equal(many, one)
     assert many.state.params.sharding.spec == jax.P("clients")
 
 
 def test_shifts_move_what_crosses():
-    compiled, many, one = both(DSGD(lr=0.01), networks.graph("exponential", N))
+    compiled, many, one = both(DSGD(lr=0.01), networks.topology("exponential", N))
     assert moved(compiled) == {
         ("collective-permute", 1): 1,
         ("collective-permute", 2): 1,
@@ -92,7 +92,7 @@ def test_shifts_move_what_crosses():
 def test_neighbours_move_what_crosses(name):
     """One permute per distance between devices, of as many rows as any pair needs."""
     options = {"p": 0.1} if name == "erdos_renyi" else {}
-    network = networks.graph(name, N, **options)
+    network = networks.topology(name, N, **options)
     assert isinstance(network.w, comm.Near)
     block = 16 if name == "torus" else 0
     compiled, many, one = both(DSGD(lr=0.01, order="cta"), network, block)
@@ -110,9 +110,9 @@ def test_neighbours_move_what_crosses(name):
     "network",
     [
         networks.Attacked(
-            networks.Churn(networks.graph("ring", N), 0.8), networks.first(3, N), networks.IPM()
+            networks.Churn(networks.topology("ring", N), 0.8), networks.first(3, N), networks.IPM()
         ),
-        networks.graph("one_peer_exponential", N),
+        networks.topology("one_peer_exponential", N),
     ],
     ids=["churn", "periodic"],
 )
@@ -126,7 +126,7 @@ def test_changing_neighbours_move_no_more(network):
 
 def test_exchange_is_mix():
     """The same sums, NaN rule, truth about oneself, dtypes and derivatives as without a mesh."""
-    network = networks.graph("erdos_renyi", N, p=0.1)
+    network = networks.topology("erdos_renyi", N, p=0.1)
     near = network.w
     there = spread(network, mesh(clients=8)).w
     x, own = RNG.normal(size=(2, N, 3, 2))
@@ -176,7 +176,7 @@ def test_states_of_clients_stay():
     "alg, network",
     [
         (Scaffold(lr=0.1, steps=2), networks.Uniform(N, 8)),
-        (DSGD(lr=0.1), networks.graph("torus", N)),
+        (DSGD(lr=0.1), networks.topology("torus", N)),
     ],
     ids=["cohort", "graph"],
 )
@@ -202,12 +202,12 @@ def test_sweeps_are_a_second_axis(alg, network):
 def test_what_does_not_spread_is_said():
     over = mesh(clients=8)
     with pytest.raises(ValueError, match="30 nodes do not spread evenly over 8.*such as 32 nodes"):
-        spread(networks.graph("ring", 30), over)
+        spread(networks.topology("ring", 30), over)
     with pytest.raises(ValueError, match=r"lr has shape \(3,\).*evenly over 8 devices"):
         spread(grid(FedAvg, lr=[0.1, 0.2, 0.3]), over)
     with pytest.raises(ValueError, match="axis 'nodes'.*make_mesh"):
-        spread(networks.graph("ring", N), over, "nodes")
-    dense = networks.graph("complete", N)
+        spread(networks.topology("ring", N), over, "nodes")
+    dense = networks.topology("complete", N)
     assert spread(dense, over) is dense
 
 
@@ -248,7 +248,7 @@ def test_two_hosts(tmp_path):
     many = Comparison.load(tmp_path / "0")
     one = compare(many.config, mesh=mesh(clients=2))
     assert one.config.algorithms == ("dsgd @ path",)
-    for name in ("train_loss", "loss", "score", "worst", "consensus"):
+    for name in ("train_loss", "loss", "accuracy", "worst", "consensus"):
         np.testing.assert_allclose(many.results[name], one.results[name], rtol=1e-9, err_msg=name)
 
 

@@ -157,7 +157,7 @@ def test_citations_of_what_a_run_used():
     said = lambda *used: re.findall(r"^(\w+): ", jaxfl.cite(*used).partition("\n\n")[0], re.M)[:-1]
     assert said("dsgd @ exponential") == ["DSGD", "exponential"]
     assert said("choco(compress=qsgd(16)) @ ring") == ["Choco", "QSGD"]
-    world = networks.Attacked(networks.graph("ring", 8), networks.first(1, 8), networks.ALIE())
+    world = networks.Attacked(networks.topology("ring", 8), networks.first(1, 8), networks.ALIE())
     assert said(algorithms.Choco(lr=0.1, compress=components.QSGD()), world) == [
         *("Choco", "QSGD", "ALIE")
     ]

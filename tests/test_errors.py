@@ -53,10 +53,10 @@ from jaxfl.networks import (
     alie_z,
     first,
     from_matrix,
-    graph,
     graphs,
     markov,
     periodic,
+    topology,
     weights,
 )
 from jaxfl.networks.buffers import arrivals
@@ -69,7 +69,7 @@ PROBLEM = problems.quadratics(N, D, zeta=1.0, seed=0)
 CLIENTS = Clients.make(PROBLEM.data, PROBLEM.partition, PROBLEM.loss, batch=1)
 X0 = jnp.zeros(D)
 KEY = jax.random.key(0)
-RING = graph("ring", N)
+RING = topology("ring", N)
 HALF = Uniform(N, 4)
 RATES = np.linspace(0.1, 0.8, N)
 
@@ -119,12 +119,12 @@ LR = {"lr": 0.1}
 GRAPH_NETS = LinkFailures(RING, 0.1)
 ERRORS = {
     # unknown names, with the nearest ones
-    "graph": (lambda: graph("rign", N), "unknown graph 'rign' did you mean 'ring'"),
-    "weights": (lambda: graph("ring", N, weights="lasy"), "unknown weights 'lasy' 'lazy'"),
-    "option": (lambda: graph("regular", N, degre=3), "regular no option 'degre' degree"),
-    "varying option": (lambda: graph("random_out", N, m=3), "random_out no option 'm' k"),
+    "graph": (lambda: topology("rign", N), "unknown graph 'rign' did you mean 'ring'"),
+    "weights": (lambda: topology("ring", N, weights="lasy"), "unknown weights 'lasy' 'lazy'"),
+    "option": (lambda: topology("regular", N, degre=3), "regular no option 'degre' degree"),
+    "varying option": (lambda: topology("random_out", N, m=3), "random_out no option 'm' k"),
     "varying weights": (
-        lambda: graph("random_matching", N, weights="lazy"),
+        lambda: topology("random_matching", N, weights="lazy"),
         "random_matching every round weights='lazy'",
     ),
     "order": (go(DSGD(lr=0.1, order="act"), RING), "DSGD.order 'atc' 'cta' got 'act'"),
@@ -148,8 +148,8 @@ ERRORS = {
         go(FedAvg(lr=0.1), Drop(RING, 0.1)),
         "Drop needs Cohort nets got Static Graph LinkFailures",
     ),
-    "name": (go(DSGD(lr=0.1), "ring"), "network got str graph"),
-    "matrix": (go(DSGD(lr=0.1), doubly()), "network got ndarray graph"),
+    "name": (go(DSGD(lr=0.1), "ring"), "network got str topology"),
+    "matrix": (go(DSGD(lr=0.1), doubly()), "network got ndarray topology"),
     "class": (go(FedAvg, HALF), "alg hyperparameters FedAvg"),
     "no algorithm": (go(0.1, HALF), "alg hyperparameters 0.1"),
     "number": (go(FedAvg(lr=0.1), Uniform(5, 2)), "network is for 5 clients holds 8 n=8"),
@@ -166,9 +166,9 @@ ERRORS = {
     "no period": (lambda: periodic([]), "one shape [n, n] []"),
     "period apart": (lambda: periodic([apart(), apart()]), "connected 2 components"),
     "period rows": (lambda: periodic([doubly(), broken(0, 0, 3.0)]), "row 0 sums to 3.875"),
-    "directed": (lambda: graph("exponential", N, weights="metropolis"), "undirected directed"),
-    "cube": (lambda: graph("hypercube", 6), "hypercube n = 2^m got 6 n=8"),
-    "one": (lambda: graph("random_matching", 1), "n at least 2 got 1"),
+    "directed": (lambda: topology("exponential", N, weights="metropolis"), "undirected directed"),
+    "cube": (lambda: topology("hypercube", 6), "hypercube n = 2^m got 6 n=8"),
+    "one": (lambda: topology("random_matching", 1), "n at least 2 got 1"),
     "out": (lambda: RandomOut(4, 4), "k must be from 1 to n - 1 = 3 got 4"),
     "quorum": (lambda: Quorum(4, 4), "f must be from 0 to n - 1 = 3 got 4"),
     # cohorts
@@ -208,7 +208,7 @@ ERRORS = {
         "Links.compute shape (8,) (5,)",
     ),
     "links by slot": (
-        go(DSGD(lr=0.1), graph("ring", N, links=Links(up=np.ones((N, 5))))),
+        go(DSGD(lr=0.1), topology("ring", N, links=Links(up=np.ones((N, 5))))),
         "Links.up shape (8, 3) (8, 5)",
     ),
     "links of a cohort": (
@@ -251,7 +251,7 @@ ERRORS = {
         "ExactDiffusion least eigenvalue above -1/3",
     ),
     "varying": (
-        go(ExactDiffusion(lr=0.1), graph("one_peer_exponential", N)),
+        go(ExactDiffusion(lr=0.1), topology("one_peer_exponential", N)),
         "ExactDiffusion never changes got Periodic ring",
     ),
     "matching": (go(Choco(lr=0.1), RandomMatching(N)), "Choco never changes got RandomMatching"),
@@ -269,11 +269,11 @@ ERRORS = {
         "SGP columns sum to 1 Periodic",
     ),
     "one-way": (
-        go(SGP(lr=0.1), LinkFailures(graph("exponential", N), 0.1)),
+        go(SGP(lr=0.1), LinkFailures(topology("exponential", N), 0.1)),
         "SGP columns sum to 1 LinkFailures keep=\"column\"",
     ),
     "kept by the sender": (
-        go(DSGD(lr=0.1), LinkFailures(graph("exponential", N), 0.1, "column")),
+        go(DSGD(lr=0.1), LinkFailures(topology("exponential", N), 0.1, "column")),
         "DSGD rows sum to 1",
     ),
     "kept by the receiver": (
@@ -589,14 +589,14 @@ def test_adversaries_that_must_see_everything(adversary):
 
 FINE = {
     "lazy": (ExactDiffusion(lr=0.1), RING),
-    "odd": (ExactDiffusion(lr=0.1, lazy=0.0), graph("complete", N)),
-    "push-pull": (SGP(lr=0.1), graph("exponential", N)),
-    "push": (SGP(lr=0.1), LinkFailures(graph("exponential", N), 0.1, "column")),
+    "odd": (ExactDiffusion(lr=0.1, lazy=0.0), topology("complete", N)),
+    "push-pull": (SGP(lr=0.1), topology("exponential", N)),
+    "push": (SGP(lr=0.1), LinkFailures(topology("exponential", N), 0.1, "column")),
     "drawn": (SGP(lr=0.1), Churn(RandomOut(N, 2), 0.9)),
     "failures": (GradientTracking(lr=0.1), LinkFailures(RandomMatching(N), 0.1)),
     "compressed": (Choco(lr=0.1), Attacked(RING, first(1, N), SignFlip())),
     "lost": (Scaffold(lr=0.1), Drop(Bernoulli(N, RATES), RATES)),
-    "links": (DSGD(lr=0.1), graph("ring", N, links=Links(up=np.ones((N, 3))))),
+    "links": (DSGD(lr=0.1), topology("ring", N, links=Links(up=np.ones((N, 3))))),
     "table": (DSGD(lr=0.1), Churn(RING, np.ones((4, N)))),
 }
 

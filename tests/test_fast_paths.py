@@ -55,7 +55,7 @@ RNG = np.random.default_rng(0)
 COUNT = RNG.integers(1, 5, 2 * N)
 ORDER = RNG.permutation(COUNT.sum())
 DATA = {"x": RNG.normal(size=(COUNT.sum(), D)), "y": RNG.normal(size=COUNT.sum())}
-RING = networks.graph("ring", N, weights="lazy")
+RING = networks.topology("ring", N, weights="lazy")
 KINDS = {
     "dense": (DSGD(lr=0.05), RING.replace(w=comm.Dense(comm.to_dense(RING.w)))),
     "near": (DSGD(lr=0.05), RING.replace(w=comm.to_near(RING.w))),

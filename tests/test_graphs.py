@@ -12,7 +12,14 @@ from jaxfl.networks import graphs, spectra, weights
 from jaxfl.networks.matrices import shifts
 
 TIGHT = {"rtol": 0, "atol": 1e-12}
-RANDOM = ("erdos_renyi", "geometric", "regular", "watts_strogatz", "barabasi_albert", "random_out")
+RANDOM = (
+    "erdos_renyi",
+    "geometric",
+    "regular",
+    "watts_strogatz",
+    "barabasi_albert",
+    "random_out_fixed",
+)
 SHIFTED = ("ring", "complete", "exponential")
 
 
@@ -295,7 +302,7 @@ def test_perron():
     limit = np.linalg.matrix_power(w, 2000)
     np.testing.assert_allclose(limit, np.tile(spectra.perron(w), (12, 1)), **TIGHT)
 
-    push = weights.column_stochastic(graphs.random_out(9, 2, seed=1))
+    push = weights.column_stochastic(graphs.random_out_fixed(9, 2, seed=1))
     shares = spectra.perron(push)
     np.testing.assert_allclose(push @ shares, shares, **TIGHT)
     np.testing.assert_allclose(shares.sum(), 1, **TIGHT)
@@ -373,7 +380,7 @@ def test_uniform_warns_only_when_the_limit_is_not_the_mean():
     with pytest.warns(UserWarning, match="degree-weighted mean .* use `metropolis"):
         weights.uniform(graphs.star(5))
     with pytest.warns(UserWarning, match="perron.* use `sinkhorn"):
-        weights.uniform(graphs.random_out(9, 2))
+        weights.uniform(graphs.random_out_fixed(9, 2))
 
 
 def test_weights_ignore_edge_attributes_and_loops_but_not_directions():
@@ -394,7 +401,9 @@ MATRICES = [
     *(
         pytest.param(
             weights.make(
-                "column_stochastic" if name in ("exponential", "random_out") else "metropolis",
+                "column_stochastic"
+                if name in ("exponential", "random_out_fixed")
+                else "metropolis",
                 graphs.make(name, 16, seed=3),
             ),
             id=name,
@@ -487,8 +496,8 @@ def test_random_families_are_connected(name):
         ("erdos_renyi", {"p": 0.01}),
         ("geometric", {"radius": 0.01}),
         ("watts_strogatz", {"k": 2, "p": 1.0}),
-        ("random_out", {"k": 1}),
-        ("random_out", {"k": 3}),
+        ("random_out_fixed", {"k": 1}),
+        ("random_out_fixed", {"k": 3}),
         ("regular", {"degree": 2}),
     ],
 )
@@ -496,7 +505,7 @@ def test_hopeless_draws_are_repaired(name, options):
     draws = [graphs.make(name, 60, seed=seed, **options) for seed in range(5)]
     for graph in draws:
         assert connected(graph) and len(graph) == 60
-        if name == "random_out":
+        if name == "random_out_fixed":
             assert {len(graph[i]) for i in graph} == {options["k"]}
         if name == "regular":
             assert {d for _, d in graph.degree} == {2}
@@ -526,7 +535,7 @@ def test_default_densities():
     graph = graphs.geometric(100)
     place, radius = nx.get_node_attributes(graph, "pos"), math.sqrt(2 * math.log(100) / math.pi)
     assert max(math.dist(place[i], place[j]) for i, j in graph.edges) <= radius / 10
-    out = graphs.random_out(30, 4)
+    out = graphs.random_out_fixed(30, 4)
     assert {len(out[i]) for i in out} == {4}
 
 
@@ -596,7 +605,7 @@ def test_registries():
         (lambda: graphs.watts_strogatz(8, 3), "k must be even"),
         (lambda: graphs.watts_strogatz(8, 2, 1.5), "p must be a probability"),
         (lambda: graphs.barabasi_albert(4, 4), "m must be from 1 to n-1 = 3"),
-        (lambda: graphs.random_out(4, 4), "k must be from 1 to n-1 = 3"),
+        (lambda: graphs.random_out_fixed(4, 4), "k must be from 1 to n-1 = 3"),
         (lambda: weights.metropolis(graphs.exponential(6)), "metropolis needs an undirected"),
         (lambda: weights.fastest(graphs.exponential(6)), "fastest needs an undirected"),
         (lambda: weights.metropolis(nx.path_graph([1, 2, 3])), "nodes 0..n-1"),
@@ -686,26 +695,26 @@ def test_every_form_of_a_graph_gives_the_same_weights(rule, graph):
 def test_every_form_of_a_graph_makes_the_same_network(graph):
     import jax
 
-    from jaxfl import networks, plots
+    from jaxfl import networks
 
     made = graphs.make(graph, 8)
-    expected = networks.graph(graph, 8)
+    expected = networks.topology(graph, 8)
     messages = networks.gossip(made, 3, seed=1)
     for name, form in forms(made).items():
         for ours, theirs in (
-            (networks.graph(form), expected),
+            (networks.topology(form), expected),
             (networks.gossip(form, 3, seed=1), messages),
         ):
             assert jax.tree.structure(ours) == jax.tree.structure(theirs), name
             for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
                 np.testing.assert_array_equal(a, b, name)
-        assert plots.describe(form)[2] == plots.describe(made)[2], name
+        assert networks.mixing_facts(form) == networks.mixing_facts(made), name
         if graph == "ring" and name != "weighted":  # there they are rates
             rates = networks.poisson(form, 3, seed=1)
             for a, b in zip(*map(jax.tree.leaves, (rates, networks.poisson(made, 3, seed=1)))):
                 np.testing.assert_array_equal(a, b, name)
     with pytest.raises(ValueError, match="8 nodes"):
-        networks.graph(made, 9)
+        networks.topology(made, 9)
 
 
 def takers():
@@ -713,7 +722,7 @@ def takers():
 
     return {
         **{k: lambda a, k=k: weights.make(k, a, **OPTIONS.get(k, {})) for k in RULES},
-        "graph": networks.graph,
+        "graph": networks.topology,
         "gossip": lambda a: networks.gossip(a, 3),
         "poisson": lambda a: networks.poisson(a, 3),
     }
@@ -776,8 +785,8 @@ def test_advice_for_an_adjacency_matrix_averages():
         ("erdos_renyi", "metropolis"),
         ("watts_strogatz", "sinkhorn"),
         ("exponential", "column_stochastic"),
-        ("random_out", "column_stochastic"),
-        ("random_out", "uniform"),
+        ("random_out_fixed", "column_stochastic"),
+        ("random_out_fixed", "uniform"),
     ],
 )
 def test_spectra_of_large_graphs_are_those_of_small_ones(name, rule, monkeypatch):
@@ -809,15 +818,15 @@ def test_ten_thousand_nodes(tmp_path):
     n = 10_000
     tracemalloc.start()
     g = graphs.make("ring", n)
-    _, w, facts = plots.describe(g)
+    facts, (w,) = networks.mixing_facts(g), networks.facts.phases(g)
     axes = plots.graph_and_spectrum(g, title="ring")
-    assert networks.graph("ring", n).n == n and networks.gossip(g, 1).n == n
+    assert networks.topology("ring", n).n == n and networks.gossip(g, 1).n == n
     assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
     gap = 2 / 3 * (1 - np.cos(2 * np.pi / n))
     np.testing.assert_allclose(facts["gap"], gap, rtol=1e-6)
     assert facts["edges"] == n and w.nnz == 3 * n and len(axes) == 2
-    schedule = plots.describe(graphs.make("one_peer_hypercube", 4096))[2]
+    schedule = networks.mixing_facts(graphs.make("one_peer_hypercube", 4096))
     assert schedule["gap"] == 1 and schedule["mixing_time"] == 12
     with pytest.raises(ValueError, match=r"about 5e\+11 edges"):
         graphs.complete(10**6)

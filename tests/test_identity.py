@@ -369,7 +369,7 @@ print(json.dumps(identity(
     clients=problems.quadratics(n=4).clients(),
     optimiser=components.Optax(optax.adamw(optax.linear_schedule(1.0, 0.0, 10))),
     schedule=scaled(lr=lambda t: helper(t)),
-    ring=networks.graph("ring", 5),
+    ring=networks.topology("ring", 5),
     algorithm=algorithms.Scaffold(lr=0.1),
     loss=models.cross_entropy(models.mlp(4, 3)),
     vmap=jax.vmap(jax.grad(helper)), jitted=jax.jit(helper), ufuncs=(np.exp, jnp.exp, jnp.add),

@@ -33,7 +33,7 @@ def size(tree):
 def test_what_shapes_say_is_exact():
     """Data, state and history are the bytes of the arrays; a sweep has a state for every run."""
     clients, params = problem(block=2)
-    graph = networks.graph("ring", N)
+    graph = networks.topology("ring", N)
     options = {"rounds": 6, "every": 3, "evaluate": lambda state: jnp.zeros(5)}
     quick = partial(jaxfl.estimate, DSGD(lr=0.1), clients, graph, params, exact=False, **options)
     found = quick()
@@ -54,7 +54,7 @@ def test_what_shapes_say_is_exact():
     [
         (FedAvg(lr=0.1, steps=3), COHORT, 2),
         (Scaffold(lr=0.1, steps=3), COHORT, 0),
-        (DSGD(lr=0.1, steps=2), networks.graph("ring", N), 2),
+        (DSGD(lr=0.1, steps=2), networks.topology("ring", N), 2),
     ],
     ids=["fedavg", "scaffold", "dsgd"],
 )
@@ -71,7 +71,7 @@ def test_what_is_traced_is_near_what_xla_reports(alg, network, block):
 def test_over_devices_a_state_is_shared():
     clients, params = problem()
     mesh = jax.make_mesh((8,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
-    graph = networks.graph("ring", N)
+    graph = networks.topology("ring", N)
     alone = jaxfl.estimate(DSGD(lr=0.1), clients, graph, params, rounds=2, exact=False)
     many = spread(clients, mesh)
     shared = jaxfl.estimate(DSGD(lr=0.1), many, graph, params, rounds=2, exact=False)

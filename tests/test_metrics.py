@@ -190,7 +190,7 @@ def test_shared_model_as_a_personal_one_has_the_plain_accuracy():
     split = data.dirichlet(labels, N, 0.3, seed=1)
     weights = metrics.label_weights(split, labels, Y, CLASSES)
     own_shares = weights * np.bincount(Y, minlength=CLASSES)
-    histogram = split.describe(labels)["histogram"]
+    histogram = split.skew(labels)["histogram"]
     np.testing.assert_allclose(
         own_shares / own_shares.sum(1, keepdims=True),
         histogram / histogram.sum(1, keepdims=True),
@@ -288,7 +288,7 @@ def test_worst_tenth(n, k):
 
 def test_spread():
     values = RNG.random((2, N))
-    found = metrics.spread(jnp.asarray(values))
+    found = metrics.dispersion(jnp.asarray(values))
     for name in ("std", "min", "max"):
         np.testing.assert_allclose(found[name], getattr(values, name)(1))
 

@@ -43,12 +43,12 @@ from jaxfl.networks import (
     cohorts,
     first,
     from_matrix,
-    graph,
     graphs,
     label_rates,
     markov,
     mixing,
     periodic,
+    topology,
     weights,
 )
 from jaxfl.types import Info
@@ -308,15 +308,10 @@ def full(w):
 @pytest.mark.parametrize("name", networks.GRAPHS)
 def test_named_graphs(name):
     n = 8
-    if name == "random_out":  # by name it is drawn anew every round
-        drawn = graphs.make(name, n, seed=2)
-        expected = weights.column_stochastic(drawn)
-        network = from_matrix(expected)
-    else:
-        drawn = graphs.make(name, n, seed=2)
-        rule = weights.column_stochastic if drawn.is_directed() else weights.metropolis
-        expected = rule(drawn)
-        network = graph(name, n, seed=2)
+    drawn = graphs.make(name, n, seed=2)
+    rule = weights.column_stochastic if drawn.is_directed() else weights.metropolis
+    expected = rule(drawn)
+    network = topology(name, n, seed=2)
     net = network(0, KEY)
     np.testing.assert_allclose(full(net.w), expected, **TIGHT)
     assert network.sums == sums_of(expected)
@@ -333,29 +328,29 @@ def test_named_graphs(name):
 
 def test_weights_by_name():
     ring = weights.metropolis(graphs.ring(6))
-    w = full(graph("ring", 6, weights="lazy").w)
+    w = full(topology("ring", 6, weights="lazy").w)
     np.testing.assert_allclose(w, networks.lazy(ring), **TIGHT)
     np.testing.assert_allclose(networks.gap(w), networks.gap(ring) / 2, **TIGHT)
     assert networks.mixing_time(w) > networks.mixing_time(ring)
     assert networks.chi1(w) > networks.chi1(ring) and networks.chi2(w) > networks.chi2(ring)
-    w = full(graph("ring", 6, weights="constant", alpha=0.1).w)
+    w = full(topology("ring", 6, weights="constant", alpha=0.1).w)
     np.testing.assert_allclose(np.diag(w), 0.8, **TIGHT)
-    directed = graph("exponential", 6, weights="sinkhorn")
+    directed = topology("exponential", 6, weights="sinkhorn")
     assert directed.sums == "doubly"
     with pytest.warns(UserWarning, match="do not average"):
-        assert graph("star", 6, weights="uniform").sums == "row"
+        assert topology("star", 6, weights="uniform").sums == "row"
 
 
 def test_records_by_structure():
-    assert isinstance(graph("complete", 8).w, comm.Dense)
-    assert isinstance(graph("ring", 8).w, comm.Shifts)
-    assert isinstance(graph("path", 8).w, comm.Near)
+    assert isinstance(topology("complete", 8).w, comm.Dense)
+    assert isinstance(topology("ring", 8).w, comm.Shifts)
+    assert isinstance(topology("path", 8).w, comm.Near)
 
 
 @pytest.mark.parametrize("n", [2, 8])
 def test_one_peer(n):
     for name in ("one_peer_exponential", "one_peer_hypercube"):
-        network = graph(name, n)
+        network = topology(name, n)
         period = network.w.w.shape[0]
         ws = many(network, 1 + np.arange(2 * period)).w[: 2 * period]
         np.testing.assert_allclose(
@@ -366,7 +361,7 @@ def test_one_peer(n):
 
 
 def test_one_peer_ring():
-    network = graph("one_peer_ring", 6)
+    network = topology("one_peer_ring", 6)
     ws = many(network, np.arange(2)).w[:2]
     np.testing.assert_allclose(ws, weights.peers(graphs.one_peer_ring(6)), **TIGHT)
     assert network.sums == sums_of(ws) == "symmetric"
@@ -392,9 +387,19 @@ def test_random_matching(n):
     points_back(jax.tree.map(lambda a: a[:20], net.w))
 
 
+def test_one_name_is_one_graph():
+    """No fixed graph has the name of one that is drawn anew; the defaults of both are equal."""
+    assert not set(networks.GRAPHS) & set(networks.TIME_VARYING)
+    assert topology("random_out", 8) == RandomOut(8)
+    fixed = graphs.random_out_fixed(8)
+    assert {d for _, d in fixed.out_degree} == {RandomOut(8).k}
+    with pytest.raises(ValueError, match="did you mean 'random_out_fixed'"):
+        graphs.make("random_out", 8)
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_random_out(k):
-    network = graph("random_out", 8, k=k)
+    network = topology("random_out", 8, k=k)
     _, _, ws, out, heard = many(network)
     assert network.sums == sums_of(ws) == "column" and network.column == 1
     assert set(np.unique(ws.round(12))) == {0, round(1 / (k + 1), 12)}
@@ -440,9 +445,9 @@ def test_quorum(f):
 
 
 SYMMETRIC = {
-    "shifts": graph("ring", 8),
-    "slots": graph("regular", 8, degree=3),
-    "dense": graph("complete", 5),
+    "shifts": topology("ring", 8),
+    "slots": topology("regular", 8, degree=3),
+    "dense": topology("complete", 5),
     "matching": RandomMatching(6),
 }
 
@@ -468,7 +473,7 @@ def test_links_fail_in_both_directions(name):
 
 
 def test_no_failures_and_nothing_but_failures():
-    ring = graph("ring", 8)
+    ring = topology("ring", 8)
     none, all_ = (many(LinkFailures(ring, r)).w for r in (0.0, 1.0))
     np.testing.assert_allclose(none, np.broadcast_to(full(ring.w), none.shape), **TIGHT)
     np.testing.assert_allclose(all_, np.broadcast_to(np.eye(8), all_.shape), **TIGHT)
@@ -477,12 +482,12 @@ def test_no_failures_and_nothing_but_failures():
 @pytest.mark.parametrize(
     "wrap, network, keep, sums",
     [
-        (LinkFailures, graph("exponential", 8), "column", "column"),
-        (LinkFailures, graph("exponential", 8), "", "row"),
+        (LinkFailures, topology("exponential", 8), "column", "column"),
+        (LinkFailures, topology("exponential", 8), "", "row"),
         (LinkFailures, RandomOut(8, 2), "", "column"),
         (LinkFailures, Quorum(6, 2), "", "row"),
-        (Churn, graph("exponential", 8), "column", "column"),
-        (Churn, graph("ring", 8), "column", "symmetric"),
+        (Churn, topology("exponential", 8), "column", "column"),
+        (Churn, topology("ring", 8), "column", "symmetric"),
     ],
 )
 def test_directed_links_keep_what_is_asked(wrap, network, keep, sums):
@@ -503,7 +508,7 @@ def both_sides(active):
 
 def test_churn():
     n, present = 8, np.linspace(0.3, 1, 8)
-    network = Churn(graph("ring", n), present)
+    network = Churn(topology("ring", n), present)
     net, count, ws, sent, heard = many(network)
     assert network.sums == sums_of(ws) == "symmetric"
     within(net.active, present)
@@ -513,23 +518,23 @@ def test_churn():
     np.testing.assert_array_equal(ws[away], eye[away])
     np.testing.assert_array_equal(ws.swapaxes(1, 2)[away], eye[away])
     both = (net.active[:, :, None] & net.active[:, None]) & ~np.eye(n, dtype=bool)
-    whole = np.broadcast_to(full(graph("ring", n).w), ws.shape)
+    whole = np.broadcast_to(full(topology("ring", n).w), ws.shape)
     np.testing.assert_allclose(ws[both], whole[both], **TIGHT)
     np.testing.assert_array_equal(count, net.active.sum(1))
     np.testing.assert_array_equal(sent, 2 * net.active)  # to those who are away, too
     np.testing.assert_array_equal(heard, both_sides(net.active))
-    nobody = many(Churn(graph("ring", n), np.zeros(n)))
+    nobody = many(Churn(topology("ring", n), np.zeros(n)))
     assert (nobody.sent == 0).all() and (nobody.heard == 0).all()
 
 
 def test_nodes_that_stay_away_for_a_while():
     table = markov(6, 1, 30, up=0.2, down=0.2, seed=0).available
-    active = many(Churn(graph("ring", 6), table), np.arange(30)).net.active[:30]
+    active = many(Churn(topology("ring", 6), table), np.arange(30)).net.active[:30]
     np.testing.assert_array_equal(active, table)
 
 
 def test_failures_and_churn_compose():
-    network = LinkFailures(Churn(graph("torus", 9), 0.7), 0.2)
+    network = LinkFailures(Churn(topology("torus", 9), 0.7), 0.2)
     net, _, ws, *_ = many(network)
     assert network.sums == sums_of(ws) == "symmetric" and network.n == 9
     off = ws * (1 - np.eye(9)) != 0
@@ -537,10 +542,10 @@ def test_failures_and_churn_compose():
 
 
 SENDING = {
-    "shifts": (graph("ring", 8), 2),
-    "slots": (graph("star", 8), [7] + [1] * 7),
-    "dense": (graph("complete", 5), 4),
-    "one way": (graph("exponential", 8), 3),
+    "shifts": (topology("ring", 8), 2),
+    "slots": (topology("star", 8), [7] + [1] * 7),
+    "dense": (topology("complete", 5), 4),
+    "one way": (topology("exponential", 8), 3),
     "pushed": (RandomOut(8, 2), 2),
     "in pairs": (RandomMatching(6), 1),
     "quorum": (Quorum(10, 3), 9),
@@ -758,12 +763,12 @@ def test_who_is_byzantine():
     bad = np.array([0, 1, 0, 0, 1, 0])  # 0/1 will do
     net = many(Attacked(Uniform(6, 3), bad == 1, SignFlip())).net
     np.testing.assert_array_equal(net.send.byzantine, bad[net.idx] == 1)
-    net = many(Attacked(Churn(graph("ring", 6), 0.5), bad, SignFlip())).net
+    net = many(Attacked(Churn(topology("ring", 6), 0.5), bad, SignFlip())).net
     np.testing.assert_array_equal(net.send.byzantine, (bad == 1) & net.active)
-    network = Churn(Attacked(graph("ring", 6), bad, IPM()), 0.5)
+    network = Churn(Attacked(topology("ring", 6), bad, IPM()), 0.5)
     net = np.asarray(jax.vmap(lambda net: net.send.honest())(many(network).net))
     assert (net[:, bad == 1] == 0).all() and 0 < net.mean() < 1
-    network = Attacked(graph("ring", 6), channel=Noisy(0.1))  # a channel and no adversary
+    network = Attacked(topology("ring", 6), channel=Noisy(0.1))  # a channel and no adversary
     assert not network(0, KEY).send.byzantine.any()
     assert (network.kind, network.static, network.lossless) == (networks.Graph, True, True)
 
@@ -824,7 +829,7 @@ def test_seconds_of_a_graph():
 
 
 def test_rates_weights_and_noise_can_be_mapped():
-    ring = graph("ring", 6)
+    ring = topology("ring", 6)
     rates = jnp.array([0.0, 0.5, 1.0])
 
     @jax.jit
@@ -848,14 +853,14 @@ def test_a_new_graph_of_the_same_shape_does_not_recompile():
     step = jax.jit(lambda network, x: comm.mix(network(0, KEY).w, x))
     x = jnp.ones((16, 2))
     for seed in range(3):
-        network = graph("regular", 16, degree=4, seed=seed)
+        network = topology("regular", 16, degree=4, seed=seed)
         step(LinkFailures(network, seed / 4), x)
     assert step._cache_size() == 1
     for rule in ("metropolis", "lazy", "best_constant"):
-        step(graph("ring", 16, weights=rule, links=Links(latency=0.3)), x)
+        step(topology("ring", 16, weights=rule, links=Links(latency=0.3)), x)
     assert step._cache_size() == 2
     for bad in (first(1, 16), first(5, 16)):
-        step(Attacked(graph("ring", 16), bad, SignFlip()), x)
+        step(Attacked(topology("ring", 16), bad, SignFlip()), x)
     assert step._cache_size() == 3
 
 
@@ -870,7 +875,7 @@ def test_gradients():
         net = Attacked(LinkFailures(Churn(network, 1 - rate), rate), channel=Noisy(sigma))(0, KEY)
         return jnp.square(comm.mix(net.w, net.send(x, KEY))).sum()
 
-    w = jnp.asarray(graph("ring", 6).w.w)
+    w = jnp.asarray(topology("ring", 6).w.w)
     slopes = out(0.3, 0.1, w)[1]
     assert all(np.isfinite(s).all() for s in slopes)
     assert slopes[0] == 0  # a failure is a threshold

@@ -108,7 +108,7 @@ COUNTS = {
     "Quorum": ("f", lambda v: networks.Quorum(8, v)),
     "first": ("f", lambda v: networks.first(v, 8)),
     "alie_z": ("f", lambda v: networks.alie_z(10, v)),
-    "graph": ("n", lambda v: networks.graph("ring", v)),
+    "graph": ("n", lambda v: networks.topology("ring", v)),
     **{f"graphs.{g}": ("n", lambda v, g=g: graphs.make(g, v)) for g in graphs.GRAPHS},
     **{f"graphs.{g}": ("n", lambda v, g=g: graphs.make(g, v)) for g in graphs.SCHEDULES},
     "degree": ("degree", lambda v: graphs.regular(8, v)),

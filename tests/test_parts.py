@@ -36,7 +36,7 @@ from jaxfl.engine import comm
 from jaxfl.engine.marks import plain
 from jaxfl.engine.parts import Heard, aggregate, gossip
 from jaxfl.engine.simulate import keys, simulate
-from jaxfl.networks import Attacked, Bernoulli, Everyone, SignFlip, Uniform, first, graph
+from jaxfl.networks import Attacked, Bernoulli, Everyone, SignFlip, Uniform, first, topology
 
 KEY = jax.random.key(3)
 # What byzfl 0.0.11 makes of nine vectors, the last two Byzantine.
@@ -187,7 +187,7 @@ def test_error_feedback_stays_with_the_client():
     np.testing.assert_allclose(sent, float(alg.compress.bits(X0)))
 
 
-W = np.asarray(comm.to_dense(graph("erdos_renyi", N, p=0.5, seed=2).w))
+W = np.asarray(comm.to_dense(topology("erdos_renyi", N, p=0.5, seed=2).w))
 Z = np.random.default_rng(1).normal(size=(N, D))
 
 
@@ -196,7 +196,7 @@ def test_every_node_is_a_receiver(sparse, monkeypatch):
     """On a graph: clipped gossip and NNA by distances to the own, Krum by all, the median."""
     if sparse:
         monkeypatch.setattr("jaxfl.engine.distances._SPARSE", 0)  # no products of all pairs
-    near = comm.to_near(graph("erdos_renyi", N, p=0.5, seed=2).w)
+    near = comm.to_near(topology("erdos_renyi", N, p=0.5, seed=2).w)
     sent = Z.copy()
     sent[0] = 1e3
     run = lambda rule: np.asarray(
@@ -232,7 +232,7 @@ def test_every_node_is_a_receiver(sparse, monkeypatch):
 
 
 def test_graph_methods_take_aggregators():
-    ring = graph("ring", N)
+    ring = topology("ring", N)
     for alg in (DSGD(lr=0.05), Choco(lr=0.05, gamma=0.3)):
         plain_run = go(alg, ring).state.params
         wide = go(alg.replace(aggregator=ClippedGossip(1e9)), ring).state.params

@@ -1,5 +1,6 @@
 """Pictures show the numbers they are given, fit one column, and refuse what they cannot show."""
 
+import inspect
 import json
 
 import jax.numpy as jnp
@@ -107,6 +108,20 @@ def test_learning_curves_of_a_sweep():
     assert len(ax.lines) == 1 and ax.get_ylabel() == "test loss, all labels"
     (ax,) = plots.learning_curves(ds.sel(lr=0.1, algorithm="FedAvg"), "grads", by="alpha")
     assert len(ax.lines) == 2
+
+
+def test_every_picture_draws_on_the_axes_it_is_given():
+    """One word for it, `ax`: one of matplotlib's, or a list where there are panels."""
+    pictures = [getattr(plots, name) for name in plots.__all__ if name != "COLOURS"]
+    assert all("ax" in inspect.signature(draw).parameters for draw in pictures)
+    _, panels = pyplot.subplots(1, 2)
+    one = sweep().sel(alpha=1.0, lr=0.1)
+    for draw in (
+        lambda ax: plots.learning_curves(one, ("rounds", "megabytes"), ax=ax),
+        lambda ax: plots.graph_and_spectrum(graphs.make("ring", 6), ax=ax),
+    ):
+        assert draw(list(panels)) == list(panels) and all(ax.has_data() for ax in panels)
+        [ax.clear() for ax in panels]
 
 
 def test_the_score_is_named_and_few_seeds_are_a_range():
@@ -286,11 +301,11 @@ def test_spectrum():
 def test_networks_are_graphs_too():
     """A network's matrix, that of its graph, and the graph itself are the same picture."""
     g = graphs.make("exponential", 8)
-    facts = plots.describe(g)[2]
-    for same in (networks.graph("exponential", 8), weights.make("column_stochastic", g)):
-        assert plots.describe(same)[2] == pytest.approx(facts)
-    one = plots.describe(networks.graph("one_peer_exponential", 8))[2]
-    assert one == pytest.approx(plots.describe(graphs.make("one_peer_exponential", 8))[2])
+    facts = networks.mixing_facts(g)
+    for same in (networks.topology("exponential", 8), weights.make("column_stochastic", g)):
+        assert networks.mixing_facts(same) == pytest.approx(facts)
+    one = networks.mixing_facts(networks.topology("one_peer_exponential", 8))
+    assert one == pytest.approx(networks.mixing_facts(graphs.make("one_peer_exponential", 8)))
 
 
 def test_consensus_and_its_rate():
@@ -306,7 +321,7 @@ def test_consensus_and_its_rate():
         for name, y in (("slow", slow), ("any", x)):
             found[name].append(np.mean((y - y.mean()) ** 2))
         slow, x = w @ slow, w @ x
-    ax = plots.consensus(found, {"slow": w, "any": networks.graph("ring", 8)})
+    ax = plots.consensus(found, {"slow": w, "any": networks.topology("ring", 8)})
     whole(ax)
     lines = {ln.get_color() + ln.get_linestyle(): ln for ln in ax.lines}
     for i, name in enumerate(found):

@@ -16,7 +16,7 @@ from jaxfl.engine.contract import Algorithm, matrix
 from jaxfl.engine.fields import strong
 from jaxfl.engine.grid import grid, scaled
 from jaxfl.engine.simulate import _chunk, _init, simulate
-from jaxfl.networks import Uniform, from_matrix, graph
+from jaxfl.networks import Uniform, from_matrix, topology
 from jaxfl.runs.checkpoint import load, save, to_numpy
 from jaxfl.runs.run import run
 
@@ -112,7 +112,9 @@ def test_numbers_of_every_kind_are_one_program():
 def test_local_solvers():
     """Momentum persists per node in D-SGD; any optax optimiser trains."""
     for solver in (Momentum(beta=0.9), Optax(optax.adam(1.0))):
-        out = simulate(DSGD(lr=0.01, solver=solver), CLIENTS, graph("ring", N), X0, KEY, rounds=30)
+        out = simulate(
+            DSGD(lr=0.01, solver=solver), CLIENTS, topology("ring", N), X0, KEY, rounds=30
+        )
         assert out.history.loss[-10:].mean() < out.history.loss[:3].mean()
         moments = [a for a in jax.tree.leaves(out.state.memory) if a.ndim == 2]
         assert moments and all(np.abs(m).max() > 0 for m in moments)
@@ -143,7 +145,7 @@ def test_precision_policies():
 
 def test_save_and_load(tmp_path):
     """A state, per-client models and plain NumPy survive a round trip bit for bit."""
-    out = simulate(DSGD(lr=0.05), CLIENTS, graph("ring", N), {"a": X0}, KEY, rounds=2)
+    out = simulate(DSGD(lr=0.05), CLIENTS, topology("ring", N), {"a": X0}, KEY, rounds=2)
     save(tmp_path / "state", out.state)
     same(load(tmp_path / "state", out.state), out.state)
     plain = load(tmp_path / "state")
@@ -228,7 +230,9 @@ def test_the_spectrum_is_looked_at_once(monkeypatch):
         assert len(seen) == times
 
 
-@pytest.mark.parametrize("network", [graph("ring", N), graph("star", N), graph("complete", N)])
+@pytest.mark.parametrize(
+    "network", [topology("ring", N), topology("star", N), topology("complete", N)]
+)
 def test_the_matrix_on_the_host(network):
     np.testing.assert_allclose(matrix(network), comm.to_dense(network.w), rtol=1e-15)
 

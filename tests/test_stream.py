@@ -16,7 +16,7 @@ from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import strong
 from jaxfl.engine.marks import Rows
 from jaxfl.engine.simulate import _chunk, _scan, simulate
-from jaxfl.networks import Attacked, Bernoulli, Cohort, Drop, SignFlip, Uniform, arrivals, graph
+from jaxfl.networks import Attacked, Bernoulli, Cohort, Drop, SignFlip, Uniform, arrivals, topology
 from jaxfl.networks.cohorts import _smallest
 from jaxfl.runs.run import run
 from jaxfl.types import Info
@@ -149,7 +149,7 @@ def test_memory_mapped_arrays_stay_mapped(tmp_path, whole):
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
     clients = Clients.make({"a": mapped, "b": B}, PARTITION, squares, batch=3, host=True)
     assert clients.data.arrays["a"] is mapped
-    held = clients.split(0.3)[1]
+    held = clients.split(test=0.3)[1]
     assert held.data.arrays["a"] is mapped and held.host
     close(go(FEDAVG, clients).state, whole("fedavg").state)
 
@@ -241,7 +241,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="on the host"):
         HOST[jnp.arange(2)]
     with pytest.raises(ValueError, match="Graph nets have everybody in every round"):
-        go(DSGD(lr=0.1), HOST, graph("ring", N))
+        go(DSGD(lr=0.1), HOST, topology("ring", N))
     mesh = jax.make_mesh((4,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     with pytest.raises(ValueError, match="on the host"):
         HOST.spread(mesh)

@@ -27,7 +27,7 @@ from jaxfl.components import QSGD, Identity, RandK, TopK
 from jaxfl.engine import comm
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.simulate import simulate
-from jaxfl.networks import Everyone, Uniform, from_matrix, graph
+from jaxfl.networks import Everyone, Uniform, from_matrix, topology
 
 Q = Quadratic.q()
 # problem Q: f_i(x) = sum_j a_ij (x_j - b_ij)^2 / 2, one example per client, so gradients are full
@@ -133,8 +133,8 @@ def _world(name):
         {
             "complete": COMPLETE,
             "ring": RING,
-            "exponential": graph("exponential", N),
-            "random": graph("erdos_renyi", N, p=0.4, seed=1),
+            "exponential": topology("exponential", N),
+            "random": topology("erdos_renyi", N, p=0.4, seed=1),
         }[name]
     )
 
@@ -230,14 +230,14 @@ def test_scaffold_starts_as_fedavg():
 
 def test_exact_diffusion_two_step_form():
     """x+ = W (2 x - x_before - lr (g - g_before)) when lazy = 0."""
-    w = np.asarray(comm.to_dense(graph("ring", N, weights="lazy").w))
+    w = np.asarray(comm.to_dense(topology("ring", N, weights="lazy").w))
     grad = lambda x: QA * (x - QB)
     from jaxfl.algorithms import ExactDiffusion
 
     run = simulate(
         ExactDiffusion(lr=0.1, lazy=0.0),
         QUADRATICS,
-        graph("ring", N, weights="lazy"),
+        topology("ring", N, weights="lazy"),
         ZERO,
         KEY,
         rounds=10,
@@ -256,7 +256,8 @@ def test_trackers_keep_the_mean_gradient():
     """mean(y) = mean(g) with stochastic gradients, on a time-varying graph."""
     for order in ("atc", "diging"):
         run = play(
-            GradientTracking(lr=0.03, order=order), record_world(graph("one_peer_exponential", N))
+            GradientTracking(lr=0.03, order=order),
+            record_world(topology("one_peer_exponential", N)),
         )
         s = run.state.state
         np.testing.assert_allclose(s.y.mean(0), s.g.mean(0), atol=1e-12)

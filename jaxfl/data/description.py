@@ -98,7 +98,7 @@ def describe(data: Any, partition: Partition | None = None) -> Description:
     sizes, histogram, effective = np.zeros(0, np.int64), None, None
     if partition is not None:
         labelled = classes is not None and y is not None and y.ndim == 1
-        facts = partition.describe(y if labelled else None)
+        facts = partition.skew(y if labelled else None)
         sizes = facts["sizes"]
         if labelled and classes is not None:
             table, effective = facts["histogram"], facts["effective"]

@@ -46,7 +46,7 @@ class Partition(NamedTuple):
         """The client that owns each position of `order`, `[N]`."""
         return np.repeat(np.arange(self.n, dtype=np.int32), self.count)
 
-    def describe(self, labels: ArrayLike | None = None) -> dict[str, Any]:
+    def skew(self, labels: ArrayLike | None = None) -> dict[str, Any]:
         """What this partition came to: report it beside every result.
 
         Args:
@@ -451,7 +451,7 @@ def shards(
 
     Example:
         >>> y = np.repeat([0, 1, 2, 3], 6)
-        >>> data.shards(y, n=4, per_client=1).describe(y)["histogram"].max(1).tolist()
+        >>> data.shards(y, n=4, per_client=1).skew(y)["histogram"].max(1).tolist()
         [6, 6, 6, 6]
     """
     y, sizes = _dense(labels)
@@ -500,7 +500,7 @@ def labels_per_client(
 
     Example:
         >>> y = np.repeat(np.arange(4), 10)
-        >>> (data.labels_per_client(y, n=4, k=2).describe(y)["histogram"] > 0).sum(1).tolist()
+        >>> (data.labels_per_client(y, n=4, k=2).skew(y)["histogram"] > 0).sum(1).tolist()
         [2, 2, 2, 2]
     """
     y, sizes = _dense(labels)

@@ -20,7 +20,7 @@ class Dataset:
 
     Example:
         >>> iris = data.load("iris")
-        >>> iris.describe()["shape"], iris.classes, sorted(iris.train)
+        >>> iris.train["x"].shape[1:], iris.classes, sorted(iris.train)
         ((4,), 3, ['x', 'y'])
     """
 
@@ -47,26 +47,6 @@ class Dataset:
                 'dirichlet(data.train["y"], n=20, alpha=0.1)'
             )
         return self.partitions["train"]
-
-    def describe(self) -> dict[str, Any]:
-        """Name, sizes of the parts, shape and type of one `x`, classes, clients and their skew."""
-        x = self.train["x"]
-        facts: dict[str, Any] = {
-            "name": self.name,
-            **{part: len(getattr(self, part)["y"]) for part in ("train", "valid", "test")},
-            "shape": x.shape[1:],
-            "dtype": str(x.dtype),
-            "classes": self.classes,
-        }
-        if self.partitions:
-            labelled = self.classes is not None and self.train["y"].ndim == 1
-            y = np.unique(self.train["y"], return_inverse=True)[
-                1
-            ]  # the skew needs no empty classes
-            skew = self.partition.describe(y if labelled else None)
-            facts |= {"clients": skew["n"], "cv": float(skew["cv"])}
-            facts |= {"effective_classes": skew["effective_classes"]} if labelled else {}
-        return facts
 
 
 # A user's own data ---------------------------------------------------------------------------

@@ -293,29 +293,27 @@ class Clients:
         return dataclasses.replace(self, data=data, start=start, count=count, id=ids, over=over)
 
     def split(
-        self, fraction: float, *, seed: int | np.random.Generator = 0
+        self, test: float, *, seed: int | np.random.Generator = 0
     ) -> tuple["Clients", "Clients"]:
-        """Each client's examples in two, at random: the rest, and the held-out `fraction`.
+        """Each client's examples in two, at random: the rest, and the held-out share `test`.
 
         Host-side. Every client keeps at least one example on both sides; a client with a single
         example has it on both. Held-out examples are not augmented.
 
         Raises:
-            ValueError: a fraction outside (0, 1).
+            ValueError: a share outside (0, 1).
         """
-        if not 0 < fraction < 1:
-            raise ValueError(
-                f"fraction must be in (0, 1), got {fraction}; for example `fraction=0.2`"
-            )
+        if not 0 < test < 1:
+            raise ValueError(f"test must be in (0, 1), got {test}; for example `test=0.2`")
         rng = np.random.default_rng(seed)
         order, start, count = (np.asarray(a) for a in (self.data.order, self.start, self.count))
         owner = np.repeat(np.arange(self.n), count)
         order = order[positions(start, count)][np.lexsort((rng.random(len(owner)), owner))]
-        held = np.maximum(np.rint(fraction * count), 1).clip(max=np.maximum(count - 1, 1))
+        held = np.maximum(np.rint(test * count), 1).clip(max=np.maximum(count - 1, 1))
         first = positions(np.zeros_like(count), count) < held[owner]
         rest = ~first | (count == 1)[owner]
-        train, test = (self._over(order[mask], owner[mask]) for mask in (rest, first))
-        return train, dataclasses.replace(test, augment=_same)
+        train, tested = (self._over(order[mask], owner[mask]) for mask in (rest, first))
+        return train, dataclasses.replace(tested, augment=_same)
 
     def _over(self, order, owner):
         count = np.bincount(owner, minlength=self.n)

@@ -161,7 +161,7 @@ def _check_needs(needs, name, network):
     if needs.static and not network.static:
         raise ValueError(
             f"{name} assumes a graph that never changes, got {_name(network)}; use a fixed one: "
-            f'`graph("ring", {network.n})`'
+            f'`topology("ring", {network.n})`'
         )
     if needs.rows and getattr(network, "column", 0):
         raise ValueError(
@@ -189,7 +189,7 @@ def _check_needs(needs, name, network):
 
 _EXAMPLES = {
     "Cohort": "`Uniform(n, size)`",
-    "Graph": '`graph("ring", n)`',
+    "Graph": '`topology("ring", n)`',
     "Arrivals": "`arrivals(n, buffer, rounds)`",
     "Events": "`poisson(graph, rounds)`",
     "Messages": "`gossip(graph, rounds)`",

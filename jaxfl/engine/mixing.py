@@ -42,7 +42,7 @@ class Near:
     """Mixing weights by neighbour slot: the own row in slot 0, padding = own index, weight 0.
 
     Example:
-        >>> w = comm.to_near(networks.graph("ring", 6).w)
+        >>> w = comm.to_near(networks.topology("ring", 6).w)
         >>> print(w.idx[0], w.w[0].round(3))
         [0 1 5] [0.333 0.333 0.333]
     """
@@ -310,7 +310,7 @@ def to_near(w: Weights) -> Near:
     """Any mixing weights by neighbour slot; a dense matrix keeps all n columns.
 
     Example:
-        >>> comm.to_near(networks.graph("ring", 6).w).idx[0].tolist()
+        >>> comm.to_near(networks.topology("ring", 6).w).idx[0].tolist()
         [0, 1, 5]
     """
     if isinstance(w, Near):

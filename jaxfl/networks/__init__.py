@@ -26,6 +26,7 @@ from jaxfl.networks.cohorts import (
     label_rates,
     markov,
 )
+from jaxfl.networks.facts import mixing_facts
 from jaxfl.networks.failures import Attacked, Churn, LinkFailures, first
 from jaxfl.networks.graphs import GRAPHS
 from jaxfl.networks.messages import from_messages, gossip
@@ -40,8 +41,8 @@ from jaxfl.networks.topologies import (
     RandomOut,
     Static,
     from_matrix,
-    graph,
     mixing,
     periodic,
+    topology,
 )
 from jaxfl.networks.weights import WEIGHTS, lazy

@@ -175,7 +175,7 @@ class Dissensus:
     Source: He, Karimireddy, Jaggi, arXiv 2022, arXiv 2202.01545; as in their code.
 
     Example:
-        >>> ring = networks.graph("ring", 4)
+        >>> ring = networks.topology("ring", 4)
         >>> world = networks.Attacked(ring, networks.first(1, 4), networks.Dissensus(epsilon=2.0))
         >>> world.adversary
         Dissensus(epsilon=2.0)
@@ -230,7 +230,7 @@ class Noisy:
         sigma: >= 0, traced.
 
     Example:
-        >>> world = networks.Attacked(networks.graph("ring", 8), channel=networks.Noisy(0.01))
+        >>> world = networks.Attacked(networks.topology("ring", 8), channel=networks.Noisy(0.01))
         >>> world.channel
         Noisy(sigma=0.01)
     """

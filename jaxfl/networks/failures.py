@@ -29,7 +29,7 @@ class LinkFailures:
             keeps the mass: push-sum), static; "" for the sums that the network has, "row" if both.
 
     Example:
-        >>> network = networks.LinkFailures(networks.graph("ring", 8), rate=0.2)
+        >>> network = networks.LinkFailures(networks.topology("ring", 8), rate=0.2)
         >>> network.n, network.rate
         (8, 0.2)
     """
@@ -104,7 +104,7 @@ class Churn:
         keep: as for `LinkFailures`.
 
     Example:
-        >>> network = networks.Churn(networks.graph("ring", 1000), present=0.5)
+        >>> network = networks.Churn(networks.topology("ring", 1000), present=0.5)
         >>> 400 < int(network(0, jax.random.key(0)).active.sum()) < 600
         True
     """
@@ -157,7 +157,7 @@ class Attacked:
         channel: what happens to every message: `Noisy(sigma)`.
 
     Example:
-        >>> ring = networks.graph("ring", 8)
+        >>> ring = networks.topology("ring", 8)
         >>> world = networks.Attacked(ring, networks.first(2, 8), networks.SignFlip())
         >>> world(0, jax.random.key(0)).send.byzantine.tolist()
         [True, True, False, False, False, False, False, False]

@@ -218,8 +218,10 @@ def exponential(n: Count) -> NxGraph:
     return _graph(n, ((i, (i + (1 << b)) % n) for i in range(n) for b in range(_phases(n))), True)
 
 
-def random_out(n: Count, k: Count = 2, seed: Seed = 0) -> NxGraph:
-    """One draw of the digraph in which every node sends to k others, uniformly without repeats.
+def random_out_fixed(n: Count, k: Count = 2, seed: Seed = 0) -> NxGraph:
+    """One draw, kept, of the digraph in which every node sends to k others, without repeats.
+
+    `RandomOut`, by name "random_out", draws another one every round.
 
     Args:
         n: number of nodes.
@@ -305,7 +307,7 @@ GRAPHS: dict[str, Callable[..., NxGraph]] = {
     f.__name__: f
     for f in (
         ring, path, torus, grid, complete, star, hypercube, binary_tree, erdos_renyi, geometric,
-        regular, watts_strogatz, barabasi_albert, exponential, random_out,
+        regular, watts_strogatz, barabasi_albert, exponential, random_out_fixed,
     )
 }  # fmt: skip
 SCHEDULES: dict[str, Callable[..., Int[np.ndarray, "tau n"]]] = {

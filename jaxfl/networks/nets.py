@@ -210,7 +210,8 @@ class Graph:
     it down when it arrives: `sent` counts the first, `heard` the second.
 
     Example:
-        >>> net = networks.LinkFailures(networks.graph("ring", 6), rate=1.0)(0, jax.random.key(0))
+        >>> network = networks.LinkFailures(networks.topology("ring", 6), rate=1.0)
+        >>> net = network(0, jax.random.key(0))
         >>> net.sent.tolist(), net.heard().tolist()
         ([2.0, 2.0, 2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     """

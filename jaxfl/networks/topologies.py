@@ -55,7 +55,7 @@ def _graph(t, w, n, links, sums):
 
 @struct.dataclass
 class Static:
-    """The same mixing weights in every round; `graph("ring", 16)` makes one by name.
+    """The same mixing weights in every round; `topology("ring", 16)` makes one by name.
 
     Args:
         w: `Dense`, `Near` or `Shifts`, traced.
@@ -65,7 +65,7 @@ class Static:
             "symmetric" (both, and w = w'), static.
 
     Example:
-        >>> network = networks.graph("ring", 16)
+        >>> network = networks.topology("ring", 16)
         >>> type(network).__name__, network.n, network.sums
         ('Static', 16, 'symmetric')
     """
@@ -88,7 +88,7 @@ class Static:
         return _graph(t, self.w, self.n, self.links, self.sums)
 
 
-def graph(
+def topology(
     name: Any,
     n: Count = 0,
     *,
@@ -116,8 +116,8 @@ def graph(
         ValueError: an unknown name or weight rule, with the nearest, or impossible sizes.
 
     Example:
-        >>> network = networks.graph("erdos_renyi", 20, p=0.3, weights="lazy", seed=1)
-        >>> network.n, networks.graph("one_peer_exponential", 16).n
+        >>> network = networks.topology("erdos_renyi", 20, p=0.3, weights="lazy", seed=1)
+        >>> network.n, networks.topology("one_peer_exponential", 16).n
         (20, 16)
     """
     links = links or Links()
@@ -125,7 +125,7 @@ def graph(
         if weights:
             raise ValueError(
                 f"{name} changes every round and has its own weights, got weights={weights!r}; "
-                f'use `graph("{name}", {n})`, or a fixed graph'
+                f'use `topology("{name}", {n})`, or a fixed graph'
             )
         _graphs.accepts(TIME_VARYING[name], name, options)
         return TIME_VARYING[name](n, links, **options)
@@ -136,7 +136,7 @@ def graph(
     if not isinstance(name, str) and (options or n not in (0, nodes)):
         raise ValueError(
             f"a graph of your own has its {nodes} nodes and edges, got n={n} and options "
-            f"{[*options]}; leave them out: `graph(g)`"
+            f"{[*options]}; leave them out: `topology(g)`"
         )
     rule = weights or ("column_stochastic" if edges.directed else "metropolis")
     if nodes > _MANY and rule != "fastest":
@@ -149,7 +149,7 @@ def from_matrix(w: matrices.Matrix, *, links: Links | None = None) -> Static:
 
     Args:
         w: `[n, n]`, of NumPy or scipy.sparse, `w[i, j]` = weight that i puts on j: rows sum to 1
-            (gossip), or columns do (push-sum), or both. An adjacency matrix goes to `graph`.
+            (gossip), or columns do (push-sum), or both. An adjacency matrix goes to `topology`.
 
     Raises:
         ValueError: not square, not stochastic either way, disconnected or periodic, naming where.
@@ -265,7 +265,7 @@ def level(networks: Sequence[Any]) -> list[Any]:
         networks: which differ in their graphs only.
 
     Example:
-        >>> several = [networks.graph("erdos_renyi", 8, seed=s) for s in range(3)]
+        >>> several = [networks.topology("erdos_renyi", 8, seed=s) for s in range(3)]
         >>> leaves = [jax.tree.leaves(one)[0].shape for one in networks.level(several)]
         >>> len(set(leaves))
         1
@@ -316,7 +316,7 @@ class RandomMatching:
         links: speeds, for simulated seconds.
 
     Example:
-        >>> networks.graph("random_matching", 6) == networks.RandomMatching(6)
+        >>> networks.topology("random_matching", 6) == networks.RandomMatching(6)
         True
     """
 
@@ -349,7 +349,9 @@ class RandomMatching:
 
 @struct.dataclass
 class RandomOut:
-    """Every node pushes to k random others every round: column-stochastic, for push-sum.
+    """Every node pushes to k others, drawn anew every round: column-stochastic, for push-sum.
+
+    `graphs.random_out_fixed` is one such draw for all rounds.
 
     Args:
         n: number of nodes, static.
@@ -357,12 +359,12 @@ class RandomOut:
         links: speeds, for simulated seconds.
 
     Example:
-        >>> networks.graph("random_out", 6, k=2) == networks.RandomOut(6, k=2)
+        >>> networks.topology("random_out", 6, k=2) == networks.RandomOut(6, k=2)
         True
     """
 
     n: Count = struct.field(pytree_node=False)
-    k: Count = struct.field(pytree_node=False, default=1)
+    k: Count = struct.field(pytree_node=False, default=2)
     links: Links = Links()
     sums: ClassVar[str] = "column"
     column: ClassVar[int] = 1
@@ -442,5 +444,5 @@ TIME_VARYING = {
     "one_peer_hypercube": lambda n, links: _pairs(_graphs.one_peer_hypercube(n), links),
     "one_peer_ring": lambda n, links: _pairs(_graphs.one_peer_ring(n), links),
     "random_matching": lambda n, links: RandomMatching(n, links),
-    "random_out": lambda n, links, k=1: RandomOut(n, k, links),
+    "random_out": lambda n, links, k=2: RandomOut(n, k, links),
 }

@@ -4,7 +4,7 @@
 |---|---|
 | `jaxfl.sweep` | `heatmap`, `robustness` |
 | `jaxfl.sweep`, `jaxfl.compare` | `learning_curves`, `pareto`, `ecdf`, `consensus` |
-| graphs and mixing weights | `graph`, `spectrum`, `graph_and_spectrum`, `describe` |
+| graphs and mixing weights | `graph`, `spectrum`, `graph_and_spectrum` |
 | data on clients | `partition` |
 
 A sweep has as many dimensions as were varied, a picture two or three: select the rest, as in
@@ -12,14 +12,13 @@ A sweep has as many dimensions as were varied, a picture two or three: select th
 """
 
 from jaxfl.plots.clients import ecdf, partition
-from jaxfl.plots.graphs import consensus, describe, graph, graph_and_spectrum, spectrum
+from jaxfl.plots.graphs import consensus, graph, graph_and_spectrum, spectrum
 from jaxfl.plots.runs import heatmap, learning_curves, pareto, robustness
 from jaxfl.plots.style import COLOURS
 
 __all__ = [
     "COLOURS",
     "consensus",
-    "describe",
     "ecdf",
     "graph",
     "graph_and_spectrum",

@@ -20,13 +20,13 @@ def partition(
     examples of each client above, those of each label at the right.
 
     Args:
-        counts: `[n, classes]`, `partition.describe(labels)["histogram"]`.
+        counts: `[n, classes]`, `partition.skew(labels)["histogram"]`.
         ax: matplotlib axes; new ones by default.
         title: above the picture.
 
     Example:
         >>> y = data.load("iris").train["y"]
-        >>> ax = plots.partition(data.shards(y, n=6).describe(y)["histogram"], title="iris")
+        >>> ax = plots.partition(data.shards(y, n=6).skew(y)["histogram"], title="iris")
         >>> ax.get_xlabel(), len(ax.child_axes[0].patches)
         ('client', 6)
     """

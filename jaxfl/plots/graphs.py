@@ -1,14 +1,14 @@
 """Pictures of graphs: who talks to whom, and how fast that mixes."""
 
 import functools
-import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxfl.networks.matrices import Edges, shifts, square
+from jaxfl.networks import facts
+from jaxfl.networks.matrices import shifts
 from jaxfl.plots import style
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def graph(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes":
     Args:
         g: a networkx graph (of `jaxfl.networks.graphs.make`), a schedule `[tau, n]` of peers, a
             mixing or an adjacency matrix `[n, n]` of NumPy or scipy.sparse, or a network (of
-            `jaxfl.networks.graph`).
+            `jaxfl.networks.topology`).
         w: `[n, n]` mixing weights, which set the widths of the edges; Metropolis-Hastings by
             default (column-stochastic where the graph is directed). Of a schedule, one matrix per
             phase `[tau, n, n]`.
@@ -40,7 +40,9 @@ def graph(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes":
     """
     import networkx as nx
 
-    g, mixing, facts = describe(g, w)
+    ws = facts.phases(g, w)
+    mixing: Any = sum(ws[1:], ws[0]) / len(ws)
+    known, g = facts.mixing_facts(g, w), facts.union(g, ws)
     with style.panel(ax, 3.4) as ax:
         n = len(g)
         positions: Any = nx.get_node_attributes(g, "pos") or _positions(g)
@@ -69,8 +71,8 @@ def graph(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes":
             text = nx.draw_networkx_labels(g, positions, font_size=6, font_color="white", ax=ax)
             for label in text.values():
                 label.set_zorder(4)
-        time = facts["mixing_time"]
-        numbers = f"gap {facts['gap']:.3g}, mixing time " + (
+        time = known["mixing_time"]
+        numbers = f"gap {known['gap']:.3g}, mixing time " + (
             f"{time:.0f} rounds" if np.isfinite(time) else "infinite"
         )
         ax.set_title(f"{title}\n{numbers}" if title else numbers)
@@ -110,7 +112,7 @@ def spectrum(g: Any, w: Any = None, *, ax: Any = None, title: str = "") -> "Axes
     """
     from jaxfl.networks import spectra
 
-    ws = _mixing(g, w)
+    ws = facts.phases(g, w)
     rate, n = spectra.period_contraction(ws), ws[0].shape[0]
     rank, values, symmetric = _spectrum(ws)
     colour: Any = {"color": style.COLOURS[0], "s": 9, "linewidths": 0, "zorder": 3}
@@ -149,7 +151,7 @@ def graph_and_spectrum(
     g: Any,
     w: Any = None,
     *,
-    axes: Any = None,
+    ax: Any = None,
     title: str = "",
     width: float = 3.3,
 ) -> "list[Axes]":
@@ -158,7 +160,7 @@ def graph_and_spectrum(
     Args:
         g: as for `graph`.
         w: as for `graph`.
-        axes: two matplotlib axes; a new figure by default.
+        ax: a list of two matplotlib axes; a new figure by default.
         title: above the graph.
         width: of a new figure in inches.
 
@@ -171,9 +173,9 @@ def graph_and_spectrum(
     from matplotlib import pyplot
 
     with mpl.rc_context(style.STYLE):
-        if axes is None:
-            _, axes = pyplot.subplots(1, 2, figsize=(width, 0.58 * width), layout="constrained")
-        axes = list(np.ravel(axes))
+        if ax is None:
+            _, ax = pyplot.subplots(1, 2, figsize=(width, 0.58 * width), layout="constrained")
+        axes = list(np.ravel(ax))
         graph(g, w, ax=axes[0], title=title)
         spectrum(g, w, ax=axes[1])
         axes[0].set_title(title)  # the spectrum shows the gap
@@ -294,101 +296,7 @@ def _gap(w):
         if not 0 <= w <= 1:
             raise ValueError(f"a gap is in [0, 1], got {w!r}: `spectra.gap(w)`")
         return float(w)
-    return describe(w)[2]["gap"]
-
-
-def _mixing(g: Any, w: Any) -> list[Any]:
-    """Weights `[n, n]` of a graph, matrix, schedule or network, one for each phase."""
-    import networkx as nx
-    from scipy.sparse import issparse
-
-    from jaxfl.networks import weights
-
-    if w is None and isinstance(g, nx.Graph):
-        return [_rule(g)]
-    if w is None:
-        w = _of_network(g) if hasattr(g, "w") else g if issparse(g) else np.asarray(g)
-        if getattr(w, "ndim", 0) == 2 and w.dtype.kind in "iu" and not _adjacent(w):
-            w = weights.peers(w, sparse=w.shape[1] > _MANY)
-        elif getattr(w, "ndim", 0) == 2 and w.shape[0] == w.shape[1]:
-            sums = [abs(w.sum(axis) - 1).max() for axis in (0, 1)]
-            w = w if min(sums) < 1e-6 else _rule(w)  # of an adjacency matrix
-    several = isinstance(w, list) or (not issparse(w) and np.ndim(w) == 3)
-    if not several and len(np.shape(w)) != 2:
-        raise ValueError(
-            f"weights must be [n, n] or, of a schedule, [tau, n, n], got {list(np.shape(w))}; make "
-            'them of a graph: `weights.make("metropolis", g)`'
-        )
-    return [square(one) for one in (w if several else [w])]
-
-
-def _adjacent(a):
-    """Whether whole numbers are an adjacency matrix, and not peers by phase."""
-    return a.shape[0] == a.shape[1] and not a.diagonal().any() and a.max() <= 1 and a.shape[0] > 2
-
-
-def _rule(g):
-    """The weights that a graph has by default."""
-    from jaxfl.networks import weights
-
-    edges = Edges.of(g)
-    rule = "column_stochastic" if edges.directed else "metropolis"
-    return weights.make(rule, g, sparse=edges.sends.shape[0] > _MANY)
-
-
-def _of_network(network: Any) -> Any:
-    """The matrices of a network whose weights are fixed or repeat."""
-    import jax
-
-    from jaxfl import networks
-    from jaxfl.engine import comm
-
-    if isinstance(network, networks.Periodic):
-        period = len(jax.tree.leaves(network.w)[0])
-        return [comm.to_dense(jax.tree.map(lambda a, t=t: a[t], network.w)) for t in range(period)]
-    return comm.to_dense(network.w)
-
-
-def describe(g: Any, w: Any = None) -> tuple[Any, Any, dict[str, float]]:
-    """A graph or schedule as a networkx graph, its (mean) mixing matrix, and how fast it mixes.
-
-    Args:
-        g: as for `graph`.
-        w: as for `graph`.
-
-    Returns:
-        The graph, `[n, n]` weights (sparse beyond a few thousand nodes), and `nodes`, `edges`,
-        `gap`, `mixing_time` (rounds; of a schedule both are per round of a whole period).
-
-    Example:
-        >>> _, w, facts = plots.describe(networks.graphs.make("ring", 8))
-        >>> w.shape, facts["nodes"], facts["edges"]
-        ((8, 8), 8.0, 8.0)
-    """
-    import networkx as nx
-
-    from jaxfl.networks import spectra
-    from jaxfl.networks.matrices import sparse
-
-    ws = _mixing(g, w)
-    if not isinstance(g, nx.Graph):
-        directed = any(abs(step - step.T).max() > 0 for step in ws)
-        n, total = ws[0].shape[0], functools.reduce(operator.add, map(sparse, ws))
-        g = nx.empty_graph(n, create_using=nx.DiGraph if directed else nx.Graph)
-        heard, sender = total.nonzero()
-        g.add_edges_from((j, i) for i, j in zip(heard.tolist(), sender.tolist()) if i != j)
-    if len(ws) > 1:
-        rate = spectra.period_contraction(list(ws)) ** (1 / len(ws))
-        rounds = len(ws) if rate < 1e-12 else _rounds(rate)
-        facts = {"gap": 1 - rate, "mixing_time": float(rounds)}
-    else:
-        facts = {"gap": spectra.gap(ws[0]), "mixing_time": spectra.mixing_time(ws[0])}
-    edges = sum(i != j for i, j in g.edges)
-    return g, sum(ws[1:], ws[0]) / len(ws), {"nodes": float(len(g)), "edges": float(edges), **facts}
-
-
-def _rounds(rate):
-    return np.inf if rate > 1 - 1e-12 else max(1.0, np.ceil(np.log(1e-2) / (2 * np.log(rate))))
+    return facts.mixing_facts(w)["gap"]
 
 
 def _positions(g):

@@ -30,7 +30,7 @@ def learning_curves(
     name: str | Sequence[str] = "",
     scale: str = "error",
     width: float = 5.5,
-    axes: Any = None,
+    ax: Any = None,
 ) -> "list[Axes]":
     """Scores against costs: means over seeds; of a comparison at the chosen rates.
 
@@ -50,7 +50,7 @@ def learning_curves(
         scale: of accuracies: "error" or "linear".
         width: of the figure in inches; below 4.5, one column of a two-column page, panels are
             stacked.
-        axes: matplotlib axes to draw on, one per panel, row by row; a new figure by default.
+        ax: a list of matplotlib axes, one per panel, row by row; a new figure by default.
 
     Raises:
         ValueError: more dimensions than can be drawn, with what to select.
@@ -77,16 +77,16 @@ def learning_curves(
     for one in drawn:
         style.only(style.variable(ds, one), [by] if by else [], "learning_curves")
     with mpl.rc_context(style.STYLE):
-        own, tall = axes is None, width < 4.5
+        own, tall = ax is None, width < 4.5
         if own:
             panels = len(drawn) * len(against)
             shape = (panels, 1) if tall else (len(drawn), len(against))
             height = (1.75 * panels if tall else 1.95 * len(drawn)) + 0.5
             share = "row" if len(drawn) > 1 else True
-            _, axes = pyplot.subplots(
+            _, ax = pyplot.subplots(
                 *shape, figsize=(width, height), sharey=share, squeeze=False, layout="constrained"
             )
-        axes = list(np.ravel(axes))
+        axes = list(np.ravel(ax))
         places = [(one, cost) for one in drawn for cost in against]
         for ax, (one, cost) in zip(axes, places, strict=True):
             _curves(ax, ds, by, one, cost)

@@ -240,7 +240,7 @@ def vertical(ax: "Axes", scores: np.ndarray, error: bool) -> None:
 
 
 def results(source: Any) -> "xarray.Dataset":
-    """The Dataset of a sweep; that of a comparison is made like one, at the chosen rates.
+    """The Dataset of a sweep, or that of a comparison at the chosen rates, its references marked.
 
     Raises:
         ValueError: it is neither.
@@ -259,17 +259,10 @@ def results(source: Any) -> "xarray.Dataset":
             "results must be the Dataset of `jaxfl.sweep` or what `jaxfl.compare` returned, got "
             f"{type(source).__name__}"
         )
-    best, score = source.best(), source.metric
-    costs = best[["grads", "megabytes", "seconds"]].sel(round=best["evaluation"].values)
-    names = {k: k.replace("score", score) for k in best if str(k).endswith("score")}
-    kept = [*names, *(k for k in ("loss", "own_loss", "worst", "consensus") if k in best)]
-    ds = best[kept].rename(names | {"evaluation": "round"}).merge(costs)
-    ds[f"client_{score}"] = best["clients"].isel(evaluation=-1, drop=True)
-    ds["status"] = 3 * best["diverged"].astype(int)
-    ds["stopped"] = 0 * ds["status"] + int(ds["round"][-1])
+    best = source.best()
     marks = np.where(best["reference"].values, REFERENCE, "")
-    ds = ds.assign_coords(algorithm=[f"{a}{m}" for a, m in zip(ds["algorithm"].values, marks)])
-    return _complete(ds.drop_vars("lr").assign_attrs(best.attrs, metric=score))
+    ds = best.assign_coords(algorithm=[f"{a}{m}" for a, m in zip(best["algorithm"].values, marks)])
+    return ds.drop_vars("lr")
 
 
 def _complete(ds):

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ from jaxfl.engine import devices
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Personal, check
 from jaxfl.engine.grid import grid
-from jaxfl.engine.simulate import simulate
+from jaxfl.engine.simulate import mean_loss, simulate
 from jaxfl.networks import Messages
 from jaxfl.runs import folder
 from jaxfl.runs.checkpoint import Interrupted
@@ -33,6 +32,7 @@ from jaxfl.runs.identity import Exact, Summed, identity
 from jaxfl.studies import experiment
 from jaxfl.studies.comparison import Comparison, _claimed
 from jaxfl.studies.config import Config
+from jaxfl.studies.dataset import DIMENSIONS, FLAGS, STATUS, VARIABLES
 from jaxfl.studies.experiment import compiled, dataset, partitions
 
 # The experiment --------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def _job(text, config, n, reference=False):
     several = seeds if experiment.drawn(config, job) else seeds[:1]
     made = [experiment.network(config, job, n, seed) for seed in several]
     made = alike(made) if job.alg.needs.net is Messages else level(made)
-    on = experiment.graph(config, job)
+    on = experiment.graph_of(config, job)
     label = job.name + (f" @ {on.name}{on.text}" if on else "")
     made = [experiment.attacked(config, m, n) for m in made]
     return _Job(label, job.alg, job.lr, made, reference)
@@ -310,19 +310,27 @@ def _compare(config, problem, jobs, report, objects):
     return Comparison(config, _dataset(config, problem, jobs, results, about), states)
 
 
+_COSTS = ("grads", "megabytes", "seconds")
+
+
 def _result(job, history, evaluations):
     """Arrays `[L, S, ...]` of one algorithm, and the learning rate that validation chose."""
     turn = lambda a: np.swapaxes(np.asarray(a), 0, 1)
     scores, totals = jax.tree.map(turn, (evaluations, history.totals()))
-    diverged, choice = (scores.pop(k)[:, :, -1] for k in ("diverged", "choice"))
-    chosen = _choose(choice, diverged)
+    diverged, choice = (scores.pop(k) for k in ("diverged", "choice"))
+    rounds, diverged = diverged.shape[-1], diverged[:, :, -1]
+    chosen = _choose(choice[:, :, -1], diverged)
+    some = lambda a: turn(a).reshape(*diverged.shape, rounds, -1)  # those since an evaluation
+    if "clients" in scores:
+        scores["clients"] = scores["clients"][:, :, -1]
     return {
         **scores,
-        "train_loss": turn(history.loss),
+        "train_loss": mean_loss(some(history.loss), some(history.grads)),
         "chosen": chosen,
         "edge": len(job.lr) > 1 and chosen in (0, len(job.lr) - 1) and not diverged.all(),
-        "diverged": diverged,
-        **{k: totals[k] for k in ("grads", "megabytes", "seconds")},
+        "status": (STATUS.index("diverged") * diverged).astype(np.int8),
+        "stopped": np.full(diverged.shape, history.loss.shape[-1], np.int32),
+        **{k: totals[k].reshape(*diverged.shape, rounds, -1)[..., -1] for k in _COSTS},
     }
 
 
@@ -344,56 +352,25 @@ def _untrained(state, params, byzantine):
     return np.all(np.stack(still), axis=0, keepdims=True)[0, :, byzantine:].sum(1)
 
 
-# name: dimensions after (algorithm, lr), long name, unit
-_VARIABLES = MappingProxyType(
-    {
-        "score": (("seed", "evaluation"), "test score on all labels", "1"),
-        "own_score": (("seed", "evaluation"), "test score on clients' own labels", "1"),
-        "personal_score": (
-            ("seed", "evaluation"),
-            "test score of the personal models on all labels",
-            "1",
-        ),
-        "valid_score": (("seed", "evaluation"), "validation score on all labels", "1"),
-        "valid_own_score": (("seed", "evaluation"), "validation score on own labels", "1"),
-        "loss": (("seed", "evaluation"), "test loss on all labels", "1"),
-        "own_loss": (("seed", "evaluation"), "test loss on clients' own labels", "1"),
-        "worst": (("seed", "evaluation"), "test score on own labels of the worst tenth", "1"),
-        "clients": (
-            ("seed", "evaluation", "client"),
-            "test score of each client on its own labels",
-            "1",
-        ),
-        "consensus": (("seed", "evaluation"), "mean squared distance to the mean model", "1"),
-        "train_loss": (("seed", "round"), "training loss of participating clients", "1"),
-        "grads": (("seed", "round"), "minibatch gradients so far, all clients", "1"),
-        "megabytes": (("seed", "round"), "sent and received so far, all clients", "MB"),
-        "seconds": (("seed", "round"), "simulated time so far", "s"),
-        "diverged": (("seed",), "whether the run diverged, by its scores or its loss", "1"),
-    }
-)
-
-
 def _dataset(config, problem, jobs, results, provenance):
     import xarray as xr
 
     many = max(len(job.lr) for job in jobs)
-    sizes = {"seed": config.seeds, "evaluation": config.rounds // config.every}
-    sizes |= {"round": config.rounds, "client": problem.first[0].n}
-    variables = {}
-    for name, (dims, words, unit) in _VARIABLES.items():
+    sizes = {"round": config.rounds // config.every, "client": problem.first[0].n}
+    metric, variables = problem.evaluate.metric, {}
+    for name, (label, words, unit) in VARIABLES.items():
         rows = [r.get(name) for r in results]
         if all(row is None for row in rows):
             continue
         kind = np.result_type(*(row for row in rows if row is not None))
-        flag = kind.kind == "b"
-        shape = (len(jobs), many, *(sizes[d] for d in dims))
-        values = np.full(shape, 0 if flag else np.nan, np.int8 if flag else kind)
+        dims = DIMENSIONS.get(name, ("round",))
+        shape = (len(jobs), many, config.seeds, *(sizes[d] for d in dims))
+        values = np.full(shape, np.nan if kind.kind == "f" else 0, kind)
         for i, row in enumerate(rows):
             if row is not None:
                 values[i, : len(row)] = row
-        about = {"long_name": words, "units": unit}
-        variables[name] = (("algorithm", "lr", *dims), values, about)
+        about = {"long_name": words, "units": unit} | (FLAGS if name == "status" else {})
+        variables[label.format(m=metric)] = (("algorithm", "lr", "seed", *dims), values, about)
     rates = np.full((len(jobs), many), np.nan)
     for i, job in enumerate(jobs):
         rates[i, : len(job.lr)] = job.lr
@@ -409,17 +386,16 @@ def _dataset(config, problem, jobs, results, provenance):
         values = np.array([r[name] for r in results], kind)
         dims = ("algorithm", "seed")[: values.ndim]
         variables[name] = (dims, values, {"long_name": words, "units": "1"})
-    every = np.arange(1, sizes["evaluation"] + 1) * config.every
+    every = np.arange(config.every, config.rounds + 1, config.every)
     coordinates = {
         "algorithm": [job.label for job in jobs],
         "lr": np.arange(many),
         "seed": np.arange(config.seed, config.seed + config.seeds),
-        "evaluation": ("evaluation", every, {"long_name": "round of the evaluation"}),
-        "round": np.arange(1, config.rounds + 1),
+        "round": ("round", every, {"long_name": "round"}),
         "client": np.arange(sizes["client"]),
     }
     found = {
-        "metric": problem.evaluate.metric,
+        "metric": metric,
         "config": json.dumps(dataclasses.asdict(config)),
         "provenance": json.dumps(provenance | {"end": folder.now()}),
     }

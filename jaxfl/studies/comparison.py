@@ -99,7 +99,7 @@ class Comparison:
     )  # final, leaves [seeds, ...]
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Every number: dimensions algorithm, lr, seed, evaluation or round, client."""
+        """Every number, by a sweep's names: dimensions algorithm, lr, seed, round or client."""
         return self.results
 
     def best(self) -> "xarray.Dataset":
@@ -117,19 +117,19 @@ class Comparison:
         """The score on all labels that costs are measured to."""
         if self.config.target:
             return self.config.target
-        final = self._final("score")[self.results["reference"].values == 0].mean(1)
+        final = self._final(self.metric)[self.results["reference"].values == 0].mean(1)
         final = final[np.isfinite(final)]
         return float(0.9 * np.median(final)) if len(final) else float("nan")
 
     def _final(self, name):
         """`[algorithms, seeds]` at the chosen rates, NaN for runs that diverged."""
         best = self.best()
-        values = best[name].isel(evaluation=-1).where(best["diverged"] == 0)
+        values = best[name].isel(round=-1).where(best["status"] == 0)
         return values.transpose("algorithm", "seed").values.astype(float)
 
     def _scores(self):
         """The scores of every algorithm `[algorithms, seeds]`, by their names in a row."""
-        score, own, worst = map(self._final, ("score", "own_score", "worst"))
+        score, own, worst = map(self._final, (self.metric, f"own_{self.metric}", "worst"))
         return dict(zip(_SCORES, (score, score - score[:1], own, own - own[:1], worst)))
 
     def rows(self) -> list[Row]:
@@ -140,7 +140,7 @@ class Comparison:
             one = best.isel(algorithm=i)
             totals = {k: one[k].values for k in ("grads", "megabytes", "seconds")}
             totals["rounds"] = np.broadcast_to(one["round"].values, totals["grads"].shape)
-            cost = metrics.to_target(one["score"].values, totals, target)
+            cost = metrics.to_target(one[self.metric].values, totals, target)
             got = np.isfinite(cost["rounds"])
             found = {}
             for name in _SCORES:
@@ -149,7 +149,7 @@ class Comparison:
                 "algorithm": str(label),
                 "lr": float(one["rate"]),
                 "edge": bool(one["edge"]),
-                "diverged": int(one["diverged"].sum()),
+                "diverged": int((one["status"] > 0).sum()),
                 **{k: bool(one[k]) for k in ("personal", "reference")},
                 **{k: float(v) for k, v in found.items()},
                 "reached": int(got.sum()),
@@ -197,7 +197,7 @@ class Comparison:
                     f"{row.algorithm}: up to {most} of {ds.sizes['client']} clients never took "
                     "part, their own models are the initial one; take more rounds, a larger cohort."
                 )
-            bad = ds["diverged"].isel(algorithm=i).values
+            bad = ds["status"].isel(algorithm=i).values > 0
             named = [
                 f"lr={r:g} ({int(b.sum())} of {len(b)} seeds)"
                 for r, b in zip(ds["rate"].isel(algorithm=i).values, bad, strict=True)

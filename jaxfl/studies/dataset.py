@@ -1,4 +1,4 @@
-"""The result of a sweep as one labelled data set."""
+"""The result of a sweep as one labelled data set; comparisons have its names too."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 STATUS = ("complete", "target", "patience", "diverged")
 
 # name in a record: (name in the result with {m} for the metric, long name, unit)
-_VARIABLES = {
+VARIABLES = {
     "score": ("{m}", "test score on all labels", "1"),
     "own_score": ("own_{m}", "test score on clients' own labels", "1"),
     "personal_score": ("personal_{m}", "test score of the personal models on all labels", "1"),
@@ -31,6 +31,8 @@ _VARIABLES = {
     "status": ("status", "how the run ended", "1"),
     "stopped": ("stopped", "last round of the run", "1"),
 }
+DIMENSIONS: dict[str, tuple[str, ...]] = {"clients": ("client",), "status": (), "stopped": ()}
+FLAGS = {"flag_values": np.arange(len(STATUS), dtype=np.int8), "flag_meanings": " ".join(STATUS)}
 _LONG = {
     "lr": "learning rate",
     "alpha": "concentration of the Dirichlet partition",
@@ -59,13 +61,13 @@ def dataset(made: Any, results: list[Any], stop: Any, provenance: Any) -> "xarra
     place[order] = np.arange(len(order))
     where = place[made.where]
     variables = {}
-    for name, (label, words, unit) in _VARIABLES.items():
+    for name, (label, words, unit) in VARIABLES.items():
         rows = [found.get(name) for found in results]
         if all(row is None for row in rows):
             continue
         if name == "choice" and all(_equal(f["choice"], f["valid_score"]) for f in results):
             continue  # no personal models
-        dims = {"clients": ("client",), "status": (), "stopped": ()}.get(name, ("round",))
+        dims = DIMENSIONS.get(name, ("round",))
         size = tuple(
             {"client": made.clients, "round": config.rounds // config.every}[d] for d in dims
         )
@@ -77,9 +79,7 @@ def dataset(made: Any, results: list[Any], stop: Any, provenance: Any) -> "xarra
             kinds = [row.dtype for row in rows if row is not None]
             blocks.append(block.astype(np.result_type(*kinds)))
         about = {"long_name": words, "units": unit}
-        if name == "status":
-            about |= {"flag_values": np.arange(len(STATUS), dtype=np.int8)}
-            about |= {"flag_meanings": " ".join(STATUS)}
+        about |= FLAGS if name == "status" else {}
         variables[label.format(m=metric)] = ((*axes, *dims), np.concatenate(blocks)[where], about)
     every = config.every
     coordinates: dict[str, Any] = {

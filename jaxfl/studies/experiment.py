@@ -422,7 +422,7 @@ def job(text: str, config: Config) -> Job:
     return Job(label, maker(lr=0.1, **options), lr, call.on)
 
 
-def graph(config: Config, job: Job) -> Call | None:
+def graph_of(config: Config, job: Job) -> Call | None:
     """The graph of an algorithm, its own or the configuration's; None where it needs none."""
     kind = job.alg.needs.net.__name__
     return (job.on or parse(config.graph)) if kind in ("Graph", "Messages") else None
@@ -431,14 +431,14 @@ def graph(config: Config, job: Job) -> Call | None:
 def drawn(config: Config, job: Job) -> bool:
     """Whether every seed has a network of its own: where a schedule or a graph is drawn for it."""
     scheduled = job.alg.needs.net.__name__ in ("Arrivals", "Messages")
-    return scheduled or (varies(config, "graph") and _random(graph(config, job)))
+    return scheduled or (varies(config, "graph") and _random(graph_of(config, job)))
 
 
 def _random(on):
     """Whether a graph is drawn once and then fixed."""
-    from jaxfl.networks import TIME_VARYING, graphs
+    from jaxfl.networks import GRAPHS
 
-    build = graphs.GRAPHS.get(on.name) if on and on.name not in TIME_VARYING else None
+    build = GRAPHS.get(on.name) if on else None
     return build is not None and "seed" in inspect.signature(build).parameters
 
 
@@ -483,14 +483,14 @@ def network(config: Config, job: Job, n: int, seed: int) -> Any:
     from jaxfl import networks
     from jaxfl.networks import graphs
 
-    needs, on = job.alg.needs, graph(config, job)
+    needs, on = job.alg.needs, graph_of(config, job)
     if on is not None and varies(config, "graph") and _random(on):
         on = on._replace(options=on.options | {"seed": on.options.get("seed", 0) + seed})
     kind = needs.net.__name__
     keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
     links = networks.Links(config.compute, config.latency, config.up, config.down)
     if kind == "Graph" and on is not None:
-        made = networks.graph(on.name, n, weights=config.weights, links=links, **on.options)
+        made = networks.topology(on.name, n, weights=config.weights, links=links, **on.options)
         made = networks.LinkFailures(made, config.failures, keep) if config.failures else made
         return networks.Churn(made, 1 - config.churn, keep) if config.churn else made
     if kind == "Arrivals":

@@ -75,7 +75,7 @@ class Pieces:
         seed = c.seed if experiment.drawn(c, job) else 0
         needs = job.alg.needs
         settings = tuple(getattr(c, name) for name in names)
-        key = (kind, n, str(experiment.graph(c, job)), settings, seed, needs.rows, needs.columns)
+        key = (kind, n, str(experiment.graph_of(c, job)), settings, seed, needs.rows, needs.columns)
         return self.get(key, lambda: experiment.network(c, job, n, seed)), key
 
     def level(self) -> None:

@@ -31,18 +31,25 @@ def adversaries() -> dict[str, Callable]:
     return {name.lower(): getattr(networks, name) for name in names}
 
 
+def topologies() -> dict[str, Callable]:
+    """Graphs: fixed ones, schedules, and the one that is drawn anew every round."""
+    from jaxfl.networks import RandomOut, graphs
+
+    return {**graphs.GRAPHS, **graphs.SCHEDULES, "random_out": RandomOut}
+
+
 def registries() -> dict[str, dict[str, Any]]:
     """Everything that has a name on the command line, by kind."""
     from jaxfl import data, models
     from jaxfl.algorithms import ALGORITHMS
-    from jaxfl.networks import graphs, weights
+    from jaxfl.networks import weights
 
     return {
         "algorithms": dict(ALGORITHMS),
         "data": dict(data.DATASETS),
         "partitions": partitioners(),
         "models": dict(models.MODELS),
-        "graphs": {**graphs.GRAPHS, **graphs.SCHEDULES},
+        "graphs": topologies(),
         "weights": dict(weights.WEIGHTS),
         "adversaries": adversaries(),
         "components": components(),

@@ -100,14 +100,13 @@ def _read(folder):
         raise ValueError(f"there are no results in {str(folder)!r}; {how}")
     try:
         ds = files.read_netcdf(path)
-        swept = "over" in ds.attrs
-        for name in ("provenance", *(["over"] if swept else [])):
+        for name in ("provenance", *(["over"] if "over" in ds.attrs else [])):
             if not isinstance(json.loads(ds.attrs[name]), dict | list):
                 raise ValueError(f"{name} is no table")
         Config.make(**json.loads(ds.attrs["config"]))
-        if (time := "round" if swept else "evaluation") not in ds.dims:
-            raise ValueError(f"no dimension {time!r}")
-        style.variable(ds, ds.attrs["metric"] if swept else "score")
+        if "round" not in ds.dims:
+            raise ValueError("no dimension 'round'")
+        style.variable(ds, ds.attrs["metric"])
     except Exception as error:  # whatever a library says of a broken file
         raise ValueError(
             f"cannot read {str(path)!r}: {str(error) or type(error).__name__}; it is damaged, or "

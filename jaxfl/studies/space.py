@@ -13,7 +13,7 @@ import numpy as np
 from jaxfl.studies import experiment
 from jaxfl.studies.config import MOST, Config
 from jaxfl.studies.names import Call, parse
-from jaxfl.studies.registry import adversaries, components, partitioners
+from jaxfl.studies.registry import adversaries, components, partitioners, topologies
 from jaxfl.types import nearest, plain, shown
 
 OPTIONS = ("stop_at", "patience", "width")  # of `sweep`, beside the settings of runs
@@ -274,13 +274,12 @@ _TEXTS = ("data", "partition", "model", "graph", "adversary")
 
 def _registry(kind):
     from jaxfl import data, models
-    from jaxfl.networks import graphs
 
     return {
         "data": data.DATASETS,
         "partition": partitioners(),
         "model": models.MODELS,
-        "graph": {**graphs.GRAPHS, **graphs.SCHEDULES},
+        "graph": topologies(),
         "adversary": adversaries(),
     }[kind]
 

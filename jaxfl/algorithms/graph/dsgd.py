@@ -47,7 +47,7 @@ class DSGD:
     Example:
         >>> run = jaxfl.simulate(
         ...     algorithms.DSGD(lr=0.1), problems.quadratics(n=8).clients(),
-        ...     networks.graph("ring", 8), jnp.zeros(5), jax.random.key(0), rounds=300,
+        ...     networks.topology("ring", 8), jnp.zeros(5), jax.random.key(0), rounds=300,
         ... )
         >>> run.state.params.shape, f"{metrics.consensus(run.state.params):.2f}"
         ((8, 5), '0.05')

@@ -36,7 +36,7 @@ class SGP:
         Convex Functions on Time-Varying Directed Graphs", IEEE Transactions on Automatic Control
         2016; the authors' code was read, and agrees.
     Example:
-        >>> network = networks.graph("random_out", 8, k=2)  # a new directed graph every round
+        >>> network = networks.topology("random_out", 8, k=2)  # a new directed graph every round
         >>> algorithms.SGP(lr=0.1).needs.columns, network.sums
         (True, 'column')
     """
