@@ -706,7 +706,7 @@ REFUSED = [
     ({"byzantine": 20}, "byzantine must be below clients=20"),
     ({"failures": 1.0}, r"failures must be in \[0, 1\)"),
     ({"up": -1.0}, "up must be above 0"),
-    ({"select": "test"}, "select must be auto, all or own, got 'test'"),
+    ({"select": "test"}, "select must be one of auto, all, own, got 'test'"),
     ({"vary": "seed"}, "vary must be one of run, split, graph, all, got 'seed'"),
     ({"algorithms": ()}, "algorithms must be one name or more"),
     ({"algorithms": "fedavgg"}, "did you mean 'fedavg'"),

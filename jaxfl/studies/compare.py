@@ -26,7 +26,7 @@ from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import check
 from jaxfl.engine.grid import grid
 from jaxfl.engine.simulate import simulate
-from jaxfl.networks import Messages
+from jaxfl.networks.kinds import stackable
 from jaxfl.runs import folder
 from jaxfl.runs.checkpoint import Interrupted
 from jaxfl.runs.identity import Exact, Summed, identity
@@ -112,16 +112,13 @@ class _Job(NamedTuple):
 
 
 def _job(text, config, n, reference=False):
-    from jaxfl.networks import alike
-    from jaxfl.networks.topologies import level
-
     if reference:  # no cohort is larger than all, and what nobody compares with nobody attacks
         config = dataclasses.replace(config, cohort=min(config.cohort, n), byzantine=0)
 
     job, seeds = experiment.job(text, config), range(config.seed, config.seed + config.seeds)
     several = seeds if experiment.drawn(config, job) else seeds[:1]
     made = [experiment.network(config, job, n, seed) for seed in several]
-    made = alike(made) if job.alg.needs.net is Messages else level(made)
+    made = stackable(made)
     on = experiment.graph(config, job)
     label = job.name + (f" @ {on.name}{on.text}" if on else "")
     made = [experiment.attacked(config, m, n) for m in made]

@@ -16,6 +16,8 @@ from flax import struct
 from jaxfl import metrics
 from jaxfl.data.partitioners import _grouped, _thirds
 from jaxfl.engine.clients import Clients
+from jaxfl.networks.kinds import KINDS, Kind
+from jaxfl.studies import config as settings
 from jaxfl.studies.config import Config
 from jaxfl.studies.names import Call, parse
 from jaxfl.studies.registry import adversaries, partitioners
@@ -403,7 +405,7 @@ def job(text: str, config: Config) -> Job:
             f"{call.name} cannot be compared by its lr alone: {error}; run it by itself: "
             "`jaxfl.simulate(alg, ...)`"
         ) from None
-    fields, kind = [f.name for f in dataclasses.fields(plain)], plain.needs.net.__name__
+    fields, net = [f.name for f in dataclasses.fields(plain)], plain.needs.net
     for name, value in options.items():
         if name not in fields:
             raise ValueError(f"{type(plain).__name__} has no field {name!r}{nearest(name, fields)}")
@@ -412,26 +414,46 @@ def job(text: str, config: Config) -> Job:
                 f"only lr takes several values; {name} of {text!r} takes one; sweep it: "
                 f"`jaxfl.sweep({{{name!r}: {value!r}}})`"
             )
-    if "steps" in fields and kind in ("Cohort", "Arrivals"):
+    if "steps" in fields and net.server:
         options.setdefault("steps", config.steps)
-    if call.on is not None and kind not in ("Graph", "Messages"):
+    if call.on is not None and net.server:
         raise ValueError(
-            f"'@ {call.on.name}' names a graph, but {call.name} needs {kind} nets; leave it out"
+            f"'@ {call.on.name}' names a graph, but {call.name} needs {net.__name__} nets; leave "
+            "it out"
         )
     label = getattr(maker, "__name__", type(plain).__name__) + call.text
     return Job(label, maker(lr=0.1, **options), lr, call.on)
 
 
+def role(name: str, algs: Sequence[Any]) -> str:
+    """The role of an axis: that of the algorithms' field, or of the setting, of this name.
+
+    "tuning" only where no algorithm says otherwise: what one takes for its world is not chosen.
+    """
+    others = {_role(alg, name) for alg in algs} - {"tuning"}
+    return min(others, default="tuning") if algs else settings.role(name)
+
+
+def _role(alg, name):
+    for head in name.split("."):
+        fields = dataclasses.fields(alg) if dataclasses.is_dataclass(alg) else ()
+        field = next((f for f in fields if f.name == head), None)
+        if field is None:
+            return settings.role(name)
+        if said := field.metadata.get("role"):
+            return said
+        alg = getattr(alg, head)
+    return "tuning"
+
+
 def graph(config: Config, job: Job) -> Call | None:
     """The graph of an algorithm, its own or the configuration's; None where it needs none."""
-    kind = job.alg.needs.net.__name__
-    return (job.on or parse(config.graph)) if kind in ("Graph", "Messages") else None
+    return None if job.alg.needs.net.server else job.on or parse(config.graph)
 
 
 def drawn(config: Config, job: Job) -> bool:
     """Whether every seed has a network of its own: where a schedule or a graph is drawn for it."""
-    scheduled = job.alg.needs.net.__name__ in ("Arrivals", "Messages")
-    return scheduled or (varies(config, "graph") and _random(graph(config, job)))
+    return not job.alg.needs.net.common or (varies(config, "graph") and _random(graph(config, job)))
 
 
 def _random(on):
@@ -447,7 +469,7 @@ def _drawn_once(call, graphs):
     from jaxfl.algorithms import ALGORITHMS
 
     needs = getattr(ALGORITHMS.get(call.name), "needs", None)
-    if call.on is None and needs is not None and needs.net.__name__ in ("Graph", "Messages"):
+    if call.on is None and needs is not None and not needs.net.server:
         return any(_random(parse(name)) for name in graphs)
     return _random(call.on)
 
@@ -474,44 +496,33 @@ def covers(config: Config, algorithms: Sequence[str] = (), graphs: Sequence[str]
     return text + (f"; intervals do not cover {' nor '.join(fixed)}." if fixed else ".")
 
 
+def kind(net: type) -> Kind:
+    """How a configuration makes networks of a kind of net.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if net not in KINDS:
+        name = net.__name__
+        raise ValueError(
+            f"nobody has said how a configuration makes {name} nets; do so, "
+            f"`jaxfl.networks.kinds.KINDS[{name}] = Kind(settings, make)`, or run it alone: "
+            "`jaxfl.simulate(alg, ...)`"
+        )
+    return KINDS[net]
+
+
 def network(config: Config, job: Job, n: int, seed: int) -> Any:
     """The network of n honest clients.
 
     Raises:
-        ValueError: a graph that changes under messages, a net without rounds.
+        ValueError: a graph that changes, where there are no common rounds; a kind of net of which
+            no network can be made.
     """
-    from jaxfl import networks
-    from jaxfl.networks import graphs
-
     needs, on = job.alg.needs, graph(config, job)
     if on is not None and varies(config, "graph") and _random(on):
         on = on._replace(options=on.options | {"seed": on.options.get("seed", 0) + seed})
-    kind = needs.net.__name__
-    keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
-    links = networks.Links(config.compute, config.latency, config.up, config.down)
-    if kind == "Graph" and on is not None:
-        made = networks.graph(on.name, n, weights=config.weights, links=links, **on.options)
-        made = networks.LinkFailures(made, config.failures, keep) if config.failures else made
-        return networks.Churn(made, 1 - config.churn, keep) if config.churn else made
-    if kind == "Arrivals":
-        return networks.arrivals(n, config.cohort, config.rounds, seed=seed)
-    if kind == "Messages" and on is not None:
-        if on.name in networks.TIME_VARYING:
-            raise ValueError(f"{on.name} changes every round; messages need a fixed graph: 'ring'")
-        delay = round(100 * config.latency)  # a round takes a second
-        return networks.gossip(
-            graphs.make(on.name, n, **on.options),
-            config.rounds,
-            delay=(delay, delay),
-            drop=config.failures,
-            online=1 - config.churn,
-            seed=seed,
-        )
-    if kind == "Cohort":
-        return networks.Uniform(n, config.cohort, links)
-    raise ValueError(
-        f"{kind} nets have no common rounds to compare; run it alone: `jaxfl.simulate(alg, ...)`"
-    )
+    return kind(needs.net).make(config, needs, n, on, seed)
 
 
 def attacked(config: Config, network: Any, n: int) -> Any:

@@ -133,3 +133,14 @@ def build(value: Any) -> Any:
         TopK(fraction=0.1)
     """
     return value.build(components(), "component") if isinstance(value, Call) else value
+
+
+def component(value: Any) -> Any:
+    """A `Call` where a string names a component, such as "topk(0.1)"; other values as they are.
+
+    Example:
+        >>> names.component("topk(0.1)").args, names.component("ring")
+        ((0.1,), 'ring')
+    """
+    named = isinstance(value, str) and value.split("(")[0].strip().lower() in components()
+    return parse(value) if named else value
