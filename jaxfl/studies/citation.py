@@ -11,13 +11,13 @@ import os
 import re
 import sys
 import textwrap
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxfl.studies.config import FIELDS, Config
 from jaxfl.studies.names import Call, component, parse
+from jaxfl.studies.registry import made
 from jaxfl.types import nearest
 
 LABELS = (
@@ -247,18 +247,18 @@ def table(algs: Iterable[Any] | None = None) -> str:
     names: dict[Any, list[str]] = {}
     for alg in algs:
         cls: Any = _class(alg)
-        made = names.setdefault(cls, [])
+        makers = names.setdefault(cls, [])
         if inspect.isfunction(alg):
-            made.append(f"`{alg.__name__}`")
+            makers.append(f"`{alg.__name__}`")
     rows = [
         ("Algorithm", "What it is", "Needs", "Sent per client and round, in bits", "Published"),
         ("---",) * 5,
     ]
-    for cls, made in names.items():
+    for cls, makers in names.items():
         part = sections(cls)
         rows.append(
             (
-                f"`{cls.__name__}`" + (f" ({', '.join(made)})" if made else ""),
+                f"`{cls.__name__}`" + (f" ({', '.join(makers)})" if makers else ""),
                 part["summary"],
                 re.split(r"[;.]| \(", part["needs"])[0],
                 re.split(r",? (?:bits )?per |\.$", part["sent"])[0],
@@ -290,10 +290,8 @@ def _class(alg):
         if alg.lower() not in ALGORITHMS:
             raise ValueError(f"no algorithm {alg!r}{nearest(alg.lower(), list(ALGORITHMS))}")
         alg = ALGORITHMS[alg.lower()]
-    if inspect.isfunction(alg):
-        made = typing.get_type_hints(alg).get("return")
-        return made if hasattr(made, "round") else alg
-    return alg if isinstance(alg, type) else type(alg)
+    alg = made(alg)
+    return alg if isinstance(alg, type) or inspect.isfunction(alg) else type(alg)
 
 
 def _docstring(alg):

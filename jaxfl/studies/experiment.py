@@ -16,11 +16,12 @@ from flax import struct
 from jaxfl import metrics
 from jaxfl.data.partitioners import _grouped, _thirds
 from jaxfl.engine.clients import Clients
+from jaxfl.engine.fields import check_ranges
 from jaxfl.networks.kinds import KINDS, Kind
 from jaxfl.studies import config as settings
 from jaxfl.studies.config import Config
 from jaxfl.studies.names import Call, parse
-from jaxfl.studies.registry import adversaries, partitioners
+from jaxfl.studies.registry import adversaries, made, partitioners
 from jaxfl.types import nearest, shown
 
 # Data ------------------------------------------------------------------------------------------
@@ -376,53 +377,126 @@ class Scores:
 class Job(NamedTuple):
     """One algorithm as it was named."""
 
-    name: str  # with its options, without learning rates
-    alg: Any  # with any learning rate
-    lr: tuple[float, ...]  # those to try
+    name: str  # with its options, but for those tuned
+    alg: Any  # with any value of what is tuned
+    tuned: str  # the field of which several values are tried, if any
+    lr: tuple[float, ...]  # these values
     on: Call | None  # the graph that was named with it
 
 
 def job(text: str, config: Config) -> Job:
     """The algorithm of a name with options: "fedprox(mu=0.1)", "dsgd(lr=[0.1, 0.3]) @ torus".
 
-    Raises:
-        ValueError: an unknown name or option, values that are not one number.
-    """
-    from jaxfl.algorithms import ALGORITHMS
+    The field with several values is tuned; without one that which the algorithm marks,
+    `hyper(tune=True)`, over `config.lr`; if there is neither, the options are its one setting.
 
+    Raises:
+        ValueError: an unknown name or option, values that are missing or not one number.
+    """
     call = parse(text)
-    if call.name not in ALGORITHMS:
-        raise ValueError(f"no algorithm {shown(call.name)}{nearest(call.name, list(ALGORITHMS))}")
-    if call.args:
-        raise ValueError(f"options of {text!r} need names, as in '{call.name}(steps=5)'")
-    maker: Any = ALGORITHMS[call.name]
-    options = call.built()
-    lr = Config.make(lr=options.pop("lr", config.lr)).lr
-    try:
-        plain = maker(lr=0.1)
-    except TypeError as error:
-        raise ValueError(
-            f"{call.name} cannot be compared by its lr alone: {error}; run it by itself: "
-            "`jaxfl.simulate(alg, ...)`"
-        ) from None
-    fields, net = [f.name for f in dataclasses.fields(plain)], plain.needs.net
-    for name, value in options.items():
-        if name not in fields:
-            raise ValueError(f"{type(plain).__name__} has no field {name!r}{nearest(name, fields)}")
-        if isinstance(value, list):
-            raise ValueError(
-                f"only lr takes several values; {name} of {text!r} takes one; sweep it: "
-                f"`jaxfl.sweep({{{name!r}: {value!r}}})`"
-            )
-    if "steps" in fields and net.server:
+    maker, known = _known(call)
+    options, net = call.built(), made(maker).needs.net
+    for name in options:
+        if name not in known:
+            who = made(maker).__name__
+            raise ValueError(f"{who} has no field {name!r}{nearest(name, list(known))}")
+    tuned = _tuned(call, known)
+    lr = _tried(text, tuned, known[tuned], options.pop(tuned, None), config) if tuned else ()
+    if "steps" in known and net.server:
         options.setdefault("steps", config.steps)
     if call.on is not None and net.server:
         raise ValueError(
             f"'@ {call.on.name}' names a graph, but {call.name} needs {net.__name__} nets; leave "
             "it out"
         )
-    label = getattr(maker, "__name__", type(plain).__name__) + call.text
-    return Job(label, maker(lr=0.1, **options), lr, call.on)
+    first = {tuned: lr[0]} if tuned else {}
+    if missing := [k for k in _needed(maker) if k not in options | first]:
+        fix = ", ".join([*(w for _, w in call.written), *(f"{k}=1.0" for k in missing)])
+        raise ValueError(
+            f"{call.name} needs {' and '.join(missing)}; write '{call.name}({fix})', or mark what "
+            "is tuned: `hyper(tune=True)`"
+        )
+    alg = maker(**options, **first)
+    if tuned:
+        check_ranges(dataclasses.replace(alg, **{tuned: np.asarray(lr)}))
+    return Job(maker.__name__ + call.text(tuned), alg, tuned, lr, call.on)
+
+
+def fields(call: Call) -> dict[str, tuple[Any, Any]]:
+    """The fields of an algorithm: their values, and what is tried of those that are tuned.
+
+    `MISSING` where it needs one; True for the learning rates of `Config.lr`, False for nothing.
+    """
+    maker, known = _known(call)
+    usual = {name: field.default for name, field in known.items()}
+    if maker is not made(maker):  # a function has defaults of its own
+        alg = maker(**dict.fromkeys(_needed(maker), 1.0))
+        usual |= {k: getattr(alg, k) for k in known if k not in _needed(maker)}
+    return {k: (usual[k], field.metadata.get("tune", False)) for k, field in known.items()}
+
+
+def _needed(maker):
+    parameters = inspect.signature(maker).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+
+
+def _known(call):
+    """The maker of a named algorithm, and the fields of what it makes."""
+    from jaxfl.algorithms import ALGORITHMS
+
+    if call.name not in ALGORITHMS:
+        raise ValueError(f"no algorithm {shown(call.name)}{nearest(call.name, list(ALGORITHMS))}")
+    if call.args:
+        raise ValueError(f"options of {str(call)!r} need names, as in '{call.name}(steps=5)'")
+    maker: Any = ALGORITHMS[call.name]
+    if not dataclasses.is_dataclass(made(maker)):
+        raise ValueError(
+            f"algorithm {call.name!r} does not say what it makes; register a class, or a function "
+            "that does: `def mine(lr) -> FedAvg: ...`"
+        )
+    return maker, {field.name: field for field in dataclasses.fields(made(maker))}
+
+
+def _tuned(call, known):
+    """The field of which several values are tried; "" if there is none."""
+    marked = [k for k, field in known.items() if field.metadata.get("tune")]
+    listed = [k for k, value in call.options.items() if isinstance(value, list)]
+    for name in listed:
+        about = known[name].metadata
+        wrong = not about.get("pytree_node", True) or "low" not in about
+        if wrong or about.get("role", "tuning") not in ("", "tuning"):
+            why = "is no traced number" if wrong else "is not chosen on validation data"
+            raise ValueError(
+                f"{name} of {call} {why}, and takes one value; sweep it: "
+                f"`jaxfl.sweep({{{name!r}: {call.options[name]!r}}})`"
+            )
+    several = listed + [k for k in marked if k not in call.options]
+    if len(several) > 1:
+        one, *others = several
+        fix = ", ".join(f"{k}=0.1" for k in others)
+        raise ValueError(
+            f"one field takes several values, and {' and '.join(several)} of {call} do; give all "
+            f"but one a value, '{call.name}({one}=[...], {fix})', or sweep them: "
+            f"`jaxfl.sweep({{{one!r}: [...]}})`"
+        )
+    return (several or marked or [""])[0]
+
+
+def _tried(text, name, field, given, config):
+    """The values of a tuned field: those given, or those that it or the configuration has."""
+    tune = field.metadata.get("tune")
+    if given is None:
+        given = tune if isinstance(tune, tuple) else config.lr
+    if name == "lr":
+        return Config.make(lr=given).lr
+    values = tuple(given) if isinstance(given, list | tuple) else (given,)
+    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v)
+    if not values or not all(map(number, values)) or (np.diff(values) <= 0).any():
+        raise ValueError(
+            f"{name} of {text!r} must be rising numbers, got {shown(given)}; for example "
+            f"`{name}=[0.1, 1.0]`"
+        )
+    return tuple(map(float, values))
 
 
 def role(name: str, algs: Sequence[Any]) -> str:

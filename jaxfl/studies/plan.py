@@ -1,6 +1,5 @@
 """From configurations to programs: what can share one, and how many runs at once."""
 
-import dataclasses
 import operator
 import threading
 from collections.abc import Callable, Sequence
@@ -123,7 +122,7 @@ class Pieces:
         scores = self.get(scored, lambda: task.scores(split, c, c.seed))
         start = self.made["start", c.data, c.model, c.seed]
         chosen = ("alg", c.algorithms, c.steps)
-        alg = self.get(chosen, lambda: dataclasses.replace(job.alg, lr=job.lr[0]))
+        alg = self.get(chosen, lambda: job.alg)
         check_ranges(alg)
         fits = lambda: check(alg, clients, network, start["params"], rounds=c.rounds)
         self.get(("checked", first, type(alg), attacked), fits)

@@ -87,13 +87,20 @@ class Space:
             axes["algorithm"] = list(config.algorithms)
         axes |= {k: v for k, v in over.items() if k != "seed"} if isinstance(over, dict) else {}
         axes |= {} if isinstance(over, dict) else {"point": over}
-        if "lr" not in names and len(config.lr) > 1:
+        if "lr" not in names and len(config.lr) > 1 and self._rates():
             axes["lr"] = list(config.lr)
         if isinstance(over, dict) and "seed" in over:
             axes["seed"] = over["seed"]
         elif "seed" not in names:
             axes["seed"] = list(range(config.seed, config.seed + config.seeds))
         return axes
+
+    def _rates(self):
+        """Whether an algorithm tries the learning rates of the configuration."""
+        over, usual = [self.over] if isinstance(self.over, dict) else self.over, self.config
+        used = {str(a) for p in over for a in np.ravel(p.get("algorithm", usual.algorithms))}
+        named = (experiment.fields(parse(text)).values() for text in used)
+        return any(tune is True for fields in named for _, tune in fields)
 
     @property
     def size(self) -> int:
@@ -232,16 +239,15 @@ def _configured(config, setting, fields):
     call = parse(setting.pop("algorithm", config.algorithms[0]))
     seed = setting.pop("seed", config.seed)
     if call.name not in fields:
-        alg = experiment.job(str(call), config).alg
-        fields[call.name] = {f.name: getattr(alg, f.name) for f in dataclasses.fields(alg)}
+        fields[call.name] = experiment.fields(call)
     own, options = fields[call.name], dict(call.options)
-    if np.ndim(options.get("lr", 0)):
-        raise ValueError(f"{call.name} has learning rates of its own; sweep them, as lr")
+    if listed := [k for k, value in options.items() if isinstance(value, list)]:
+        raise ValueError(f"{call} has several values of {listed[0]}; sweep them, as {listed[0]}")
     for name, value in setting.items():
         head, _, tail = name.partition(".")
         value = component(value)
         if tail and head in own:
-            value = _inner(options.get(head, own[head]), tail, value)
+            value = _inner(options.get(head, own[head][0]), tail, value)
         elif tail and head in _TEXTS:
             text = parse(changes.get(head, getattr(config, head)))
             known = registries()[_TEXTS[head]]
@@ -253,7 +259,12 @@ def _configured(config, setting, fields):
             continue
         used.add(name)
         (options if head in own else changes)[head] = value
-    options["lr"] = lr = options.get("lr", config.lr[0])
+    for name, (usual, tune) in own.items():  # of what is tuned a run has one value
+        if tune and name not in options:
+            options[name] = config.lr[0] if tune is True else usual
+        if options.get(name) is dataclasses.MISSING:
+            raise ValueError(f"{call.name} needs {name}; sweep it: {{{name!r}: {list(tune)}}}")
+    lr = options.get("lr", config.lr[0])
     text = str(call._replace(args=(), options=options))
     more = {"algorithms": (text,), "lr": (lr,), "seeds": 1, "seed": seed}
     return Config.make(config, **{k: _named(v) for k, v in changes.items()}, **more), used
