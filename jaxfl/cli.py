@@ -359,12 +359,11 @@ def _graph(words: list[str]) -> None:
 
 def _partition(words: list[str]) -> None:
     """Draw who holds what."""
-    only = ("data", "clients", "partition", "alpha", "minimum", "seed")
     extras = {"out": (str, "partition.png", "picture to write")}
-    from jaxfl.studies.config import Config
+    from jaxfl.studies.config import FIELDS, role
     from jaxfl.studies.experiment import dataset, partitions
 
-    without = tuple(f.name for f in dataclasses.fields(Config) if f.name not in only)
+    without = tuple(name for name in FIELDS if role(name) != "task" and name != "seed")
     config, given = _configure("partition", words, extras, without=without, check=False)
     from jaxfl import plots
 

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import jaxfl
-from jaxfl import data, metrics, models, networks, plots
-from jaxfl.algorithms import FedAvg
+from jaxfl import data, metrics, models, networks, plots, struct
+from jaxfl.algorithms import ALGORITHMS, FedAvg
 from jaxfl.engine import comm
 from jaxfl.engine.contract import Personal
+from jaxfl.engine.fields import hyper
 from jaxfl.networks import graphs
 from jaxfl.studies import compare as compare_module
 from jaxfl.studies import experiment
@@ -30,6 +31,8 @@ from jaxfl.studies.comparison import Comparison
 from jaxfl.studies.config import DEFAULT, Config
 from jaxfl.studies.experiment import dataset, partitions
 from jaxfl.studies.names import parse
+from jaxfl.studies.registry import made
+from jaxfl.studies.space import Space
 
 HUGE = 1e200  # diverges in the second step
 SMALL = {
@@ -46,6 +49,8 @@ SMALL = {
     "steps": 3,
     "batch": 5,
 }
+
+NO_SEEDS = {k: v for k, v in SMALL.items() if k not in ("seeds", "lr")}
 
 
 @functools.cache
@@ -686,7 +691,7 @@ def test_names_with_options():
     assert call.options["compress"].name == "topk" and call.options["compress"].args == (0.1,)
     assert call.options["lr"] == [1, float("inf")]
     assert call.on is not None and call.on.name == "torus" and call.on.options == {"rows": 2}
-    assert call.text == "(gamma=-0.5, TopK(0.1))"
+    assert call.text("lr") == "(gamma=-0.5, TopK(0.1))"
     for text in ("", "a b", "a.b", "a()()", "lambda: 1", "__import__('os').system('x')", "[1]"):
         with pytest.raises(ValueError, match="cannot read"):
             parse(text)
@@ -712,19 +717,22 @@ REFUSED = [
     ({"byzantine": 20}, "byzantine must be below clients=20"),
     ({"failures": 1.0}, r"failures must be in \[0, 1\)"),
     ({"up": -1.0}, "up must be above 0"),
-    ({"select": "test"}, "select must be auto, all or own, got 'test'"),
+    ({"select": "test"}, "select must be one of auto, all, own, got 'test'"),
     ({"vary": "seed"}, "vary must be one of run, split, graph, all, got 'seed'"),
     ({"algorithms": ()}, "algorithms must be one name or more"),
     ({"algorithms": "fedavgg"}, "did you mean 'fedavg'"),
     ({"algorithms": "fedavg(mu=1)"}, "FedAvg has no field 'mu'"),
     ({"algorithms": "fedavg(steps=0)"}, "FedAvg.steps must be"),
     ({"algorithms": "fedprox(mu=-1)"}, r"FedProx.mu must be in \[0"),
-    ({"algorithms": "fedprox(mu=[0, 1])"}, "only lr takes several values"),
+    ({"algorithms": "fedprox(mu=[0, 1])"}, "one field takes several values, and mu and lr"),
+    ({"algorithms": "fedprox(lr=1, mu=[1, 0])"}, "mu of .* must be rising numbers"),
+    ({"algorithms": "fedprox(lr=1, mu=[-1, 0])"}, r"FedProx.mu must be in \[0"),
+    ({"algorithms": "fedprox(steps=[1, 2])"}, "steps of .* is no traced number"),
     ({"algorithms": "fedavg(lr=[1, 0.1])"}, "lr must be positive and rising"),
     ({"algorithms": "fedavg(3)"}, "need names"),
     ({"algorithms": ("fedavg", "fedavg(lr=1)")}, "'FedAvg' is there twice"),
     ({"algorithms": "fedavg @ ring"}, "needs Cohort nets"),
-    ({"algorithms": "dadao"}, "cannot be compared by its lr alone"),
+    ({"algorithms": "dadao(chi1=1)"}, r"write 'dadao\(chi1=1, smoothness=1.0, convexity=1.0\)'"),
     ({"algorithms": "dsgd @ rong"}, "did you mean 'ring'"),
     ({"algorithms": "gossiplearning @ rong"}, "did you mean 'ring'"),
     ({"algorithms": "gossiplearning @ random_matching"}, "changes every round"),
@@ -810,3 +818,63 @@ def test_files_are_whole_or_not_there(tmp_path):
         atomic(tmp_path / "table.txt", fails)
     assert [p.name for p in tmp_path.iterdir()] == ["table.txt"]
     assert (tmp_path / "table.txt").read_text() == "old"
+
+
+def test_what_is_tuned_need_not_be_a_learning_rate():
+    """DADAO has none: one setting, or a list of one field, on the clocks of a graph."""
+    chi1 = round(networks.dadao_rates(graphs.make("ring", 4))["chi1"], 3)
+    options = f"smoothness=20, chi1={chi1}"
+    names = [f"dadao({options}, convexity=[0.5, 1.0])", f"dadao({options}, convexity=1)"]
+    few = SMALL | {"model": "logistic", "rounds": 2, "every": 1, "reference": ""}
+    found = jaxfl.compare(algorithms=names, **few)
+    ds = found.results
+    assert ds["tuned"].values.tolist() == ["convexity", ""] and dict(ds.sizes)["lr"] == 2
+    np.testing.assert_array_equal(ds["rate"], [[0.5, 1], [np.nan] * 2])
+    one, same = (ds["loss"].isel(algorithm=k).values for k in (0, 1))
+    np.testing.assert_allclose(one[1], same[0])  # the same runs
+    assert np.isfinite(one).all() and (one[0] != one[1]).all() and np.isnan(same[1]).all()
+    assert float(ds["seconds"][0, 0, 0, -1]) == 2
+    (first, value, *_), (second, none, *_) = found.cells()[1]
+    assert first == f"DADAO({options}) @ ring" and value.startswith("convexity ")
+    assert second == f"DADAO({options}, convexity=1) @ ring" and none == "–"
+    assert "Learning rates, convexity: chosen by" in found.text()
+
+
+@struct.dataclass
+class Tuned(FedAvg):
+    """FedAvg whose learning rate has another name, and a grid of its own; and a noise."""
+
+    lr: float = hyper(0.1)
+    rate: float = hyper(tune=(0.1, 1.0), default=0.1)
+    noise: float = hyper(1.0, role="world")
+
+    def round(self, state, clients, net, key):
+        return FedAvg.round(self.replace(lr=self.rate), state, clients, net, key)
+
+
+def test_an_algorithm_says_what_is_tuned(monkeypatch):
+    monkeypatch.setitem(ALGORITHMS, "tuned", Tuned)
+    config = Config.make(**SMALL)
+    job = lambda text: experiment.job(text, config)
+    assert job("tuned")[2:4] == ("rate", (0.1, 1.0)) and job("tuned").name == "Tuned"
+    assert job("tuned(rate=[1, 2, 3])").lr == (1, 2, 3) and job("tuned(rate=2)").lr == (2,)
+    assert job("fedavg")[2:4] == ("lr", config.lr) and job("fedadam(tau=0.1)").tuned == "lr"
+    with pytest.raises(ValueError, match="noise of .* is not chosen on validation data"):
+        job("tuned(rate=1, noise=[0.1, 1])")
+    assert job("fedprox(lr=0.1, mu=[0, 1])")[::2] == ("FedProx(lr=0.1)", "mu", None)
+    runs = lambda over, text: list(Space.make(over, algorithms=[text], seeds=1).runs())
+    (alone,) = runs({"noise": [2.0]}, "tuned")  # no axis of learning rates, the rate is its default
+    assert alone.algorithms == ("tuned(noise=2.0, rate=0.1)",)
+    with pytest.raises(ValueError, match="several values of rate; sweep them, as rate"):
+        runs({"noise": [2.0]}, "tuned(rate=[1, 2])")
+    found = jaxfl.sweep({"rate": [0.1, 1.0], "seed": 2}, algorithms=["tuned"], **NO_SEEDS)
+    same = jaxfl.sweep({"lr": [0.1, 1.0], "seed": 2}, algorithms=["fedavg"], **NO_SEEDS)
+    assert found["accuracy"].dims == ("rate", "seed", "round")
+    np.testing.assert_array_equal(found["accuracy"], same["accuracy"])
+
+
+def test_every_learning_rate_is_marked():
+    for maker in ALGORITHMS.values():
+        fields = {f.name: f for f in dataclasses.fields(made(maker))}
+        assert "lr" not in fields or fields["lr"].metadata["tune"] is True, maker
+        assert not any(f.metadata.get("tune") for k, f in fields.items() if k != "lr"), maker

@@ -748,6 +748,39 @@ def test_wrong_matrices_are_named(name, sparse):
             take(csr_array(one_way) if sparse else one_way)
 
 
+@pytest.mark.parametrize("name", ["graph", "gossip", "poisson", "metropolis"])
+def test_what_is_no_graph_is_refused(name):
+    """With how to make one of it: nothing is taken for a matrix that is none."""
+    take, path = takers()[name], [(0, 1), (1, 2)]
+    for wrong, fix in (
+        (path, r"networkx.Graph\(edges\)"),  # two of two are no matrix [2, 2]
+        (np.array(path * 2).T, r"networkx.Graph\(edges\)"),
+        (nx.Graph, "graphs.make"),
+        (None, "graphs.make"),
+        ({0: [1], 1: [0]}, "graphs.make"),
+        ([[0, 1], [1]], "graphs.make"),
+        (np.ones((3, 3)) * 1j, "graphs.make"),
+    ):
+        with pytest.raises(ValueError, match=rf"square matrix \[n, n\](.|\n)*{fix}"):
+            take(wrong)
+    if name != "graph":  # which takes names
+        with pytest.raises(ValueError, match=r"graphs.make\('ring', n\)"):
+            take("ring")
+
+
+def test_a_graph_of_ones_own_takes_weights_and_links():
+    from jaxfl import networks
+    from jaxfl.engine import comm
+
+    links = networks.Links(latency=1.0)
+    made = graphs.make("erdos_renyi", 8, seed=3)
+    expected = networks.topology("erdos_renyi", 8, seed=3, weights="lazy", links=links)
+    for form in forms(made).values():
+        assert networks.topology(form, weights="lazy", links=links).links.latency == 1.0
+        network = networks.topology(form, 8, weights="lazy", links=links)
+        np.testing.assert_array_equal(comm.to_dense(network.w), comm.to_dense(expected.w))
+
+
 def test_advice_for_an_adjacency_matrix_averages():
     """The advice is followed, and repeated mixing reaches the mean; what swaps for ever is not."""
     from scipy.sparse import csr_array

@@ -7,7 +7,11 @@ import pytest
 import scipy.stats
 import xarray as xr
 
-from jaxfl import results
+from jaxfl import results, struct
+from jaxfl.algorithms import FedAvg
+from jaxfl.engine.fields import hyper
+from jaxfl.studies import config
+from jaxfl.studies.experiment import role
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 0.01, (2, 3, 2, 4, 5))
@@ -202,3 +206,51 @@ def test_a_seed_that_diverged_leaves_no_mean():
     assert chosen.lr.sel(algorithm="a").values.tolist() == [0.3, 0.3]
     assert (chosen["status"].sel(algorithm="a", adversary="x") == 3).sum() == 1
     assert results.Summary(every).cells()[1][0][3:] == ["1 of 4 diverged", "–"]
+
+
+def test_only_what_is_for_tuning_is_chosen(monkeypatch):
+    """Every field of Config says its role; a new one of the world is left alone, and so is a point
+    that sets one."""
+    roles = {name: field.metadata["role"] for name, field in config.FIELDS.items()}
+    assert set(roles.values()) == {"task", "world", "tuning", "run", "report"}
+    tuned = {"model", "weights", "lr", "steps", "batch", "precision"}
+    assert {name for name, role in roles.items() if role == "tuning"} == tuned
+    fields = {"noise": config.setting(1.0, "world", low=0)}
+    monkeypatch.setattr(config, "FIELDS", config.FIELDS | fields)
+    for name in set(config.FIELDS) - {"lr", "seed"}:  # which `made` has already
+        ds = made(0.0).rename(adversary=name)
+        found = results.best(ds, quiet=True)
+        chosen = name in tuned
+        assert found.lr.dims == (("algorithm",) if chosen else ("algorithm", name))
+        points = made(0.0).isel(adversary=0).rename(lr="point")
+        points = points.assign_coords(point=range(3), **{name: ("point", [0.0, 0.1, 1.0])})
+        assert ("point" in results.best(points, quiet=True).dims) != chosen
+
+
+@struct.dataclass
+class Mechanism:
+    """Adds noise."""
+
+    noise: float = hyper(1.0, role="world")
+    rate: float = hyper(0.5)
+
+
+@struct.dataclass
+class Private:
+    """Has a noise of its own, and a part with one."""
+
+    lr: float = hyper(tune=True)
+    noise: float = hyper(1.0, role="world")
+    part: Mechanism = Mechanism()
+
+
+def test_a_field_of_an_algorithm_can_be_of_the_world():
+    alg, plain = Private(0.1), FedAvg(lr=0.1)
+    assert [role(k, [alg]) for k in ("noise", "part.noise", "part.rate", "lr", "alpha")] == [
+        "world", "world", "tuning", "tuning", "task",
+    ]  # fmt: skip
+    assert role("noise", [plain, alg]) == "world" and role("noise", [plain]) == "tuning"
+    ds = made(0.0).rename(adversary="noise").assign_coords(noise=[1.0, 2.0])
+    assert "noise" not in results.best(ds, quiet=True).dims
+    ds["noise"].attrs["role"] = "world"
+    assert "noise" in results.best(ds, quiet=True).dims

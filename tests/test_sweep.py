@@ -18,7 +18,7 @@ import jaxfl
 from jaxfl import results
 from jaxfl.runs import folder
 from jaxfl.studies import execution
-from jaxfl.studies.config import Config
+from jaxfl.studies.config import FIELDS, Config
 from jaxfl.studies.names import parse
 from jaxfl.studies.plan import Group
 from jaxfl.studies.sweep import Space
@@ -151,6 +151,12 @@ def test_labels_and_shapes(small):
     assert ds.megabytes.attrs["units"] == "MB" and ds.attrs["metric"] == "accuracy"
     assert json.loads(ds.attrs["over"]) == {**OVER, "seed": [0, 1]}
     assert len(ds.accuracy.sel(lr=0.1).mean("seed").plot(hue="alpha")) == 2
+
+
+def test_axes_say_what_they_are_for(small):
+    assert {k: small[0][k].attrs["role"] for k in OVER} == {
+        "lr": "tuning", "alpha": "task", "seed": "run",
+    }  # fmt: skip
 
 
 def test_a_run_has_the_numbers_of_a_comparison(small):
@@ -475,3 +481,28 @@ def test_files_are_read_back():
             assert Space.read(path)[0] == space
         finally:
             path.unlink()
+
+
+OTHER = {  # another value of every setting that can be swept, and where it counts
+    "data": ("iris", {}), "clients": (5, {}), "partition": ("iid", {}), "alpha": (9.0, {}),
+    "minimum": (7, {}), "model": ("logistic", {}), "weights": ("lazy", {}), "lr": (0.3, {}),
+    "graph": ("complete", {}), "cohort": (3, {"algorithms": ["fedavg"]}),
+    "steps": (3, {"algorithms": ["fedavg"]}), "batch": (5, {}), "precision": ("bfloat16", {}),
+    "byzantine": (1, {}), "adversary": ("ipm", {"byzantine": 1}), "failures": (0.5, {}),
+    "churn": (0.5, {}), "compute": (1.0, {}), "latency": (1.0, {}), "up": (1.0, {}),
+    "down": (1.0, {}), "seed": (7, {}), "vary": ("split", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [k for k, f in FIELDS.items() if not f.metadata["fixed"]])
+def test_every_setting_changes_what_is_run(name):
+    """A new one must too: no piece of a run may be taken for that of another value."""
+    value, more = OTHER[name]
+    usual = {"algorithms": ["dsgd"], "seeds": 1, "lr": 0.1, "vary": "run", **SMALL, **more}
+    first = usual.pop(name, FIELDS[name].default)
+    plan = jaxfl.plan({name: [first, value]}, devices=1, **usual)
+    groups = {run: group for group in plan.groups for run in group.runs}
+    parts = [groups[k].rows(np.flatnonzero(groups[k].runs == k)) for k in range(plan.runs)]
+    assert len(parts) == 2
+    static = groups[0].treedefs != groups[1].treedefs
+    assert static or not all(map(np.array_equal, *parts))

@@ -44,9 +44,9 @@ class Gaussian:
         [0.3 0.4]
     """
 
-    size: Scalar = hyper(low=1e-30)
-    clip: Scalar = hyper(1.0, low=1e-30)
-    noise: Scalar = hyper(1.0)
+    size: Scalar = hyper(low=1e-30, role="world")
+    clip: Scalar = hyper(1.0, low=1e-30, role="world")
+    noise: Scalar = hyper(1.0, role="world")
     private: ClassVar[bool] = True
 
     def weights(self, w: Scalar) -> Scalar:

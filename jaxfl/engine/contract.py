@@ -125,7 +125,7 @@ def check(alg: Any, clients: Clients, network: Any, params: Params, *, rounds: i
     if network.kind is not needs.net:
         raise ValueError(
             f"{name} needs a network that makes {needs.net.__name__} nets, got {_name(network)}, "
-            f"which makes {network.kind.__name__}; use {_EXAMPLES[needs.net.__name__]}"
+            f"which makes {network.kind.__name__}; use {needs.net.example}"
         )
     if network.n != clients.n:
         raise ValueError(
@@ -147,8 +147,7 @@ def _check_forms(alg, network):
     checks.form(alg, Needs)
     if not hasattr(network, "kind"):
         raise ValueError(
-            f"network must be a network, got {type(network).__name__}; use "
-            f"{_EXAMPLES[alg.needs.net.__name__]}"
+            f"network must be a network, got {type(network).__name__}; use {alg.needs.net.example}"
         )
 
 
@@ -187,18 +186,9 @@ def _check_needs(needs, name, network):
         )
 
 
-_EXAMPLES = {
-    "Cohort": "`Uniform(n, size)`",
-    "Graph": '`topology("ring", n)`',
-    "Arrivals": "`arrivals(n, buffer, rounds)`",
-    "Events": "`poisson(graph, rounds)`",
-    "Messages": "`gossip(graph, rounds)`",
-}
-
-
 def matrix(network: Any) -> np.ndarray | None:
     """The mixing matrix `[n, n]` of a fixed graph, however it is wrapped; None for any other."""
-    if not getattr(network, "static", False) or network.kind.__name__ != "Graph":
+    if not getattr(network, "static", False):
         return None
     while not hasattr(network, "w"):
         if not hasattr(network, "network"):

@@ -42,8 +42,21 @@ def _unknown(what, name, known):
     return f"{what} has no field {name!r}{nearest(name, known)}"
 
 
-def hyper(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float = np.inf) -> Any:
-    """A traced hyperparameter; its range lives in the field's metadata and only there.
+def hyper(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = 0.0,
+    high: float = np.inf,
+    tune: bool | tuple[float, ...] = False,
+    role: str = "",
+) -> Any:
+    """A traced hyperparameter; what is known of it lives in the field's metadata and only there.
+
+    Args:
+        default: its value, none by default.
+        low, high: its range.
+        tune: whether `compare` tries several values of it: those of `Config.lr`, or these.
+        role: "world" of what is never chosen on validation data, such as a budget of privacy.
 
     Example:
         >>> from jaxfl.engine.fields import hyper
@@ -51,7 +64,8 @@ def hyper(default: Any = dataclasses.MISSING, *, low: float = 0.0, high: float =
         >>> field.default, field.metadata["high"]
         (0.9, 1.0)
     """
-    return struct.field(default=default, metadata={"low": low, "high": high})
+    about = {"low": low, "high": high, "tune": tune, "role": role}
+    return struct.field(default=default, metadata=about)
 
 
 def count(default: int, *, low: int = 1) -> Any:

@@ -66,12 +66,12 @@ def check(network: Any, rounds: int) -> None:
 
 def _aimed(network):
     name, kind = type(network.adversary).__name__, network.kind
-    if getattr(network.adversary, "held", False) and kind is not Graph:
+    if getattr(network.adversary, "held", False) and (kind.server or not kind.common):
         raise ValueError(
             f"{name} sends different messages to different receivers, which needs Graph nets, got "
             f"{kind.__name__}; on a server use `ALIE()` or `IPM()`"
         )
-    if not network.adversary.local and kind not in (Cohort, Graph):
+    if not network.adversary.local and not kind.common:
         raise ValueError(
             f"{name} must see all messages of a round at once, which {kind.__name__} nets do not "
             "have; use a row-local adversary such as `SignFlip()`"

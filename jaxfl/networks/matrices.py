@@ -52,7 +52,7 @@ class Edges(NamedTuple):
             ValueError: not square, fewer than two nodes, entries that are negative or not finite,
                 names of nodes other than 0 to n - 1.
         """
-        if not hasattr(graph, "adjacency"):
+        if isinstance(graph, type) or not hasattr(graph, "adjacency"):
             sends = _adjacency(graph)
             return cls(sends, (_pattern(sends) != _pattern(sends.T)).nnz > 0)
         from scipy.sparse import csr_array
@@ -76,6 +76,7 @@ class Edges(NamedTuple):
 
 
 def _adjacency(matrix):
+    _formed(matrix)
     sends = sparse(matrix)
     if sends.shape[0] < 2:
         raise ValueError("graph must have at least two nodes, got a matrix [1, 1]: use n=2.")
@@ -88,6 +89,31 @@ def _adjacency(matrix):
             "own `from_matrix(w)`."
         )
     return _off(sends)
+
+
+def _formed(graph):
+    """Raises ValueError for what is neither of networkx nor numbers in a square."""
+    from scipy.sparse import issparse
+
+    several = isinstance(graph, list | tuple | set | frozenset)
+    edges = several and any(isinstance(edge, tuple) for edge in graph)
+    try:
+        array: Any = graph if issparse(graph) else np.asarray(graph)
+    except ValueError:  # rows of several lengths
+        array = np.asarray(None)
+    numbers = array.dtype.kind in "biuf" and not edges
+    if numbers and len(set(array.shape)) == 1 and array.ndim == 2:
+        return
+    fix = 'graphs.make("ring", n)'
+    if isinstance(graph, str):
+        fix = f"graphs.make({graph!r}, n)"
+    elif edges or (array.ndim == 2 and 2 in array.shape):
+        fix = "networkx.Graph(edges)"
+    what = f"shape {array.shape}" if numbers else shown(graph)
+    raise ValueError(
+        f"graph must be a graph of networkx, or a square matrix [n, n] of numbers, got {what}: use "
+        f"`{fix}`."
+    )
 
 
 def _undirected(graph: AnyGraph, rule: str) -> Edges:

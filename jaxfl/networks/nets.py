@@ -5,12 +5,16 @@ A network is a frozen pytree with `__call__(t, key) -> net`, and three class att
 never changes) and `lossless` (nothing fails). Its arrays are traced: they can be swept and
 differentiated, and a new graph of the same shape does not recompile.
 
+A kind of net has three class attributes: `example` (the code of a network that makes it), `server`
+(clients meet a server, a few at a time, and not each other on a graph) and `common` (all messages
+of a round are there at once; otherwise the network is a timeline, drawn in advance).
+
 Every net counts messages, by one rule: **what is sent is paid for up, also if it is lost; what
 arrives is paid for down.** An algorithm says how large a message is (`net.info(..., up=, down=)`).
 Who is absent sends nothing and hears nothing, and what others send to it is lost.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +95,10 @@ class Cohort:
         ([4, 5], [1.0, 0.0])
     """
 
+    example: ClassVar[str] = "`Uniform(n, size)`"
+    server: ClassVar[bool] = True
+    common: ClassVar[bool] = True
+
     t: Scalar  # round, unbatched
     idx: Scalar  # [s] clients; an empty slot is n
     weight: Scalar  # [s] 1, or 1/(n p_i), or 0 for an empty slot
@@ -161,6 +169,10 @@ class Arrivals:
         ((3,), True)
     """
 
+    example: ClassVar[str] = "`arrivals(n, buffer, rounds)`"
+    server: ClassVar[bool] = True
+    common: ClassVar[bool] = False
+
     t: Scalar
     idx: Scalar  # [k] clients; an empty slot is n
     age: Scalar  # [k] rounds since the client received its model
@@ -215,6 +227,10 @@ class Graph:
         >>> net.sent.tolist(), net.heard().tolist()
         ([2.0, 2.0, 2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     """
+
+    example: ClassVar[str] = '`topology("ring", n)`'
+    server: ClassVar[bool] = False
+    common: ClassVar[bool] = True
 
     t: Scalar
     w: comm.Weights
@@ -320,6 +336,10 @@ class Events:
         (6, 6, 8)
     """
 
+    example: ClassVar[str] = "`poisson(graph, rounds)`"
+    server: ClassVar[bool] = False
+    common: ClassVar[bool] = False
+
     t: Scalar
     grad: Scalar  # [v, c] node of a gradient event, n if the slot is empty
     at: Scalar  # [v, c] its time, in seconds
@@ -402,6 +422,10 @@ class Messages:
         >>> net.n, int(net.arrivals())
         (6, 6)
     """
+
+    example: ClassVar[str] = "`gossip(graph, rounds)`"
+    server: ClassVar[bool] = False
+    common: ClassVar[bool] = False
 
     t: Scalar
     i: Scalar  # [v, c] receiver, n if the slot is empty

@@ -102,9 +102,9 @@ def topology(
     Args:
         name: of `jaxfl.networks.GRAPHS` ("ring", "torus", "exponential", ...), or a time-varying
             one: "one_peer_exponential", "one_peer_hypercube", "one_peer_ring", "random_matching",
-            "random_out"; or a networkx graph, or an adjacency matrix `[n, n]` of NumPy or
-            scipy.sparse, senders x receivers.
-        n: number of nodes; that of a graph of your own is known.
+            "random_out"; or a networkx graph of nodes 0 to n-1, or an adjacency matrix `[n, n]` of
+            NumPy or scipy.sparse, senders x receivers, of which only the zeros count.
+        n: number of nodes; that of a graph of your own is known, and may be left out.
         weights: rule for the mixing weights of a fixed graph, of `jaxfl.networks.WEIGHTS`, such as
             "lazy"; by default "metropolis", and on directed graphs "column_stochastic", which on a
             regular one is doubly stochastic.
@@ -113,12 +113,15 @@ def topology(
         options: of the graph, such as `p` or `degree`, or of the weights, such as `alpha`.
 
     Raises:
-        ValueError: an unknown name or weight rule, with the nearest, or impossible sizes.
+        ValueError: an unknown name or weight rule, with the nearest, impossible sizes, or a graph
+            that is none.
 
     Example:
         >>> network = networks.topology("erdos_renyi", 20, p=0.3, weights="lazy", seed=1)
         >>> network.n, networks.topology("one_peer_exponential", 16).n
         (20, 16)
+        >>> networks.topology(np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]), weights="lazy").n
+        3
     """
     links = links or Links()
     if isinstance(name, str) and name in TIME_VARYING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxfl import metrics
+from jaxfl.studies.config import long_name
 
 if TYPE_CHECKING:
     import xarray
@@ -390,8 +391,7 @@ def names(ds: "xarray.Dataset", dim: str) -> list[str]:
 
 def dimension(ds: "xarray.Dataset", name: str) -> str:
     """A dimension for an axis or above a legend."""
-    known = {"byzantine": "Byzantine clients", "lr": "learning rate", "alpha": "label skew, alpha"}
-    text = known.get(name) or str(ds[name].attrs.get("long_name", name))
+    text = str(ds[name].attrs.get("long_name") or long_name(name))
     return text if len(text) < 40 else name
 
 

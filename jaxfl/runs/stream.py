@@ -24,7 +24,6 @@ from jaxfl.engine import marks, memory
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.examples import check_finite, positions
 from jaxfl.engine.simulate import _init, init, keys
-from jaxfl.networks import Arrivals, Cohort
 from jaxfl.networks.checks import speeds
 from jaxfl.types import Key, Params, Scalar
 
@@ -78,7 +77,7 @@ class Feed:
         evaluate: Callable | None,
         done: int = 0,
     ):
-        if network.kind not in (Cohort, Arrivals):
+        if not network.kind.server:
             raise ValueError(
                 f"{network.kind.__name__} nets have everybody in every round, so clients cannot "
                 "stay on the host; use `Clients.make(..., host=False)` and `run(...)` without "

@@ -11,12 +11,13 @@ import os
 import re
 import sys
 import textwrap
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxfl.studies.names import Call, parse
+from jaxfl.studies.config import FIELDS, Config
+from jaxfl.studies.names import Call, component, parse
+from jaxfl.studies.registry import made
 from jaxfl.types import nearest
 
 LABELS = (
@@ -153,24 +154,8 @@ def cite(*used: Any) -> str:
     return "\n".join(lines) + "\n\n" + "\n\n".join(entries.values()) + "\n"
 
 
-_NAMED = {  # settings that hold names, and of what
-    "algorithms": "algorithms",
-    "algorithm": "algorithms",
-    "data": "data",
-    "partition": "partitions",
-    "model": "models",
-    "graph": "graphs",
-    "weights": "weights",
-    "adversary": "adversaries",
-    "compress": "components",
-    "solver": "components",
-}
-
-
 def _used(thing: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """The classes and functions whose docstrings say what a thing and its parts are; variants."""
-    from jaxfl.studies.config import Config
-
     if isinstance(thing, str):
         yield from _of_names(thing, None)
     elif isinstance(thing, Config):
@@ -200,23 +185,24 @@ def _used(thing: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
 
 
 def _of_settings(settings: dict[str, Any]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    kinds = {"algorithm": "algorithms"} | {k: f.metadata["kind"] for k, f in FIELDS.items()}
+    kinds |= {name: "components" for name in settings if name not in kinds}  # of algorithms
     graphs = False
-    for name, kind in _NAMED.items():
+    for name, kind in sorted(kinds.items(), key=lambda pair: pair[1] != "algorithms"):
         values = settings.get(name) or ()
-        for value in [values] if isinstance(values, str) else values:
+        values = values if isinstance(values, list | tuple) else [values]
+        if kind == "components":
+            values = [v for v in values if isinstance(component(v), Call)]
+        for value in values:
             if name == "adversary" and not settings.get("byzantine"):
                 continue
             if name in ("graph", "weights") and not graphs:
                 continue
-            if isinstance(value, str) and not (name == "data" and os.path.exists(value)):
+            if kind and isinstance(value, str) and not (name == "data" and os.path.exists(value)):
                 yield from _of_names(value, kind)
             if kind == "algorithms" and isinstance(value, str) and "@" not in value:
                 needs = getattr(_class(parse(value).name), "needs", None)
-                graphs |= needs is not None and needs.net.__name__ in (
-                    "Graph",
-                    "Events",
-                    "Messages",
-                )
+                graphs |= needs is not None and not needs.net.server
 
 
 def _of_names(text: str, kind: str | None) -> Iterator[tuple[Any, tuple[str, ...]]]:
@@ -261,18 +247,18 @@ def table(algs: Iterable[Any] | None = None) -> str:
     names: dict[Any, list[str]] = {}
     for alg in algs:
         cls: Any = _class(alg)
-        made = names.setdefault(cls, [])
+        makers = names.setdefault(cls, [])
         if inspect.isfunction(alg):
-            made.append(f"`{alg.__name__}`")
+            makers.append(f"`{alg.__name__}`")
     rows = [
         ("Algorithm", "What it is", "Needs", "Sent per client and round, in bits", "Published"),
         ("---",) * 5,
     ]
-    for cls, made in names.items():
+    for cls, makers in names.items():
         part = sections(cls)
         rows.append(
             (
-                f"`{cls.__name__}`" + (f" ({', '.join(made)})" if made else ""),
+                f"`{cls.__name__}`" + (f" ({', '.join(makers)})" if makers else ""),
                 part["summary"],
                 re.split(r"[;.]| \(", part["needs"])[0],
                 re.split(r",? (?:bits )?per |\.$", part["sent"])[0],
@@ -304,10 +290,8 @@ def _class(alg):
         if alg.lower() not in ALGORITHMS:
             raise ValueError(f"no algorithm {alg!r}{nearest(alg.lower(), list(ALGORITHMS))}")
         alg = ALGORITHMS[alg.lower()]
-    if inspect.isfunction(alg):
-        made = typing.get_type_hints(alg).get("return")
-        return made if hasattr(made, "round") else alg
-    return alg if isinstance(alg, type) else type(alg)
+    alg = made(alg)
+    return alg if isinstance(alg, type) or inspect.isfunction(alg) else type(alg)
 
 
 def _docstring(alg):

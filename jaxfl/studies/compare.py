@@ -25,7 +25,7 @@ from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Personal, check
 from jaxfl.engine.grid import grid
 from jaxfl.engine.simulate import mean_loss, simulate
-from jaxfl.networks import Messages
+from jaxfl.networks.kinds import stackable
 from jaxfl.runs import folder
 from jaxfl.runs.checkpoint import Interrupted
 from jaxfl.runs.identity import Exact, Summed, identity
@@ -106,26 +106,24 @@ class _Job(NamedTuple):
 
     label: str
     alg: Any
-    lr: tuple[float, ...]
+    tuned: str  # the field whose values are tried, if any
+    lr: tuple[float, ...]  # these values
     networks: list[Any]  # one, or one for each seed
     reference: bool = False
 
 
 def _job(text, config, n, reference=False):
-    from jaxfl.networks import alike
-    from jaxfl.networks.topologies import level
-
     if reference:  # no cohort is larger than all, and what nobody compares with nobody attacks
         config = dataclasses.replace(config, cohort=min(config.cohort, n), byzantine=0)
 
     job, seeds = experiment.job(text, config), range(config.seed, config.seed + config.seeds)
     several = seeds if experiment.drawn(config, job) else seeds[:1]
     made = [experiment.network(config, job, n, seed) for seed in several]
-    made = alike(made) if job.alg.needs.net is Messages else level(made)
+    made = stackable(made)
     on = experiment.graph_of(config, job)
-    label = job.name + (f" @ {on.name}{on.text}" if on else "")
+    label = job.name + (f" @ {on.name}{on.text()}" if on else "")
     made = [experiment.attacked(config, m, n) for m in made]
-    return _Job(label, job.alg, job.lr, made, reference)
+    return _Job(label, job.alg, job.tuned, job.lr, made, reference)
 
 
 def _program(problem, job, *, rounds, every):
@@ -142,7 +140,7 @@ def _program(problem, job, *, rounds, every):
     rates = jax.vmap(one, in_axes=(0, None, None, None, None, None))
     axes = None, problem.axes, 0 if per_seed else None, 0, 0, problem.evaluate_axes
     seeds = jax.vmap(rates, in_axes=axes)
-    alg = grid(job.alg, lr=list(job.lr))
+    alg = grid(job.alg, **({job.tuned: list(job.lr)} if job.tuned else {}))
     values = alg, problem.clients, network, problem.params, problem.keys, problem.evaluate
     if problem.mesh is None:
         return compiled(jax.jit(seeds).lower(*values)), values
@@ -164,11 +162,12 @@ def compare(
 ) -> "Comparison":
     """Algorithms side by side: `compare(rounds=100, algorithms=["fedavg", "scaffold"])`.
 
-    The learning rate with the best mean validation score at the end is chosen, on clients' own
-    labels for methods with personal models, else on all labels; one at which no seed diverges comes
-    before all others. Everything reported is of the test examples. `Local` is added for reference,
-    trained on the same cohorts. Your own algorithm takes part under its name, once it is known:
-    `jaxfl.algorithms.ALGORITHMS["mine"] = Mine`.
+    The learning rate (or what else an algorithm tunes: one field may take several values, as in
+    `"dadao(smoothness=20, convexity=[0.5, 1], chi1=2)"`) with the best mean validation score at the
+    end is chosen, on clients' own labels for methods with personal models, else on all labels; one
+    at which no seed diverges comes before all others. Everything reported is of the test examples.
+    `Local` is added for reference, trained on the same cohorts. Your own algorithm takes part under
+    its name, once it is known: `jaxfl.algorithms.ALGORITHMS["mine"] = Mine`.
 
     Args:
         config: what to compare, `Config()` by default.
@@ -355,7 +354,7 @@ def _untrained(state, params, byzantine):
 def _dataset(config, problem, jobs, results, provenance):
     import xarray as xr
 
-    many = max(len(job.lr) for job in jobs)
+    many = max(1, *(len(job.lr) for job in jobs))
     sizes = {"round": config.rounds // config.every, "client": problem.first[0].n}
     metric, variables = problem.evaluate.metric, {}
     for name, (label, words, unit) in VARIABLES.items():
@@ -374,8 +373,10 @@ def _dataset(config, problem, jobs, results, provenance):
     rates = np.full((len(jobs), many), np.nan)
     for i, job in enumerate(jobs):
         rates[i, : len(job.lr)] = job.lr
-    about = {"long_name": "learning rate", "units": "1"}
+    about = {"long_name": "learning rate, or whatever is tuned", "units": "1"}
     variables["rate"] = (("algorithm", "lr"), rates, about)
+    about = {"long_name": "the field that is tuned", "units": "1"}
+    variables["tuned"] = (("algorithm",), [job.tuned for job in jobs], about)
     for name, words, kind in (
         ("chosen", "index of the learning rate that validation chose", np.int32),
         ("edge", "whether that is at the edge of the grid", np.int8),

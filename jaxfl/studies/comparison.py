@@ -63,7 +63,8 @@ class Row(NamedTuple):
     """
 
     algorithm: str
-    lr: float  # the chosen learning rate
+    lr: float  # the chosen learning rate, or value of what else is tuned; NaN of nothing
+    tuned: str  # the field that is tuned
     edge: bool  # it is the least or the largest of the grid
     diverged: int  # seeds, at that
     personal: bool  # clients have models of their own
@@ -148,6 +149,7 @@ class Comparison:
             values = {
                 "algorithm": str(label),
                 "lr": float(one["rate"]),
+                "tuned": str(one["tuned"].values),
                 "edge": bool(one["edge"]),
                 "diverged": int((one["status"] > 0).sum()),
                 **{k: bool(one[k]) for k in ("personal", "reference")},
@@ -178,7 +180,7 @@ class Comparison:
             "set.",
             f"Own labels: each client's model {_OWN[_rule(config, percent)]}; the mean by number "
             "of training examples. Worst tenth: of the clients, on these.",
-            f"Learning rates: chosen by the validation score on {choice}.",
+            f"{_tuned(rows)}: chosen by the validation score on {choice}.",
             f"Costs: of all clients, until a test score of {target} on all labels.",
         ]
         if any(r.personal for r in rows):
@@ -199,12 +201,13 @@ class Comparison:
                 )
             bad = ds["status"].isel(algorithm=i).values > 0
             named = [
-                f"lr={r:g} ({int(b.sum())} of {len(b)} seeds)"
+                f"{row.tuned}={r:g} ({int(b.sum())} of {len(b)} seeds)"
                 for r, b in zip(ds["rate"].isel(algorithm=i).values, bad, strict=True)
                 if b.any()
             ]
             if named:
-                lines.append(f"{row.algorithm} diverged at {', '.join(named)}.")
+                at = f"at {', '.join(named)}" if row.tuned else f"in {int(bad.sum())} seeds"
+                lines.append(f"{row.algorithm} diverged {at}.")
         return lines
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
@@ -235,7 +238,7 @@ class Comparison:
         for i, r in enumerate(self.rows()):
             rows.append([
                 r.algorithm + "‡" * r.reference,
-                f"{r.lr:g}" + ("*" if r.edge else ""),
+                _chosen(r),
                 *(spelled(name, i, r) for name in _SCORES),
                 cost(r.rounds, r),
                 *(_short(v) if r.reached else "–" for v in (r.grads, r.megabytes, r.seconds)),
@@ -395,6 +398,16 @@ _OWN = {
     "labels": "on the test set re-weighted by its labels",
     "targets": "on the test set re-weighted by the tenths of its targets",
 }
+
+
+def _chosen(row):
+    value = f"{row.lr:g}" if row.tuned else "–"
+    return f"{row.tuned} " * (row.tuned not in ("", "lr")) + value + "*" * row.edge
+
+
+def _tuned(rows):
+    others = dict.fromkeys(row.tuned for row in rows if row.tuned not in ("", "lr"))
+    return ", ".join(["Learning rates", *others])
 
 
 def _rule(config, labels):

@@ -23,6 +23,53 @@ DEFAULT = (
 )
 
 
+_MOST = 2**31 - 1  # rounds, steps and clients are counted in int32
+
+
+_LARGEST = 2**53  # whole numbers up to here are floats too
+
+
+def setting(
+    default: Any,
+    role: str,
+    label: str = "",
+    *,
+    low: float = -np.inf,
+    high: float = np.inf,
+    open: str = "",
+    names: tuple[str, ...] = (),
+    kind: str = "",
+    fixed: str = "",
+) -> Any:
+    """A field of `Config`, with all that is known of it.
+
+    Args:
+        default: its value, whose type is that of the field.
+        role: "task" (examples, and who holds them), "world" (network, failures, attacks, privacy),
+            "tuning" (what whoever trains chooses), "run" (which runs, how long) or "report" (what
+            changes no run). Only what has the role "tuning" is ever chosen on validation data.
+        label: of an axis; the name by default.
+        low, high: the least and the largest number.
+        open: which of these are out of range themselves: "(", ")" or "()".
+        names: the values that there are.
+        kind: of `jaxfl list`, where it holds names.
+        fixed: why it cannot be swept.
+
+    Example:
+        >>> from jaxfl.studies.config import setting
+        >>> epsilon = setting(1.0, "world", "privacy, epsilon", low=0, open="(")
+        >>> epsilon.default, epsilon.metadata["role"]
+        (1.0, 'world')
+    """
+    about = {"role": role, "label": label, "low": low, "high": high, "open": open}
+    about |= {"names": names, "kind": kind, "fixed": fixed}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def _count(default: int, role: str, label: str = "", *, fixed: str = "") -> Any:
+    return setting(default, role, label, low=1, high=_MOST, fixed=fixed)
+
+
 @dataclass(frozen=True)
 class Config:
     """What is compared: names and numbers only, as in a TOML file.
@@ -78,36 +125,58 @@ class Config:
         ValueError: no setting 'round'; did you mean 'rounds'?
     """
 
-    algorithms: tuple[str, ...] = DEFAULT
-    data: str = "digits"
-    clients: int = 20
-    partition: str = "dirichlet"
-    alpha: float = 0.1
-    minimum: int = 10
-    model: str = "mlp(hidden=[32])"
-    graph: str = "ring"
-    weights: str = ""
-    rounds: int = 200
-    every: int = 20
-    seeds: int = 5
-    seed: int = 0
-    lr: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    cohort: int = 10
-    steps: int = 10
-    batch: int | Literal["all"] = 16
-    precision: str = "float32"
-    byzantine: int = 0
-    adversary: str = "signflip"
-    failures: float = 0.0
-    churn: float = 0.0
-    compute: float = 0.01
-    latency: float = 0.05
-    up: float = 10e6
-    down: float = 50e6
-    target: float = 0.0
-    select: str = "auto"
-    vary: str = "run"
-    reference: str = "local"
+    algorithms: tuple[str, ...] = setting(
+        DEFAULT, "run", kind="algorithms", fixed='the axis is called "algorithm"'
+    )
+    data: str = setting("digits", "task", kind="data")
+    clients: int = _count(20, "task")
+    partition: str = setting("dirichlet", "task", kind="partitions")
+    alpha: float = setting(0.1, "task", "label skew, alpha", low=0, open="(")
+    minimum: int = _count(10, "task")
+    model: str = setting("mlp(hidden=[32])", "tuning", kind="models")
+    graph: str = setting("ring", "world", kind="graphs")
+    weights: str = setting("", "tuning", kind="weights")
+    rounds: int = _count(
+        200, "run", fixed="it is the length of the result; take the largest, and look along `round`"
+    )
+    every: int = _count(
+        20, "run", fixed="all runs are evaluated in the same rounds; set it: `every=10`"
+    )
+    seeds: int = _count(5, "run", fixed='the axis is called "seed"')
+    seed: int = setting(0, "run", low=0, high=_LARGEST)
+    lr: tuple[float, ...] = setting((0.03, 0.1, 0.3, 1.0, 3.0), "tuning", "learning rate")
+    cohort: int = _count(10, "world", "clients per round")
+    steps: int = _count(10, "tuning")
+    batch: int | Literal["all"] = _count(16, "tuning")
+    precision: str = setting("float32", "tuning")
+    byzantine: int = setting(0, "world", "Byzantine clients", low=0)
+    adversary: str = setting("signflip", "world", kind="adversaries")
+    failures: float = setting(
+        0.0, "world", "probability that a link fails", low=0, high=1, open=")"
+    )
+    churn: float = setting(0.0, "world", low=0, high=1, open=")")
+    compute: float = setting(0.01, "world", low=0, open=")")
+    latency: float = setting(0.05, "world", low=0, open=")")
+    up: float = setting(10e6, "world", low=0, open="(")
+    down: float = setting(50e6, "world", low=0, open="(")
+    target: float = setting(
+        0.0,
+        "report",
+        open="()",
+        fixed="it changes no run; `jaxfl.results.to_target(ds, target)` takes any",
+    )
+    select: str = setting(
+        "auto",
+        "report",
+        names=("auto", "all", "own"),
+        fixed="it changes no run; `jaxfl.results.best` chooses by it: `select='own'`",
+    )
+    vary: str = setting("run", "run", names=("run", "split", "graph", "all"))
+    reference: str = setting(
+        "local",
+        "report",
+        fixed='it changes no run; the axis is called "algorithm": ["fedavg", "local"]',
+    )
 
     def quick(self) -> "Config":
         """A fifth of the rounds, two seeds, three learning rates: a look, not a result."""
@@ -147,37 +216,35 @@ class Config:
             ValueError: an unknown key (with the nearest), a wrong type, a value out of range.
         """
         for name in changes:
-            if name not in _DEFAULTS:
-                raise ValueError(f"no setting {shown(name)}{nearest(name, list(_DEFAULTS))}")
+            if name not in FIELDS:
+                raise ValueError(f"no setting {shown(name)}{nearest(name, list(FIELDS))}")
         given = (vars(config) if config else {}) | changes
         typed: dict[str, Any] = {
-            name: _typed(name, plain(value), _DEFAULTS[name]) for name, value in given.items()
+            name: _typed(name, plain(value), FIELDS[name].default) for name, value in given.items()
         }
         made = cls(**typed)
         made._check()
         return made
 
     def _check(self):
-        def need(name, valid, expected, fix):
+        def need(name, valid, expected, fix=None):
             if not valid:
-                got = getattr(self, name)
+                got, fix = getattr(self, name), FIELDS[name].default if fix is None else fix
                 raise ValueError(
                     f"{name} must be {expected}, got {shown(got)}; use `{name}={fix!r}`"
                 )
 
-        least = {"seed": 0, "minimum": 1} | dict.fromkeys(
-            ("clients", "rounds", "every", "seeds", "cohort", "steps", "batch"), 1
-        )
-        for name, low in least.items():
-            value, most = getattr(self, name), _LARGEST if name == "seed" else _MOST
-            if value == "all":  # of a batch
-                continue
-            need(name, value >= low, f"at least {low}", _DEFAULTS[name])
-            need(name, value <= most, f"at most {most:,}", _DEFAULTS[name])
+        for name, field in FIELDS.items():
+            value, about = getattr(self, name), field.metadata
+            if about["names"]:
+                need(name, value in about["names"], f"one of {', '.join(about['names'])}")
+            elif isinstance(value, int | float):
+                wanted = _wanted(value, about["low"], about["high"], about["open"])
+                need(name, not wanted, wanted)
         if not self.partition.startswith("natural"):  # then clients follow from the data
             n = self.clients
             need("cohort", self.cohort <= n, f"at most clients={n}", n)
-            need("byzantine", 0 <= self.byzantine < n, f"below clients={n}", n // 4)
+            need("byzantine", self.byzantine < n, f"below clients={n}", n // 4)
         if self.rounds % self.every:
             below = range(min(self.every, 10_000), 0, -1)
             whole = next(d for d in below if self.rounds % d == 0)
@@ -186,30 +253,52 @@ class Config:
         need("lr", _rising(self.lr), "positive and rising", (0.1, 0.3, 1.0))
         most = max(1, MOST // (len(self.algorithms) * len(self.lr)))
         need("seeds", self.seeds <= most, f"at most {most:,} ({MOST:,} runs in all)", 5)
-        for name in ("failures", "churn"):
-            need(name, 0 <= getattr(self, name) < 1, "in [0, 1)", 0.1)
-        for name in ("compute", "latency"):
-            need(name, 0 <= getattr(self, name) < np.inf, "0 or more", _DEFAULTS[name])
-        for name in ("alpha", "up", "down"):
-            need(name, getattr(self, name) > 0, "above 0", _DEFAULTS[name])
-        need("target", np.isfinite(self.target), "finite", 0.9)
-        need("select", self.select in ("auto", "all", "own"), "auto, all or own", "auto")
-        need("vary", self.vary in VARY, f"one of {', '.join(VARY)}", "run")
 
 
 MOST = 1_000_000  # runs of one sweep or comparison
 
 
-VARY = ("run", "split", "graph", "all")
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
-_MOST = 2**31 - 1  # rounds, steps and clients are counted in int32
+def role(name: str) -> str:
+    """What an axis is for, by its name: that of the field, "tuning" of an algorithm's own.
+
+    Example:
+        >>> from jaxfl.studies.config import role
+        >>> [role(name) for name in ("alpha", "graph.p", "lr", "mu", "algorithm")]
+        ['task', 'world', 'tuning', 'tuning', 'run']
+    """
+    if name == "algorithm":
+        return "run"
+    field = FIELDS.get(name.split(".")[0])
+    return field.metadata["role"] if field else "tuning"
 
 
-_LARGEST = 2**53  # whole numbers up to here are floats too
+def long_name(name: str) -> str:
+    """What an axis is called.
+
+    Example:
+        >>> from jaxfl.studies.config import long_name
+        >>> long_name("lr"), long_name("mu")
+        ('learning rate', 'mu')
+    """
+    return (FIELDS[name].metadata["label"] if name in FIELDS else "") or name
 
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+def _wanted(value, low, high, open):
+    """What a number out of its range must be; nothing of one inside."""
+    above = value > low if "(" in open else value >= low
+    below = value < high if ")" in open else value <= high
+    if above and below:
+        return ""
+    if np.isfinite((low, high)).all() and isinstance(value, float):
+        return f"in {'(' if '(' in open else '['}{low:g}, {high:g}{')' if ')' in open else ']'}"
+    if np.isnan(value) or (not below and np.isinf(high)):
+        return "finite"
+    if above:
+        return f"at most {high:,}"
+    return f"above {low:g}" if "(" in open else f"at least {low:g}"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxfl.studies import experiment
+from jaxfl.studies.config import long_name
+
 if TYPE_CHECKING:
     import xarray
 
@@ -33,14 +36,6 @@ VARIABLES = {
 }
 DIMENSIONS: dict[str, tuple[str, ...]] = {"clients": ("client",), "status": (), "stopped": ()}
 FLAGS = {"flag_values": np.arange(len(STATUS), dtype=np.int8), "flag_meanings": " ".join(STATUS)}
-_LONG = {
-    "lr": "learning rate",
-    "alpha": "concentration of the Dirichlet partition",
-    "byzantine": "Byzantine clients",
-    "cohort": "clients per round",
-    "failures": "probability that a link fails",
-    "seed": "seed",
-}
 
 
 def dataset(made: Any, results: list[Any], stop: Any, provenance: Any) -> "xarray.Dataset":
@@ -78,10 +73,11 @@ def dataset(made: Any, results: list[Any], stop: Any, provenance: Any) -> "xarra
                 block[tuple(slice(k) for k in row.shape)] = row
             kinds = [row.dtype for row in rows if row is not None]
             blocks.append(block.astype(np.result_type(*kinds)))
-        about = {"long_name": words, "units": unit}
-        about |= FLAGS if name == "status" else {}
-        variables[label.format(m=metric)] = ((*axes, *dims), np.concatenate(blocks)[where], about)
-    every = config.every
+        attrs = {"long_name": words, "units": unit}
+        attrs |= FLAGS if name == "status" else {}
+        variables[label.format(m=metric)] = ((*axes, *dims), np.concatenate(blocks)[where], attrs)
+    every, algs = config.every, made.algorithms
+    about = lambda name: {"long_name": long_name(name), "role": experiment.role(name, algs)}
     coordinates: dict[str, Any] = {
         "round": ("round", np.arange(every, config.rounds + 1, every), {"long_name": "round"}),
         "client": ("client", np.arange(made.clients), {"long_name": "client"}),
@@ -91,19 +87,19 @@ def dataset(made: Any, results: list[Any], stop: Any, provenance: Any) -> "xarra
             coordinates["point"] = np.arange(len(values))
             for key in dict.fromkeys(k for point in values for k in point):
                 column = [point.get(key, getattr(config, key, "")) for point in values]
-                coordinates[key] = ("point", _column(column), {"long_name": _LONG.get(key, key)})
+                coordinates[key] = ("point", _column(column), about(key))
         else:
-            coordinates[name] = (name, _column(values), {"long_name": _LONG.get(name, name)})
+            coordinates[name] = (name, _column(values), about(name))
     used = {d for dims, *_ in variables.values() for d in dims}
     coordinates = {k: v for k, v in coordinates.items() if not isinstance(v, tuple) or v[0] in used}
-    about = {
+    attrs = {
         "metric": metric,
         "over": json.dumps(made.space.over),
         "config": json.dumps(dataclasses.asdict(config)),
         "options": json.dumps({"stop_at": stop.at, "patience": stop.patience}),
         "provenance": json.dumps(provenance),
     }
-    return xr.Dataset(variables, coordinates, about)
+    return xr.Dataset(variables, coordinates, attrs)
 
 
 def _equal(a, b):

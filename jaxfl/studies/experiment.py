@@ -16,9 +16,12 @@ from jaxfl import metrics, struct
 from jaxfl.data.partitioners import _grouped, _thirds
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.contract import Personal
+from jaxfl.engine.fields import check_ranges
+from jaxfl.networks.kinds import KINDS, Kind
+from jaxfl.studies import config as settings
 from jaxfl.studies.config import Config
 from jaxfl.studies.names import Call, parse
-from jaxfl.studies.registry import adversaries, partitioners
+from jaxfl.studies.registry import adversaries, made, partitioners
 from jaxfl.types import nearest, shown
 
 # Data ------------------------------------------------------------------------------------------
@@ -374,64 +377,160 @@ class Scores:
 class Job(NamedTuple):
     """One algorithm as it was named."""
 
-    name: str  # with its options, without learning rates
-    alg: Any  # with any learning rate
-    lr: tuple[float, ...]  # those to try
+    name: str  # with its options, but for those tuned
+    alg: Any  # with any value of what is tuned
+    tuned: str  # the field of which several values are tried, if any
+    lr: tuple[float, ...]  # these values
     on: Call | None  # the graph that was named with it
 
 
 def job(text: str, config: Config) -> Job:
     """The algorithm of a name with options: "fedprox(mu=0.1)", "dsgd(lr=[0.1, 0.3]) @ torus".
 
+    The field with several values is tuned; without one that which the algorithm marks,
+    `hyper(tune=True)`, over `config.lr`; if there is neither, the options are its one setting.
+
     Raises:
-        ValueError: an unknown name or option, values that are not one number.
+        ValueError: an unknown name or option, values that are missing or not one number.
     """
+    call = parse(text)
+    maker, known = _known(call)
+    options, net = call.built(), made(maker).needs.net
+    for name in options:
+        if name not in known:
+            who = made(maker).__name__
+            raise ValueError(f"{who} has no field {name!r}{nearest(name, list(known))}")
+    tuned = _tuned(call, known)
+    given = options.pop(tuned, None)
+    lr: tuple[float, ...] = _tried(text, tuned, known[tuned], given, config) if tuned else ()
+    if "steps" in known and net.server:
+        options.setdefault("steps", config.steps)
+    if call.on is not None and net.server:
+        raise ValueError(
+            f"'@ {call.on.name}' names a graph, but {call.name} needs {net.__name__} nets; leave "
+            "it out"
+        )
+    first = {tuned: lr[0]} if lr else {}
+    if missing := [k for k in _needed(maker) if k not in options | first]:
+        fix = ", ".join([*(w for _, w in call.written), *(f"{k}=1.0" for k in missing)])
+        raise ValueError(
+            f"{call.name} needs {' and '.join(missing)}; write '{call.name}({fix})', or mark what "
+            "is tuned: `hyper(tune=True)`"
+        )
+    alg = maker(**options, **first)
+    if tuned:
+        check_ranges(dataclasses.replace(alg, **{tuned: np.asarray(lr)}))
+    return Job(maker.__name__ + call.text(tuned), alg, tuned, lr, call.on)
+
+
+def fields(call: Call) -> dict[str, tuple[Any, Any]]:
+    """The fields of an algorithm: their values, and what is tried of those that are tuned.
+
+    `MISSING` where it needs one; True for the learning rates of `Config.lr`, False for nothing.
+    """
+    maker, known = _known(call)
+    usual = {name: field.default for name, field in known.items()}
+    if maker is not made(maker):  # a function has defaults of its own
+        alg = maker(**dict.fromkeys(_needed(maker), 1.0))
+        usual |= {k: getattr(alg, k) for k in known if k not in _needed(maker)}
+    return {k: (usual[k], field.metadata.get("tune", False)) for k, field in known.items()}
+
+
+def _needed(maker):
+    parameters = inspect.signature(maker).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+
+
+def _known(call):
+    """The maker of a named algorithm, and the fields of what it makes."""
     from jaxfl.algorithms import ALGORITHMS
 
-    call = parse(text)
     if call.name not in ALGORITHMS:
         raise ValueError(f"no algorithm {shown(call.name)}{nearest(call.name, list(ALGORITHMS))}")
     if call.args:
-        raise ValueError(f"options of {text!r} need names, as in '{call.name}(steps=5)'")
+        raise ValueError(f"options of {str(call)!r} need names, as in '{call.name}(steps=5)'")
     maker: Any = ALGORITHMS[call.name]
-    options = call.built()
-    lr = Config.make(lr=options.pop("lr", config.lr)).lr
-    try:
-        plain = maker(lr=0.1)
-    except TypeError as error:
+    if not dataclasses.is_dataclass(made(maker)):
         raise ValueError(
-            f"{call.name} cannot be compared by its lr alone: {error}; run it by itself: "
-            "`jaxfl.simulate(alg, ...)`"
-        ) from None
-    fields, kind = [f.name for f in dataclasses.fields(plain)], plain.needs.net.__name__
-    for name, value in options.items():
-        if name not in fields:
-            raise ValueError(f"{type(plain).__name__} has no field {name!r}{nearest(name, fields)}")
-        if isinstance(value, list):
-            raise ValueError(
-                f"only lr takes several values; {name} of {text!r} takes one; sweep it: "
-                f"`jaxfl.sweep({{{name!r}: {value!r}}})`"
-            )
-    if "steps" in fields and kind in ("Cohort", "Arrivals"):
-        options.setdefault("steps", config.steps)
-    if call.on is not None and kind not in ("Graph", "Messages"):
-        raise ValueError(
-            f"'@ {call.on.name}' names a graph, but {call.name} needs {kind} nets; leave it out"
+            f"algorithm {call.name!r} does not say what it makes; register a class, or a function "
+            "that does: `def mine(lr) -> FedAvg: ...`"
         )
-    label = getattr(maker, "__name__", type(plain).__name__) + call.text
-    return Job(label, maker(lr=0.1, **options), lr, call.on)
+    return maker, {field.name: field for field in dataclasses.fields(made(maker))}
+
+
+def _tuned(call, known):
+    """The field of which several values are tried; "" if there is none."""
+    marked = [k for k, field in known.items() if field.metadata.get("tune")]
+    listed = [k for k, value in call.options.items() if isinstance(value, list)]
+    for name in listed:
+        about = known[name].metadata
+        wrong = not about.get("pytree_node", True) or "low" not in about
+        if wrong or about.get("role", "tuning") not in ("", "tuning"):
+            why = "is no traced number" if wrong else "is not chosen on validation data"
+            raise ValueError(
+                f"{name} of {call} {why}, and takes one value; sweep it: "
+                f"`jaxfl.sweep({{{name!r}: {call.options[name]!r}}})`"
+            )
+    several = listed + [k for k in marked if k not in call.options]
+    if len(several) > 1:
+        one, *others = several
+        fix = ", ".join(f"{k}=0.1" for k in others)
+        raise ValueError(
+            f"one field takes several values, and {' and '.join(several)} of {call} do; give all "
+            f"but one a value, '{call.name}({one}=[...], {fix})', or sweep them: "
+            f"`jaxfl.sweep({{{one!r}: [...]}})`"
+        )
+    return (several or marked or [""])[0]
+
+
+def _tried(text, name, field, given, config):
+    """The values of a tuned field: those given, or those that it or the configuration has."""
+    tune = field.metadata.get("tune")
+    if given is None:
+        given = tune if isinstance(tune, tuple) else config.lr
+    if name == "lr":
+        return Config.make(lr=given).lr
+    values = tuple(given) if isinstance(given, list | tuple) else (given,)
+    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v)
+    if not values or not all(map(number, values)) or (np.diff(values) <= 0).any():
+        raise ValueError(
+            f"{name} of {text!r} must be rising numbers, got {shown(given)}; for example "
+            f"`{name}=[0.1, 1.0]`"
+        )
+    return tuple(map(float, values))
+
+
+def role(name: str, algs: Sequence[Any]) -> str:
+    """The role of an axis: that of the algorithms' field, or of the setting, of this name.
+
+    "tuning" only where no algorithm says otherwise: what one takes for its world is not chosen.
+    """
+    others = {_role(alg, name) for alg in algs} - {"tuning"}
+    return min(others, default="tuning") if algs else settings.role(name)
+
+
+def _role(alg, name):
+    for head in name.split("."):
+        fields = dataclasses.fields(alg) if dataclasses.is_dataclass(alg) else ()
+        field = next((f for f in fields if f.name == head), None)
+        if field is None:
+            return settings.role(name)
+        if said := field.metadata.get("role"):
+            return said
+        alg = getattr(alg, head)
+    return "tuning"
 
 
 def graph_of(config: Config, job: Job) -> Call | None:
     """The graph of an algorithm, its own or the configuration's; None where it needs none."""
-    kind = job.alg.needs.net.__name__
-    return (job.on or parse(config.graph)) if kind in ("Graph", "Messages") else None
+    return None if job.alg.needs.net.server else job.on or parse(config.graph)
 
 
 def drawn(config: Config, job: Job) -> bool:
     """Whether every seed has a network of its own: where a schedule or a graph is drawn for it."""
-    scheduled = job.alg.needs.net.__name__ in ("Arrivals", "Messages")
-    return scheduled or (varies(config, "graph") and _random(graph_of(config, job)))
+    return not job.alg.needs.net.common or (
+        varies(config, "graph") and _random(graph_of(config, job))
+    )
 
 
 def _random(on):
@@ -447,7 +546,7 @@ def _drawn_once(call, graphs):
     from jaxfl.algorithms import ALGORITHMS
 
     needs = getattr(ALGORITHMS.get(call.name), "needs", None)
-    if call.on is None and needs is not None and needs.net.__name__ in ("Graph", "Messages"):
+    if call.on is None and needs is not None and not needs.net.server:
         return any(_random(parse(name)) for name in graphs)
     return _random(call.on)
 
@@ -474,44 +573,33 @@ def covers(config: Config, algorithms: Sequence[str] = (), graphs: Sequence[str]
     return text + (f"; intervals do not cover {' nor '.join(fixed)}." if fixed else ".")
 
 
+def kind(net: type) -> Kind:
+    """How a configuration makes networks of a kind of net.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if net not in KINDS:
+        name = net.__name__
+        raise ValueError(
+            f"nobody has said how a configuration makes {name} nets; do so, "
+            f"`jaxfl.networks.kinds.KINDS[{name}] = Kind(settings, make)`, or run it alone: "
+            "`jaxfl.simulate(alg, ...)`"
+        )
+    return KINDS[net]
+
+
 def network(config: Config, job: Job, n: int, seed: int) -> Any:
     """The network of n honest clients.
 
     Raises:
-        ValueError: a graph that changes under messages, a net without rounds.
+        ValueError: a graph that changes, where there are no common rounds; a kind of net of which
+            no network can be made.
     """
-    from jaxfl import networks
-    from jaxfl.networks import graphs
-
     needs, on = job.alg.needs, graph_of(config, job)
     if on is not None and varies(config, "graph") and _random(on):
         on = on._replace(options=on.options | {"seed": on.options.get("seed", 0) + seed})
-    kind = needs.net.__name__
-    keep = "row" if needs.rows or not needs.columns else "column"  # of links that fail one way
-    links = networks.Links(config.compute, config.latency, config.up, config.down)
-    if kind == "Graph" and on is not None:
-        made = networks.topology(on.name, n, weights=config.weights, links=links, **on.options)
-        made = networks.LinkFailures(made, config.failures, keep) if config.failures else made
-        return networks.Churn(made, 1 - config.churn, keep) if config.churn else made
-    if kind == "Arrivals":
-        return networks.arrivals(n, config.cohort, config.rounds, seed=seed)
-    if kind == "Messages" and on is not None:
-        if on.name in networks.TIME_VARYING:
-            raise ValueError(f"{on.name} changes every round; messages need a fixed graph: 'ring'")
-        delay = round(100 * config.latency)  # a round takes a second
-        return networks.gossip(
-            graphs.make(on.name, n, **on.options),
-            config.rounds,
-            delay=(delay, delay),
-            drop=config.failures,
-            online=1 - config.churn,
-            seed=seed,
-        )
-    if kind == "Cohort":
-        return networks.Uniform(n, config.cohort, links)
-    raise ValueError(
-        f"{kind} nets have no common rounds to compare; run it alone: `jaxfl.simulate(alg, ...)`"
-    )
+    return kind(needs.net).make(config, needs, n, on, seed)
 
 
 def attacked(config: Config, network: Any, n: int) -> Any:

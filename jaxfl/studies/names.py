@@ -25,7 +25,7 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     options: dict[str, Any]
     on: "Call | None" = None
-    text: str = ""  # the options as they were written, without learning rates
+    written: tuple[tuple[str, str], ...] = ()  # the options by name, as they were
 
     def build(self, registry: Mapping[str, Callable], what: str, *args: Any, **more: Any) -> Any:
         """What the registry makes of it.
@@ -60,6 +60,11 @@ class Call(NamedTuple):
             return None
         options = dict(zip(names, self.args)) | self.options | {option: value}
         return parse(str(Call(self.name, (), options, self.on)))
+
+    def text(self, without: str = "") -> str:
+        """The options as they were written, but for one."""
+        shown = [words for name, words in self.written if name != without]
+        return f"({', '.join(shown)})" if shown else ""
 
     def __str__(self) -> str:
         """What `parse` reads."""
@@ -97,13 +102,11 @@ def _call(node):
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise ValueError("not a name")
     options = {str(k.arg): _value(k.value) for k in node.keywords}
-    shown = [
-        ast.unparse(k.value if isinstance(k.value, ast.Call) else k)
+    written = tuple(
+        (str(k.arg), ast.unparse(k.value if isinstance(k.value, ast.Call) else k))
         for k in node.keywords
-        if k.arg != "lr"
-    ]
-    text = f"({', '.join(shown)})" if shown else ""
-    return Call(node.func.id.lower(), tuple(map(_value, node.args)), options, None, text)
+    )
+    return Call(node.func.id.lower(), tuple(map(_value, node.args)), options, None, written)
 
 
 def _value(node) -> Any:
@@ -133,3 +136,14 @@ def build(value: Any) -> Any:
         TopK(fraction=0.1)
     """
     return value.build(components(), "component") if isinstance(value, Call) else value
+
+
+def component(value: Any) -> Any:
+    """A `Call` where a string names a component, such as "topk(0.1)"; other values as they are.
+
+    Example:
+        >>> names.component("topk(0.1)").args, names.component("ring")
+        ((0.1,), 'ring')
+    """
+    named = isinstance(value, str) and value.split("(")[0].strip().lower() in components()
+    return parse(value) if named else value

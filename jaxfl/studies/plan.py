@@ -1,6 +1,5 @@
 """From configurations to programs: what can share one, and how many runs at once."""
 
-import dataclasses
 import operator
 import threading
 from collections.abc import Callable, Sequence
@@ -17,12 +16,11 @@ from jaxfl.engine import memory
 from jaxfl.engine.contract import check
 from jaxfl.engine.fields import check_ranges, strong
 from jaxfl.engine.simulate import _rounds, init
-from jaxfl.networks import alike
-from jaxfl.networks.topologies import level
+from jaxfl.networks.kinds import KINDS, stackable
 from jaxfl.runs.estimate import estimate
 from jaxfl.runs.identity import Summed, identity
 from jaxfl.studies import experiment
-from jaxfl.studies.config import Config
+from jaxfl.studies.config import FIELDS, Config
 from jaxfl.studies.experiment import compiled
 from jaxfl.studies.space import Space
 from jaxfl.types import Count, whole
@@ -58,34 +56,41 @@ class Pieces:
 
     def split(self, c: Config) -> tuple[Any, Any]:
         """A partition and its key."""
-        key: Any = ("split", c.data, c.partition)
-        if not c.partition.startswith("natural"):
-            alpha = c.alpha if c.partition.startswith("dirichlet") else 0
-            key = (*key, c.clients, c.minimum, alpha, c.seed)
-        if experiment.varies(c, "split"):
-            key = (*key, "split", c.seed)
+        unread = set() if c.partition.startswith("dirichlet") else {"alpha"}
+        if c.partition.startswith("natural"):
+            unread |= {"clients", "minimum"}
+        key = ("split", *_values(c, "task", unread))
+        if "clients" not in unread or experiment.varies(c, "split"):
+            key = (*key, experiment.varies(c, "split"), c.seed)
         data = self.task(c).data
         return self.get(key, lambda: experiment.partition(c, data, c.seed)), key
 
     def network(self, c: Config, n: int) -> tuple[Any, Any]:
         """A network without attackers and its key: the settings that it depends on."""
         job = self.job(c)
-        kind = job.alg.needs.net.__name__
-        names = _WORLD.get(kind, ())
-        seed = c.seed if experiment.drawn(c, job) else 0
-        needs = job.alg.needs
-        settings = tuple(getattr(c, name) for name in names)
-        key = (kind, n, str(experiment.graph_of(c, job)), settings, seed, needs.rows, needs.columns)
+        needs, seed = job.alg.needs, c.seed if experiment.drawn(c, job) else 0
+        read = tuple(getattr(c, name) for name in experiment.kind(needs.net).settings)
+        on = str(experiment.graph_of(c, job))
+        key = ("network", needs.net, n, on, read, needs.rows, needs.columns, seed)
         return self.get(key, lambda: experiment.network(c, job, n, seed)), key
 
+    def run(self, c: Config) -> tuple[Any, ...]:
+        """What a run depends on: all settings but those that nothing of it reads."""
+        split, split_key = self.split(c)
+        _, world = self.network(c, split.n)
+        apart = {"graph", "lr"}.union(*(kind.settings for kind in KINDS.values()))
+        apart |= set() if c.byzantine else {"byzantine", "adversary"}
+        others = _values(c, "world", apart), _values(c, "tuning", apart)
+        return c.algorithms, c.seed, split_key, world, *others
+
     def level(self) -> None:
-        """Messages of all runs in one shape, graphs of all seeds, so that they share a program."""
-        shared = {"Messages": (alike, lambda k: k[:2]), "Graph": (level, lambda k: k[:4] + k[5:])}
-        for kind, (filled, group) in shared.items():
-            keys = [k for k in self.made if k[0] == kind]
-            for one in {group(k) for k in keys}:
-                same = [k for k in keys if group(k) == one]
-                self.made |= zip(same, filled([self.made[k] for k in same]), strict=True)
+        """Networks that differ in their draws only in one shape, so that they share a program."""
+        keys = [k for k in self.made if k[0] == "network"]
+        group = lambda k: k[:-1] if k[1].common else k[:3]
+        for one in dict.fromkeys(map(group, keys)):
+            same = [k for k in keys if group(k) == one]
+            made = stackable([self.made[k] for k in same])
+            self.made |= zip(same, made, strict=True)
 
     def start(self, configs: Sequence[Config]) -> None:
         """Initial models and keys, and the size of the largest client of all partitions."""
@@ -106,8 +111,8 @@ class Pieces:
         """Algorithm, clients, network, start and evaluator of a run, checked."""
         task, job, (split, key) = self.task(c), self.job(c), self.split(c)
         raw, world = self.network(c, split.n)
-        first = ("clients", c.data, c.model, split.n, c.batch, c.precision)
-        first = (*first, experiment.varies(c, "split"))
+        first = ("clients", c.data, split.n, experiment.varies(c, "split"))
+        first = (*first, *_values(c, "tuning", {"lr", "steps", "weights"}))
         most = self.made["largest", c.data, split.n]
         template = self.get(first, lambda: task.clients(split, c, most))
         clients = self.get(("rows", first, key), lambda: _rows(template, split))
@@ -117,7 +122,7 @@ class Pieces:
         scores = self.get(scored, lambda: task.scores(split, c, c.seed))
         start = self.made["start", c.data, c.model, c.seed]
         chosen = ("alg", c.algorithms, c.steps)
-        alg = self.get(chosen, lambda: dataclasses.replace(job.alg, lr=job.lr[0]))
+        alg = self.get(chosen, lambda: job.alg)
         check_ranges(alg)
         fits = lambda: check(alg, clients, network, start["params"], rounds=c.rounds)
         self.get(("checked", first, type(alg), attacked), fits)
@@ -139,13 +144,13 @@ class Pieces:
         )
 
 
-_LINKS = ("compute", "latency", "up", "down")
-_WORLD = {
-    "Graph": ("weights", "failures", "churn", *_LINKS),
-    "Cohort": ("cohort", *_LINKS),
-    "Arrivals": ("cohort",),
-    "Messages": ("failures", "churn", "latency"),
-}
+def _values(c, role, unread):
+    """The settings of a role but those that do not count here."""
+    return tuple(
+        (name, getattr(c, name))
+        for name, field in FIELDS.items()
+        if field.metadata["role"] == role and name not in unread
+    )
 
 
 class _Column:
@@ -286,6 +291,11 @@ class Plan:
         """Different runs: combinations that cannot differ are run once."""
         return sum(len(group.runs) for group in self.groups)
 
+    @property
+    def algorithms(self) -> list[Any]:
+        """What is run."""
+        return [made for key, made in self.pieces.made.items() if key[0] == "alg"]
+
     def __str__(self) -> str:
         count = lambda k, word: f"{k:,} {word}{'' if k == 1 else 's'}"
         axes = ", ".join(f"{name} ({len(v)})" for name, v in self.space.axes.items())
@@ -382,11 +392,7 @@ def make(
     runs: list[Config] = []
     where = np.empty(space.size, int)
     for i, c in enumerate(space.runs()):
-        split, split_key = pieces.split(c)
-        _, world = pieces.network(c, split.n)
-        attack = (c.byzantine, c.adversary if c.byzantine else "")
-        key = c.algorithms, c.steps, c.data, c.model, c.batch, c.precision, c.seed, split_key
-        where[i] = places.setdefault((*key, world, attack), len(runs))
+        where[i] = places.setdefault(pieces.run(c), len(runs))
         if where[i] == len(runs):
             runs.append(c)
     groups = _groups(runs, pieces)

@@ -1,6 +1,7 @@
 """Everything that has a name, by kind."""
 
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,14 @@ def topologies() -> dict[str, Callable]:
     from jaxfl.networks import RandomOut, graphs
 
     return {**graphs.GRAPHS, **graphs.SCHEDULES, "random_out": RandomOut}
+
+
+def made(maker: Any) -> Any:
+    """The class of what a maker makes: itself, or what it says that it returns; else the maker."""
+    if not inspect.isfunction(maker):
+        return maker
+    found = typing.get_type_hints(maker).get("return")
+    return found if hasattr(found, "round") else maker
 
 
 def registries() -> dict[str, dict[str, Any]]:

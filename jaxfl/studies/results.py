@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxfl import metrics
 from jaxfl.runs import folder
+from jaxfl.studies.config import role
 
 if TYPE_CHECKING:
     import xarray
@@ -70,8 +71,9 @@ def best(
 
     Args:
         ds: of `jaxfl.sweep`.
-        over: dimensions to choose in; by default those of hyperparameters, which are all but
-            seeds, algorithms, data, partitions, graphs, cohorts, failures and attacks.
+        over: dimensions to choose in; by default those of hyperparameters, and points that set
+            nothing else. Seeds, algorithms, data, partitions, graphs, cohorts, failures, attacks
+            and privacy are not chosen.
         quiet: no warning of an edge.
 
     Returns:
@@ -387,13 +389,6 @@ class Summary:
         return lines
 
 
-# Everything that is about the world, and not chosen by whoever trains.
-_WORLD = (
-    *("seed", "algorithm", "data", "clients", "partition", "alpha", "minimum", "graph", "cohort"),
-    *("vary", "byzantine", "adversary", "failures", "churn", "compute", "latency", "up", "down"),
-)
-
-
 def choice(ds: "xarray.Dataset") -> str:
     """The name of the validation score that chooses.
 
@@ -411,8 +406,11 @@ def choice(ds: "xarray.Dataset") -> str:
 
 
 def _hyper(ds):
+    """The dimensions of role "tuning"; points only if all that they set is."""
+    inside = [str(k) for k, c in ds.coords.items() if c.dims == ("point",) and k != "point"]
+    tuned = lambda name: (ds[name].attrs.get("role") or role(name)) == "tuning"
     dims = [str(d) for d in final(ds).dims]
-    return [d for d in dims if d.split(".")[0] not in _WORLD]
+    return [d for d in dims if (all(map(tuned, inside)) if d == "point" else tuned(d))]
 
 
 def _named(ds, name):

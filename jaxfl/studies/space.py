@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxfl.studies import experiment
-from jaxfl.studies.config import MOST, Config
-from jaxfl.studies.names import Call, parse
-from jaxfl.studies.registry import adversaries, components, partitioners, topologies
+from jaxfl.studies.config import FIELDS, MOST, Config
+from jaxfl.studies.names import Call, component, parse
+from jaxfl.studies.registry import components, registries
 from jaxfl.types import nearest, plain, shown
 
 OPTIONS = ("stop_at", "patience", "width")  # of `sweep`, beside the settings of runs
@@ -66,7 +66,7 @@ class Space:
                 fix = f"`sweep({{{name!r}: [...]}})`"
                 raise ValueError(f"{name} is both swept and set; keep it in the sweep only: {fix}")
         # what is swept takes the place of a default that may not fit, such as a cohort's
-        own = {k: v for k, v in first.items() if k in _CONFIG and k not in ("lr", "seed")}
+        own = {k: v for k, v in first.items() if k in FIELDS and k not in ("lr", "seed")}
         space = cls(Config.make(config, **own | settings), axes)
         if "algorithm" in space.names and len(space.config.algorithms) > 1:
             raise ValueError("algorithms are both swept and set; keep them in one of the two")
@@ -87,13 +87,20 @@ class Space:
             axes["algorithm"] = list(config.algorithms)
         axes |= {k: v for k, v in over.items() if k != "seed"} if isinstance(over, dict) else {}
         axes |= {} if isinstance(over, dict) else {"point": over}
-        if "lr" not in names and len(config.lr) > 1:
+        if "lr" not in names and len(config.lr) > 1 and self._rates():
             axes["lr"] = list(config.lr)
         if isinstance(over, dict) and "seed" in over:
             axes["seed"] = over["seed"]
         elif "seed" not in names:
             axes["seed"] = list(range(config.seed, config.seed + config.seeds))
         return axes
+
+    def _rates(self):
+        """Whether an algorithm tries the learning rates of the configuration."""
+        over, usual = [self.over] if isinstance(self.over, dict) else self.over, self.config
+        used = {str(a) for p in over for a in np.ravel(p.get("algorithm", usual.algorithms))}
+        named = (experiment.fields(parse(text)).values() for text in used)
+        return any(tune is True for fields in named for _, tune in fields)
 
     @property
     def size(self) -> int:
@@ -118,7 +125,7 @@ class Space:
             used |= here
             yield config
         if strangers := self.names - used - {"algorithm", "seed"}:
-            known = {*_CONFIG, "algorithm", *(f for names in fields.values() for f in names)}
+            known = {*FIELDS, "algorithm", *(f for names in fields.values() for f in names)}
             known -= set(_FIXED)
             name = min(strangers)
             who = "none of these settings" if "." in name else "neither Config nor an algorithm"
@@ -148,8 +155,8 @@ class Space:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name} must be a number, got {value!r}; for example {name} = 3")
         over = values.pop("sweep")
-        if strangers := [name for name in values if name not in _CONFIG]:
-            known = [*_CONFIG, *OPTIONS, "sweep"]
+        if strangers := [name for name in values if name not in FIELDS]:
+            known = [*FIELDS, *OPTIONS, "sweep"]
             raise ValueError(f"no setting {strangers[0]!r}{nearest(strangers[0], known)}")
         return cls.make(over, **values), options
 
@@ -164,16 +171,7 @@ class Space:
         return tomli_w.dumps(fixed | {"sweep": self.over})
 
 
-_CONFIG = [field.name for field in dataclasses.fields(Config)]
-_FIXED = {
-    "algorithms": 'the axis is called "algorithm"',
-    "seeds": 'the axis is called "seed"',
-    "rounds": "it is the length of the result; take the largest, and look along `round`",
-    "every": "all runs are evaluated in the same rounds; set it: `every=10`",
-    "select": "it changes no run; `jaxfl.results.best` chooses by it: `select='own'`",
-    "reference": 'it changes no run; the axis is called "algorithm": ["fedavg", "local"]',
-    "target": "it changes no run; `jaxfl.results.to_target(ds, target)` takes any",
-}
+_FIXED = {k: f.metadata["fixed"] for k, f in FIELDS.items() if f.metadata["fixed"]}
 
 
 def _plain(name, value):
@@ -241,65 +239,54 @@ def _configured(config, setting, fields):
     call = parse(setting.pop("algorithm", config.algorithms[0]))
     seed = setting.pop("seed", config.seed)
     if call.name not in fields:
-        alg = experiment.job(str(call), config).alg
-        fields[call.name] = {f.name: getattr(alg, f.name) for f in dataclasses.fields(alg)}
+        fields[call.name] = experiment.fields(call)
     own, options = fields[call.name], dict(call.options)
-    if np.ndim(options.get("lr", 0)):
-        raise ValueError(f"{call.name} has learning rates of its own; sweep them, as lr")
+    if listed := [k for k, value in options.items() if isinstance(value, list)]:
+        raise ValueError(f"{call} has several values of {listed[0]}; sweep them, as {listed[0]}")
     for name, value in setting.items():
         head, _, tail = name.partition(".")
-        value = _component(value)
+        value = component(value)
         if tail and head in own:
-            value = _inner(options.get(head, own[head]), tail, value)
+            value = _inner(options.get(head, own[head][0]), tail, value)
         elif tail and head in _TEXTS:
             text = parse(changes.get(head, getattr(config, head)))
-            made = (
-                text.given(_registry(head), tail, value) if text.name in _registry(head) else None
-            )
+            known = registries()[_TEXTS[head]]
+            made = text.given(known, tail, value) if text.name in known else None
             value = None if made is None else str(made)
-        elif tail or name not in (*own, *_CONFIG):
+        elif tail or name not in (*own, *FIELDS):
             continue
         if value is None:  # this one has no such option
             continue
         used.add(name)
         (options if head in own else changes)[head] = value
-    options["lr"] = lr = options.get("lr", config.lr[0])
+    for name, (usual, tune) in own.items():  # of what is tuned a run has one value
+        if tune and name not in options:
+            options[name] = config.lr[0] if tune is True else usual
+        if isinstance(tune, tuple) and options.get(name) is dataclasses.MISSING:
+            raise ValueError(f"{call.name} needs {name}; sweep it: {{{name!r}: {list(tune)}}}")
+    lr = options.get("lr", config.lr[0])
     text = str(call._replace(args=(), options=options))
     more = {"algorithms": (text,), "lr": (lr,), "seeds": 1, "seed": seed}
     return Config.make(config, **{k: _named(v) for k, v in changes.items()}, **more), used
 
 
-_TEXTS = ("data", "partition", "model", "graph", "adversary")
-
-
-def _registry(kind):
-    from jaxfl import data, models
-
-    return {
-        "data": data.DATASETS,
-        "partition": partitioners(),
-        "model": models.MODELS,
-        "graph": topologies(),
-        "adversary": adversaries(),
-    }[kind]
-
-
-def _component(value):
-    """A component where a string names one: "topk(0.1)"."""
-    if isinstance(value, str) and value.split("(")[0].strip().lower() in components():
-        return parse(value)
-    return value
+# The kinds of the settings that hold names with options.
+_TEXTS = {
+    k: f.metadata["kind"]
+    for k, f in FIELDS.items()
+    if f.metadata["kind"] and k not in ("algorithms", "weights")
+}
 
 
 def _named(value):
     return str(value) if isinstance(value, Call) else value
 
 
-def _inner(component, option, value):
-    """A component with another option; None if it has none of that name."""
-    if not isinstance(component, Call):
-        if not dataclasses.is_dataclass(component):
+def _inner(part, option, value):
+    """A part with another option; None if it has none of that name."""
+    if not isinstance(part, Call):
+        if not dataclasses.is_dataclass(part):
             return None
-        own = {f.name: getattr(component, f.name) for f in dataclasses.fields(component)}
-        component = Call(type(component).__name__.lower(), (), own)
-    return component.given(components(), option, value)
+        own = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        part = Call(type(part).__name__.lower(), (), own)
+    return part.given(components(), option, value)

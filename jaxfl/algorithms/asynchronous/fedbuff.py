@@ -74,7 +74,7 @@ class FedBuff:
         [2.0, 2.0, 2.0, 2.0]
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     server_lr: Scalar = hyper(1.0)
     exponent: Scalar = hyper(0.5)
     max_age: int = count(16, low=0)

@@ -71,7 +71,7 @@ class GossipLearning:
         (8, 5)
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     mode: str = choice("merge_update", "update_merge", "update")
     merge: str = choice("uniform", "age")
     steps: int = count(1)

@@ -49,7 +49,7 @@ class Choco:
         [0.1 0.2 0.4]
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     gamma: Scalar = hyper(0.4, high=1.0)
     compress: Any = TopK(0.1)
     order: str = choice("icml", "code")

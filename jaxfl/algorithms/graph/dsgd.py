@@ -53,7 +53,7 @@ class DSGD:
         ((8, 5), '0.05')
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     steps: int = count(1)
     epochs: int = count(0, low=0)
     order: str = choice("atc", "cta")

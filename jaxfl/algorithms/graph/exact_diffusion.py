@@ -66,7 +66,7 @@ class ExactDiffusion:
         [0.1 0.3 1. ]
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     lazy: Scalar = hyper(0.5, high=1.0)
     needs: ClassVar[Needs] = Needs(
         Graph, static=True, lossless=True, rows=True, columns=True, check=_spectrum

@@ -48,7 +48,7 @@ class GradientTracking:
         (3,)
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     order: str = choice("atc", "semi-atc", "diging")
     needs: ClassVar[Needs] = Needs(Graph, rows=True, columns=True)
     init_grads: ClassVar[float] = 1.0

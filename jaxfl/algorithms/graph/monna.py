@@ -49,7 +49,7 @@ class MoNNA:
         True
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     f: Scalar = hyper(1.0)
     beta: Scalar = hyper(0.99, high=1.0)
     needs: ClassVar[Needs] = Needs(Graph)

@@ -41,7 +41,7 @@ class SGP:
         (True, 'column')
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     needs: ClassVar[Needs] = Needs(Graph, columns=True)
 
     class State(NamedTuple):

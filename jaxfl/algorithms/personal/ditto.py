@@ -54,7 +54,7 @@ class Ditto:
         [0. 1.]
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     mu: Scalar = hyper(0.1)
     server_lr: Scalar = hyper(1.0)
     steps: int = count(10)

@@ -41,7 +41,7 @@ class Local:
         ((4, 5), 0.0)
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     steps: int = count(10)
     epochs: int = count(0, low=0)
     solver: Any = SGD()

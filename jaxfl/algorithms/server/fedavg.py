@@ -56,7 +56,7 @@ class FedAvg:
         0.6
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     server_lr: Scalar = hyper(1.0)
     steps: int = count(10)
     epochs: int = count(0, low=0)

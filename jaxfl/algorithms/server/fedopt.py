@@ -62,7 +62,7 @@ class FedOpt:
         0.99
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     server_lr: Scalar = hyper(0.1)
     beta1: Scalar = hyper(0.9, high=1.0)
     beta2: Scalar = hyper(0.99, high=1.0)

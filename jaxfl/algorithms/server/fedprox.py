@@ -48,7 +48,7 @@ class FedProx:
         [0.   0.01 0.1  0.   0.01 0.1 ]
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     mu: Scalar = hyper(0.1)
     server_lr: Scalar = hyper(1.0)
     steps: int = count(10)

@@ -55,7 +55,7 @@ class Scaffold:
         0.0
     """
 
-    lr: Scalar = hyper()
+    lr: Scalar = hyper(tune=True)
     server_lr: Scalar = hyper(1.0)
     steps: int = count(10)
     epochs: int = count(0, low=0)
