@@ -296,7 +296,7 @@ def test_contributing_runs(page):
     """Its algorithm passes the checks of docstrings and the whole contract, its oracle included."""
     import test_algorithms
 
-    module = page(CONTRIBUTING, "oracles.fedavgm", "oracles")
+    module = page(CONTRIBUTING, "oracles.server.fedavgm", "oracles.server")
     for check in CHECKS:
         check(module.FedAvgM)
     contract = [  # all but what the engine alone is answerable for

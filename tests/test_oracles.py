@@ -8,24 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from oracles import (
-    attacks,
-    choco,
-    compress,
-    dadao,
-    ditto,
-    dsgd,
-    exact_diffusion,
-    fedavg,
-    fedbuff,
-    fedopt,
-    fedprox,
-    gradient_tracking,
-    monna,
-    scaffold,
-    sgp,
-)
+from oracles import attacks, compress
+from oracles.asynchronous import dadao, fedbuff
+from oracles.graph import choco, dsgd, exact_diffusion, gradient_tracking, monna, sgp
+from oracles.personal import ditto
 from oracles.problem import LeastSquares, Quadratic, whole
+from oracles.server import fedavg, fedopt, fedprox, scaffold
 
 Q = Quadratic.q()
 FULL = {"idx": np.arange(8), "weight": np.ones(8), "samples": whole(range(8), 5)}

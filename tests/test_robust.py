@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.monna import nearest_average
+from oracles.graph.monna import nearest_average
 
 from jaxfl.components.aggregators import NearestNeighbours, median, trimmed_mean
 from jaxfl.engine import comm, distances

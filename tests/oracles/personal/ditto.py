@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .problem import live, mean, participants, stacked
+from ..problem import live, mean, participants, stacked
 
 
 def run(problem, x0, record, *, lr, mu, server_lr=1.0, personal_lr=None, n=None):

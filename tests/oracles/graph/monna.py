@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .attacks import send
-from .problem import live, mean, stacked
+from ..attacks import send
+from ..problem import live, mean, stacked
 
 
 def run(problem, x0, record, *, lr, beta, f, attack="none", z=1.5):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .problem import live, mean, nodes, stacked
+from ..problem import live, mean, nodes, stacked
 
 
 def run(problem, x0, record, *, lr, gamma, compress, order="icml"):

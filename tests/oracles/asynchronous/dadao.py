@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.linalg import expm
 
-from .problem import mean, stacked
+from ..problem import mean, stacked
 
 NAMES = ("x", "x_tilde", "y", "y_tilde", "z", "z_tilde")
 

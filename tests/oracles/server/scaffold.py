@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .attacks import send
-from .problem import live, mean, participants
+from ..attacks import send
+from ..problem import live, mean, participants
 
 
 def run(problem, x0, record, *, lr, server_lr=1.0, n=None, attack="none"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .problem import mean, mix, nodes, stacked
+from ..problem import mean, mix, nodes, stacked
 
 
 def run(problem, x0, record, *, lr, order="atc", init):

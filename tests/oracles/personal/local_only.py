@@ -1,6 +1,6 @@
 """Training alone: no client hears of another."""
 
-from .problem import live, mean, participants, stacked
+from ..problem import live, mean, participants, stacked
 
 
 def run(problem, x0, record, *, lr, n):

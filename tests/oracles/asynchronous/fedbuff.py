@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .problem import live, mean, participants
+from ..problem import live, mean, participants
 
 
 def run(problem, x0, record, *, lr, server_lr=1.0, exponent=0.5):

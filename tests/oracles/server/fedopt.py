@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .problem import live, mean, participants
+from ..problem import live, mean, participants
 
 
 def run(problem, x0, record, *, lr, kind, server_lr=1.0, beta1=0.9, beta2=0.99, tau=1e-3, v0=None):

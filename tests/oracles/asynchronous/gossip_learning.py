@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from . import attacks
-from .problem import live, mean, stacked
+from .. import attacks
+from ..problem import live, mean, stacked
 
 
 def run(problem, x0, record, *, lr, mode="merge_update", merge="uniform", attack="none"):

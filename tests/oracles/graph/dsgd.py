@@ -1,6 +1,6 @@
 """D-SGD (Lian et al., 2017; Koloskova et al., 2020) with one or several local steps per mixing."""
 
-from .problem import live, mean, mix, nodes, stacked
+from ..problem import live, mean, mix, nodes, stacked
 
 
 def run(problem, x0, record, *, lr, order="atc"):
