@@ -20,6 +20,7 @@ import pytest
 import jaxfl
 from jaxfl.algorithms import ALGORITHMS
 from jaxfl.studies import citation as docs
+from jaxfl.studies.registry import made
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -50,7 +51,13 @@ def check_grammar(cls):
 
 def check_fields(cls):
     """Args are exactly the fields, in order, and say what is traced and what static."""
-    fields, args = dataclasses.fields(cls), docs.sections(cls)["args"]
+    args = docs.sections(cls)["args"]
+    if inspect.isfunction(cls):
+        assert list(args) == ["fields"] and list(inspect.signature(cls).parameters)[1:] == [
+            "fields"
+        ]
+        return
+    fields = dataclasses.fields(cls)
     assert list(args) == [f.name for f in fields]
     for field in fields:
         says = re.findall(r"\btraced\b|\bstatic\b", args[field.name])
@@ -62,7 +69,7 @@ def check_fields(cls):
 
 def check_needs(cls):
     """The words of Needs are those that `simulate` checks."""
-    text, needs = docs.sections(cls)["needs"], cls.needs
+    text, needs = docs.sections(cls)["needs"], made(cls).needs
     assert text.startswith(f"{needs.net.__name__} nets")
     both = needs.rows and needs.columns
     words = {

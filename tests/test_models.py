@@ -659,3 +659,48 @@ def test_the_parameters_decide_the_dtype():
         params = jax.tree.map(lambda p, dtype=dtype: p.update(dtype=dtype), shapes)
         assert jax.eval_shape(model.apply, params, examples["x"]).dtype == dtype
         assert jax.eval_shape(models.cross_entropy(model), params, examples).dtype == wide
+
+
+def test_features_are_what_the_last_layer_gets():
+    """On every model of ours, and on those of others where they say which layer is the last."""
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.body, self.drop = nnx.Linear(4, 8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+            self.fc = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.fc(self.drop(nnx.relu(self.body(x))))
+
+    key, x = jax.random.key(0), jnp.linspace(-1, 1, 8).reshape(2, 4)
+    for model, inputs in (
+        (models.logistic(4, 3), x),
+        (models.mlp(4, 3, hidden=(16, 6)), x),
+        (models.lenet5(), jnp.ones((2, 32, 32, 3))),
+        (models.char_lstm(length=5), jnp.ones((2, 5), int)),
+    ):
+        params = model.init(key)
+        head = params["head"]
+        found = np.asarray(model.features(params, inputs))
+        np.testing.assert_allclose(
+            found @ np.asarray(head["kernel"]).T + np.asarray(head["bias"]),
+            model.apply(params, inputs),
+            atol=1e-5,
+        )
+    model = models.from_nnx(Net, head="fc")
+    params = model.init(key)
+    found, last = np.asarray(model.features(params, x)), params["fc"]
+    np.testing.assert_allclose(
+        found @ np.asarray(last["kernel"]) + np.asarray(last["bias"]),
+        model.apply(params, x),
+        atol=1e-6,
+    )
+    assert (model.features(params, x, key, train=True) == 0).any(), "dropout comes before"
+    assert model == models.from_nnx(Net, head="fc") != models.from_nnx(Net)
+    linear = models.from_functions(lambda key: jnp.ones((4, 3)), lambda params, x: x @ params)
+    mine = models.from_functions(linear.init, linear.apply, features=lambda params, x: 2 * x)
+    assert (mine.features(None, x) == 2 * x).all()
+    for other in (models.from_nnx(Net), linear):
+        with pytest.raises(ValueError, match="does not say what its features are"):
+            other.features(other.init(key), x)

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import CLIENTS, X0, D, N
+from harness import CLIENTS, ROWS, X0, A, B, D, N, flat, oracle_record, play, record_world
+from oracles.personal import partial as partial_sharing
+from oracles.problem import LeastSquares
 from test_oracles import GOLDEN as X
 
 from jaxfl import networks
-from jaxfl.algorithms import DSGD, Choco, FedAvg, FedProx, Scaffold
+from jaxfl.algorithms import DSGD, Choco, FedAvg, FedBN, FedPer, FedProx, LGFedAvg, Scaffold
 from jaxfl.components import (
     EF,
     NNM,
@@ -307,6 +309,35 @@ def test_unsound_privacy_is_refused(call, message):
 
 
 # Masks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "mask", "home"),
+    [
+        (FedPer, None, [0, 0, 0, 1, 1]),
+        (LGFedAvg, None, [1, 1, 1, 0, 0]),
+        (FedBN, Private(("*/norm/*", "head/b")), [0, 1, 0, 1, 0]),
+    ],
+)
+def test_shared_leaves_equal_their_oracle(preset, mask, home):
+    """The model is {body: {b [1], norm: {s [1]}, w [1]}, head: {b [1], w [1]}}, in this order."""
+    body = {"b": X0[:1], "norm": {"s": X0[1:2]}, "w": X0[2:3]}
+    params = {"body": body, "head": {"b": X0[3:4], "w": X0[4:]}}
+    alg = preset(lr=0.05, server_lr=0.9, steps=3, **({"mask": mask} if mask else {}))
+    tape = record_world(Uniform(N, 3))
+    run = play(alg, tape, params=params)
+    record = oracle_record(run, tape)[1]
+    problem, home = LeastSquares(A, B, ROWS), np.array(home, bool)
+    want = partial_sharing.run(
+        problem, np.asarray(X0), record, lr=0.05, server_lr=0.9, n=N, home=home
+    )
+    state = run.state.state
+    np.testing.assert_allclose(flat(state.params), want[-1]["params"], rtol=1e-10, atol=1e-10)
+    rows = np.stack([flat(state.personal[i]) for i in range(N)])
+    np.testing.assert_allclose(rows, want[-1]["personal"], rtol=1e-10, atol=1e-10)
+    losses = [e["loss"] for e in want]
+    np.testing.assert_allclose(run.history.loss, losses, rtol=1e-10, atol=1e-10)
+    assert (np.asarray(run.history.up) == 64 * (~home).sum()).all()
 
 
 def test_private_leaves_stay():

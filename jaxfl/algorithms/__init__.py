@@ -11,7 +11,8 @@ from jaxfl.algorithms.graph.monna import MoNNA
 from jaxfl.algorithms.graph.sgp import SGP
 from jaxfl.algorithms.personal.ditto import Ditto
 from jaxfl.algorithms.personal.local_only import Local
-from jaxfl.algorithms.server.fedavg import FedAvg
+from jaxfl.algorithms.personal.shared_leaves import FedBN, FedPer, LGFedAvg
+from jaxfl.algorithms.server.fedavg import FedAvg, FedAvgM
 from jaxfl.algorithms.server.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
 from jaxfl.algorithms.server.fedprox import FedProx
 from jaxfl.algorithms.server.scaffold import Scaffold
@@ -20,6 +21,7 @@ ALGORITHMS = {
     a.__name__.lower(): a
     for a in (
         FedAvg,
+        FedAvgM,
         FedProx,
         FedOpt,
         FedAdagrad,
@@ -27,6 +29,9 @@ ALGORITHMS = {
         FedYogi,
         Scaffold,
         Ditto,
+        FedPer,
+        LGFedAvg,
+        FedBN,
         Local,
         DSGD,
         GradientTracking,

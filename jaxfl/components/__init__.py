@@ -1,6 +1,6 @@
 """What a field of an algorithm holds: aggregators, compressors, oracles, solvers."""
 
-from jaxfl.components.adapters import Everything, Private
+from jaxfl.components.adapters import Everything, Private, Shared
 from jaxfl.components.aggregators import (
     NNM,
     CenteredClipping,

@@ -56,33 +56,65 @@ class Private:
 
     def shared(self, x: Params) -> Params:
         """x without what is private."""
-        return self._kept(x, False)
+        return _kept(self, x, False)
 
     def private(self, x: Params) -> Params:
         """x without what is shared."""
-        return self._kept(x, True)
+        return _kept(self, x, True)
 
     def join(self, first: Params, x: Params) -> Params:
         """x, with what there is of the first in its place."""
         return join(first, x)
 
-    def _kept(self, x, inside):
-        patterns = (self.pattern,) if isinstance(self.pattern, str) else self.pattern
-        names = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, _ in jax.tree.leaves_with_path(x)
-        ]
-        fits = [any(fnmatch(name, p) for p in patterns) for name in names]
-        if all(fits) or not any(fits):
-            raise ValueError(
-                f"pattern must fit some leaves of the model and not all, {self.pattern!r} fits "
-                f"{sum(fits)} of {len(fits)}; they are {', '.join(names[:20])}: for example "
-                f"`Private({names[-1]!r})`"
-            )
-        leaves, treedef = jax.tree.flatten(x)
-        return treedef.unflatten(
-            [a if fit == inside else None for a, fit in zip(leaves, fits, strict=True)]
+
+@struct.dataclass
+class Shared:
+    """Leaves that are shared, by the pattern of their path; the others stay with the client.
+
+    Args:
+        pattern: as that of `Private`, static.
+
+    Raises:
+        ValueError: a pattern that fits no leaf, or all.
+
+    Example:
+        >>> components.Shared("head*").private({"body": 1.0, "head": 2.0})
+        {'body': 1.0, 'head': None}
+    """
+
+    pattern: str | tuple[str, ...] = struct.field(pytree_node=False, default="*")
+
+    def shared(self, x: Params) -> Params:
+        """x without what is private."""
+        return _kept(self, x, True)
+
+    def private(self, x: Params) -> Params:
+        """x without what is shared."""
+        return _kept(self, x, False)
+
+    def join(self, first: Params, x: Params) -> Params:
+        """x, with what there is of the first in its place."""
+        return join(first, x)
+
+
+def _kept(mask, x, inside):
+    """Leaves inside the pattern of a mask, or outside; None for the others."""
+    patterns = (mask.pattern,) if isinstance(mask.pattern, str) else mask.pattern
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(x)
+    ]
+    fits = [any(fnmatch(name, p) for p in patterns) for name in names]
+    if all(fits) or not any(fits):
+        raise ValueError(
+            f"pattern must fit some leaves of the model and not all, {mask.pattern!r} fits "
+            f"{sum(fits)} of {len(fits)}; they are {', '.join(names[:20])}: for example "
+            f"`{type(mask).__name__}({names[-1]!r})`"
         )
+    leaves, treedef = jax.tree.flatten(x)
+    return treedef.unflatten(
+        [a if fit == inside else None for a, fit in zip(leaves, fits, strict=True)]
+    )
 
 
 def join(first: Params, x: Params) -> Params:

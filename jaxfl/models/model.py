@@ -41,6 +41,14 @@ _STILL += ("test", "testing", "test_mode", "is_test")
 FLAGS: dict[str, bool] = {name: name in _TRAIN for name in _TRAIN + _STILL}
 
 
+def _untold(params: Params, x: Any, key: Key | None = None, train: bool = False) -> Any:
+    raise ValueError(
+        "the model does not say what its features are: call its last layer `head`, or name it, "
+        "`models.from_linen(module, example, head='fc2')`, or `models.from_functions(init, apply, "
+        "features=f)`"
+    )
+
+
 @dataclass(frozen=True)
 class Model:
     """A model: a frozen, hashable pair of functions (not a pytree), static wherever it is used.
@@ -52,16 +60,24 @@ class Model:
         init: `init(key) -> params`, a nested dict of arrays.
         apply: `apply(params, x, key=None, train=False) -> outputs` [B, ...]; `key` draws what
             training draws at random (dropout), `train` turns it on.
+        features: the same, for what the last layer gets, [B, ..., h].
+
+    Raises:
+        ValueError: from `features`, of a model that does not say what they are.
 
     Example:
         >>> model = models.logistic(4, 3)
         >>> model.name, model == models.logistic(4, 3)
         ('logistic', True)
+        >>> model = models.mlp(4, 3, hidden=(16,))
+        >>> model.features(model.init(jax.random.key(0)), jnp.ones((2, 4))).shape
+        (2, 16)
     """
 
     name: str
     init: Callable[..., Params]
     apply: Callable[..., Any]
+    features: Callable[..., Any] = _untold
 
     @property
     def size(self) -> int:
@@ -71,7 +87,10 @@ class Model:
 
 
 def from_functions(
-    init: Callable[..., Params], apply: Callable[..., Any], name: str = "functions"
+    init: Callable[..., Params],
+    apply: Callable[..., Any],
+    name: str = "functions",
+    features: Callable[..., Any] | None = None,
 ) -> Model:
     """Make a model of any two functions.
 
@@ -79,9 +98,10 @@ def from_functions(
         init: `init(key) -> params`.
         apply: `apply(params, x)`, or with any of the further arguments `key` and `train`.
         name: what tables and files call it.
+        features: what its last layer gets, with the arguments of `apply`.
 
     Raises:
-        TypeError: if `apply` needs an argument other than `key` and `train`.
+        TypeError: if `apply` or `features` needs an argument other than `key` and `train`.
 
     Example:
         >>> linear = lambda params, x: x @ params
@@ -89,19 +109,26 @@ def from_functions(
         >>> model.apply(model.init(jax.random.key(0)), jnp.ones((2, 4))).shape
         (2, 3)
     """
-    signature = inspect.signature(apply)
+    inner = _untold if features is None else _function("features", features)
+    return Model(name, init, _function("apply", apply), inner)
+
+
+def _function(name, function):
+    signature = inspect.signature(function)
     names = set(list(signature.parameters)[2:]) & {"key", "train"}
     try:
         signature.bind(None, None, **dict.fromkeys(names))
     except TypeError as error:
         raise TypeError(
-            f"apply: expected (params, x), with key and train if it takes them, got {signature}. "
-            "Use lambda params, x, key: apply(params, key, x)."
+            f"{name}: expected (params, x), with key and train if it takes them, got {signature}. "
+            f"Use lambda params, x, key: {name}(params, key, x)."
         ) from error
-    return Model(name, init, _Function(apply, "key" in names, "train" in names))
+    return _Function(function, "key" in names, "train" in names)
 
 
-def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Model:
+def from_linen(
+    module: nn.Module, example: Any, name: str | None = None, head: str = "head"
+) -> Model:
     """Make a model of a flax linen module; its parameters are the plain `params` collection.
 
     Args:
@@ -112,6 +139,7 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
         example: a batch [B, ...] (or its `jax.ShapeDtypeStruct`), of which only the trailing shape
             and the dtype are kept.
         name: what tables and files call it; by default the module's class.
+        head: the layer whose input are the model's features, if there is one of this name.
 
     Raises:
         ValueError: if the module keeps state, such as BatchNorm's running statistics; if its
@@ -157,10 +185,12 @@ def from_linen(module: nn.Module, example: Any, name: str | None = None) -> Mode
             raise
         raise ValueError(STILL.format(name=type(module).__name__)) from error
     _check_dropout(type(module), run, dropouts)
-    return Model(name or type(module).__name__, init, apply)
+    return Model(name or type(module).__name__, init, apply, _Features(apply, head))
 
 
-def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -> Model:
+def from_nnx(
+    module: Any, *args: Any, name: str | None = None, head: str = "head", **options: Any
+) -> Model:
     """Make a model of a flax nnx module; its parameters are the pure dict of its `nnx.Param`s.
 
     Args:
@@ -169,6 +199,7 @@ def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -
             Its arrays that are no variables are constants. Flags are those of `from_linen`.
         args: passed on; hashable (tuples, not lists), so that equal models are equal.
         name: what tables and files call it; by default the module's class.
+        head: the attribute whose input are the model's features, if there is one of this name.
         options: passed on by name, hashable too.
 
     Raises:
@@ -204,11 +235,13 @@ def from_nnx(module: Any, *args: Any, name: str | None = None, **options: Any) -
     if kinds:
         fix = "nnx.GroupNorm(features, num_groups=..., rngs=rngs) in place of nnx.BatchNorm(...)"
         raise ValueError(STATE.format(kinds=f"also {kinds}", fix=fix))
-    return Model(name or label, _NnxInit(build), _NnxApply(build))
+    apply = _NnxApply(build)
+    return Model(name or label, _NnxInit(build), apply, _Features(apply, head))
 
 
 def _linen(name: str, module: nn.Module, shape: tuple[int, ...], dtype: str = "float32") -> Model:
-    return Model(name, _LinenInit(module, shape, dtype), _LinenApply(module))
+    apply = _LinenApply(module)
+    return Model(name, _LinenInit(module, shape, dtype), apply, _Features(apply, "head"))
 
 
 @dataclass(frozen=True)
@@ -220,6 +253,19 @@ class _Function:
     def __call__(self, params: Params, x: Any, key: Key | None = None, train: bool = False) -> Any:
         options = ({"key": key} if self.key else {}) | ({"train": train} if self.train else {})
         return self.function(params, x, **options)
+
+
+@dataclass(frozen=True)
+class _Features:
+    """What a layer gets, while the model runs; XLA drops what comes after it."""
+
+    apply: Any
+    head: str
+
+    def __call__(self, params: Params, x: Any, key: Key | None = None, train: bool = False) -> Any:
+        seen: list[Any] = []
+        self.apply.watched(params, x, key, train, self.head, seen.append)
+        return seen[0] if seen else _untold(params, x)
 
 
 @dataclass(frozen=True)
@@ -243,6 +289,17 @@ class _LinenApply:
 
     def __call__(self, params: Params, x: Any, key: Key | None = None, train: bool = False) -> Any:
         return self.run(params, x, key, train, {})
+
+    def watched(self, params: Params, x: Any, key: Any, train: bool, head: str, note: Any) -> None:
+        """A call in which a layer notes what it gets."""
+
+        def noted(call, args, options, context):
+            if context.module.path == (head,) and context.method_name == "__call__":
+                note(args[0])
+            return call(*args, **options)
+
+        with nn.intercept_methods(noted):
+            self(params, x, key, train)
 
     def run(self, params: Params, x: Any, key: Key | None, train: bool, more: Any) -> Any:
         """With more flags."""
@@ -451,7 +508,20 @@ class _NnxApply:
             raise ValueError(STILL.format(name=kind.__name__))
         _check_dropout(kind, run, dropouts)
 
-    def run(self, params: Params, x: Any, key: Key | None, train: bool, more: Any) -> Any:
+    def watched(self, params: Params, x: Any, key: Any, train: bool, head: str, note: Any) -> None:
+        """A call in which a layer notes what it gets."""
+
+        def noted(module):
+            if (layer := getattr(module, head, None)) is not None:
+                setattr(
+                    module, head, lambda x, *args, **more: (note(x), layer(x, *args, **more))[1]
+                )
+            return module
+
+        self(params, x, key, train)  # checked as any call
+        self.run(params, x, key, train, {}, noted)
+
+    def run(self, params: Any, x: Any, key: Any, train: bool, more: Any, noted: Any = None) -> Any:
         """With more flags."""
         from flax import nnx
 
@@ -470,4 +540,4 @@ class _NnxApply:
             for name in FLAGS:
                 if isinstance(node, nnx.Module) and isinstance(vars(node).get(name), bool):
                     setattr(node, name, FLAGS[name] is train)
-        return module(x, **_flags(kind, train), **more)
+        return (noted(module) if noted else module)(x, **_flags(kind, train), **more)

@@ -91,7 +91,7 @@ def sections(alg: Any) -> dict[str, Any]:
         `summary`, `recurrence` (as it is set, or empty), then by lower-case label, in order, those
         of `LABELS` that it has; `args` is a dict from field to text.
     """
-    head, *parts = _LABEL.split(_docstring(alg))
+    head, *parts = _LABEL.split(text(_class(alg)))
     summary, _, recurrence = head.strip().partition("\n\n")
     found: dict[str, Any] = {"summary": _line(summary), "recurrence": recurrence.strip()}
     for label, body in zip(parts[::2], parts[1::2], strict=True):
@@ -248,7 +248,7 @@ def table(algs: Iterable[Any] | None = None) -> str:
     for alg in algs:
         cls: Any = _class(alg)
         makers = names.setdefault(cls, [])
-        if inspect.isfunction(alg):
+        if inspect.isfunction(alg) and cls is not alg:
             makers.append(f"`{alg.__name__}`")
     rows = [
         ("Algorithm", "What it is", "Needs", "Sent per client and round, in bits", "Published"),
@@ -283,19 +283,19 @@ def rewrite(text: str) -> str:
 
 
 def _class(alg):
-    """The class behind an instance, a class, a function that makes an algorithm, or a name."""
+    """What describes an algorithm, its class, a function that makes one, or its name.
+
+    The class; or the function, where it says a source of its own.
+    """
     if isinstance(alg, str):
         from jaxfl.algorithms import ALGORITHMS
 
         if alg.lower() not in ALGORITHMS:
             raise ValueError(f"no algorithm {alg!r}{nearest(alg.lower(), list(ALGORITHMS))}")
         alg = ALGORITHMS[alg.lower()]
-    alg = made(alg)
-    return alg if isinstance(alg, type) or inspect.isfunction(alg) else type(alg)
-
-
-def _docstring(alg):
-    return text(_class(alg))
+    if not isinstance(alg, type) and not inspect.isfunction(alg):
+        return type(alg)
+    return alg if re.search("^ *Source:", text(alg), re.MULTILINE) else made(alg)
 
 
 def text(thing: Any) -> str:
@@ -333,7 +333,7 @@ def _entry(kind, key, fields):
 
 def main(path: str | Path | None = None) -> None:
     """Rewrites the table of a README, by default that of the source tree."""
-    readme = Path(path) if path else Path(__file__).parents[1] / "README.md"
+    readme = Path(path) if path else Path(__file__).parents[2] / "README.md"
     readme.write_text(rewrite(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -1,8 +1,8 @@
 """Methods whose models are a server's."""
 
-from oracles.server import fedavg, fedopt, fedprox, scaffold
+from oracles.server import fedavg, fedavgm, fedopt, fedprox, scaffold
 
-from jaxfl.algorithms import FedAdagrad, FedAdam, FedAvg, FedProx, FedYogi, Scaffold
+from jaxfl.algorithms import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Scaffold
 from jaxfl.networks import Attacked, SignFlip, first
 
 from .case import COHORT, Case, N
@@ -24,6 +24,16 @@ CASES = (
         fedavg,
         fixed=lambda q: q.x_fa(0.1, 2),
         tuned=dict(lr=0.1, server_lr=1.0),
+    ),
+    Case(
+        "fedavgm",
+        FedAvgM(lr=0.05, server_lr=0.3, steps=3),
+        COHORT,
+        fedavgm,
+        ("params", "memory"),
+        extra={"beta": 0.9},
+        fixed=lambda q: q.x_fa(0.1, 5),
+        tuned=dict(lr=0.1, steps=5),
     ),
     Case(
         "fedprox",
