@@ -308,6 +308,11 @@ def test_unsound_privacy_is_refused(call, message):
         call(Gaussian(size=4.0))
 
 
+def test_choco_takes_no_error_feedback():
+    with pytest.raises(ValueError, match=r"compress of CHOCO must not remember.*TopK\("):
+        go(Choco(lr=0.1, compress=EF(TopK(0.5))), topology("ring", N))
+
+
 # Masks --------------------------------------------------------------------------------------------
 
 

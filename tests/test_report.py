@@ -124,8 +124,11 @@ def test_edges_points_and_names_that_are_not_known(tmp_path):
     assert "Not known here: mine." in page.text and "best at the edge of the grid" in page.text
     points = ds.isel(lr=[1, 3]).rename(lr="point").drop_vars(["client_accuracy", "point", "alpha"])
     points = points.assign_coords(lr=("point", [0.1, 10.0]), alpha=("point", [0.1, 1.0]))
+    page = alone(jaxfl.report(save(points.rename(alpha="mu"), tmp_path / "tuned", config)))
+    assert [row[0] for row in page.tables[1]] == ["point", "lr 0.1, mu 0.1"], "chosen"
     page = alone(jaxfl.report(save(points, tmp_path / "points", config)))
-    assert [row[0] for row in page.tables[1]] == ["point", "lr 0.1, alpha 0.1"]
+    names = ["lr 0.1, alpha 0.1", "lr 10, alpha 1"]
+    assert [row[0] for row in page.tables[1]] == ["point", *names], "no partition is chosen"
     assert page.tables[0][1] == ["point", "lr 0.1, alpha 0.1; lr 10, alpha 1"]
     first = (tmp_path / "points" / "report.html").read_bytes()
     assert jaxfl.report(tmp_path / "points").read_bytes() == first

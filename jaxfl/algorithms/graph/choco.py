@@ -6,12 +6,20 @@ import jax
 from optax import tree
 
 from jaxfl import struct
-from jaxfl.components.compressors import TopK
+from jaxfl.components.compressors import EF, TopK
 from jaxfl.engine.contract import Needs
 from jaxfl.engine.fields import choice, hyper
 from jaxfl.engine.parts import Mean, gossip, initial
 from jaxfl.networks import Graph
 from jaxfl.types import Scalar, Stacked, fork
+
+
+def _forgetful(alg, network):
+    if isinstance(alg.compress, EF):
+        raise ValueError(
+            f"compress of CHOCO must not remember, got {type(alg.compress).__name__}: its public "
+            f"copies are its error feedback; use `compress={alg.compress.compress!r}`"
+        )
 
 
 @struct.dataclass
@@ -37,6 +45,7 @@ class Choco:
     Sent: up the compressor's bits times the out-degree, down times the in-degree, per node and
         round.
     Equals: with `Identity()` and gamma = 1, "icml" is D-SGD "atc" and "code" is D-SGD "cta".
+    Raises: ValueError, for `compress=EF(...)`: the public copies are the error feedback.
     Deviations: public copies start at 0 in both orders, as the papers; the authors' code for convex
         problems starts them at x0, which is another trajectory.
     Source: Koloskova, Stich, Jaggi, "Decentralized Stochastic Optimization and Gossip Algorithms
@@ -55,7 +64,7 @@ class Choco:
     order: str = choice("icml", "code")
     aggregator: Any = Mean()
     needs: ClassVar[Needs] = Needs(
-        Graph, static=True, lossless=True, rows=True, columns=True, broadcast=True
+        Graph, static=True, lossless=True, rows=True, columns=True, broadcast=True, check=_forgetful
     )
 
     class State(NamedTuple):
