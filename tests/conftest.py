@@ -2,10 +2,11 @@
 
 import os
 
-# Before JAX starts: the tests' programs are tiny and compile for longer than they run.
+from flags import FLAGS
+
+# Before JAX starts.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8 "
-    + os.environ.get("XLA_FLAGS", "")
+    f"{FLAGS} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flags import FLAGS
 
 from jaxfl import Clients, cli, compare, grid, networks, simulate, spread
 from jaxfl.algorithms import DSGD, FedAvg, Scaffold
@@ -223,7 +224,7 @@ def test_two_hosts(tmp_path):
     words = [sys.executable, "-m", "jaxfl.cli", "run", "dsgd @ path", *options.split()]
     setting = os.environ | {
         "JAX_ENABLE_X64": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=1",
     }
     hosts = [
         subprocess.Popen(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from flags import FLAGS
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,7 @@ def read(path):
 async def execute(path):
     """The code cells of a notebook, run in a kernel of its own."""
     flags = {"JAXFL_SMALL": "1", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
-    flags["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # not the suite's eight devices
+    flags["XLA_FLAGS"] = FLAGS  # not the suite's eight devices
     flags["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     notebook, cells = read(path)
     with tempfile.TemporaryDirectory() as folder:
