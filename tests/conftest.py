@@ -24,6 +24,16 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A worker takes a file; where a file says `GROUPED_BY`, all tests with one value of that."""
+    for item in items:
+        by = getattr(item.module, "GROUPED_BY", None)
+        value = item.callspec.params.get(by, "") if hasattr(item, "callspec") else ""
+        value = str(value).rpartition("/")[2]  # of a path
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {value}".strip()))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs():
     """A process may map 65 530 regions of memory, and thousands of compiled programs take more."""

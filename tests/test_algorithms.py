@@ -41,6 +41,7 @@ from jaxfl.engine.fields import strong
 from jaxfl.engine.simulate import _chunk, _rounds, init, simulate
 from jaxfl.networks import Events, Graph, Messages, Quorum
 
+GROUPED_BY = "case"  # tests of a row share its recorded world and run
 pytestmark = pytest.mark.filterwarnings("error")
 every_case = pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[pytest.mark.quick] * (c in QUICK)) for c in CASES], ids=str

@@ -10,6 +10,8 @@ import pytest
 
 import jaxfl
 
+GROUPED_BY = "module"
+
 IMPORTS = """
 import jax
 import jax.numpy as jnp

@@ -1,9 +1,7 @@
 """The notebooks: executed on small settings, and as they are kept, with their figures."""
 
-import asyncio
 import os
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -12,6 +10,7 @@ from flags import FLAGS
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
+GROUPED_BY = "path"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -21,7 +20,7 @@ def read(path):
     return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-async def execute(path):
+def execute(path):
     """The code cells of a notebook, run in a kernel of its own."""
     flags = {"JAXFL_SMALL": "1", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
     flags["XLA_FLAGS"] = FLAGS  # not the suite's eight devices
@@ -30,26 +29,8 @@ async def execute(path):
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
-        await client.async_execute(
-            env={k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | flags
-        )
+        client.execute(env={k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | flags)
     return cells
-
-
-@cache
-def runs():
-    """All of them, two at a time: a kernel that compiles keeps one core busy."""
-
-    async def everything():
-        two = asyncio.Semaphore(2)
-
-        async def one(path):
-            async with two:
-                return await execute(path)
-
-        return await asyncio.gather(*map(one, NOTEBOOKS), return_exceptions=True)
-
-    return dict(zip(NOTEBOOKS, asyncio.run(everything())))
 
 
 def outputs(cells):
@@ -79,9 +60,7 @@ def test_all_six_are_there():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_on_small_settings(path):
-    cells = runs()[path]
-    if isinstance(cells, Exception):
-        raise cells
+    cells = execute(path)
     assert not noise(cells)
     assert len(figures(cells)) == len(figures(read(path)[1]))
 
