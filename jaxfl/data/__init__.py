@@ -14,6 +14,11 @@ from jaxfl.data.generators import planted_regression as planted_regression
 from jaxfl.data.generators import synthetic as synthetic
 from jaxfl.data.generators import teacher_student as teacher_student
 from jaxfl.data.generators import two_moons as two_moons
+from jaxfl.data.packages import chem97 as chem97
+from jaxfl.data.packages import insteval as insteval
+from jaxfl.data.packages import kjv as kjv
+from jaxfl.data.packages import math_achieve as math_achieve
+from jaxfl.data.packages import movielens as movielens
 from jaxfl.data.partitioners import Partition as Partition
 from jaxfl.data.partitioners import dirichlet as dirichlet
 from jaxfl.data.partitioners import iid as iid
@@ -31,6 +36,7 @@ from jaxfl.data.sets import load as load
 from jaxfl.data.shifts import noise as noise
 from jaxfl.data.shifts import permute_labels as permute_labels
 from jaxfl.data.shifts import rotate as rotate
+from jaxfl.data.signals import mnist1d as mnist1d
 from jaxfl.data.tables import huggingface as huggingface
 from jaxfl.data.tables import table as table
 from jaxfl.data.text import Tokens as Tokens

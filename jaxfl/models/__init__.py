@@ -8,6 +8,8 @@
 | `cifar_cnn` | `cifar_cnn(classes, shape, dropout)` | 1,626,442 |
 | `lenet5` | `lenet5(classes, shape)` | 62,006 |
 | `resnet18` | `resnet18(classes, shape, groups)` | 11,173,962 |
+| `cnn1d` | `cnn1d(classes, shape, channels)` | 5,210 |
+| `factors` | `factors(items, rank)` | items (1 + rank) + 1 + rank |
 | `char_lstm` | `char_lstm(vocab)` | 817,872 |
 | `word_lstm` | `word_lstm(vocab)` | 4,050,748 |
 | `transformer` | `transformer(vocab, width, layers, heads, hidden, length)` | 115,536 |
@@ -18,6 +20,7 @@ its parameters.
 
 from jaxfl.models.conv import Conv, form, grouped, max_pool, serial, shifts
 from jaxfl.models.dense import Dense, logistic, mlp
+from jaxfl.models.factors import factors
 from jaxfl.models.losses import (
     Loss,
     Regularised,
@@ -30,7 +33,7 @@ from jaxfl.models.model import Model, from_functions, from_linen, from_nnx
 from jaxfl.models.norm import GroupNorm
 from jaxfl.models.registry import MODELS, make
 from jaxfl.models.sequence import LSTM, char_lstm, transformer, word_lstm
-from jaxfl.models.vision import cifar_cnn, fedavg_cnn, lenet5, resnet18
+from jaxfl.models.vision import cifar_cnn, cnn1d, fedavg_cnn, lenet5, resnet18
 
 __all__ = [
     "LSTM",
@@ -43,7 +46,9 @@ __all__ = [
     "Regularised",
     "char_lstm",
     "cifar_cnn",
+    "cnn1d",
     "cross_entropy",
+    "factors",
     "fedavg_cnn",
     "form",
     "from_functions",

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxfl.models.dense import logistic, mlp
+from jaxfl.models.factors import factors
 from jaxfl.models.model import Model
 from jaxfl.models.sequence import char_lstm, transformer, word_lstm
-from jaxfl.models.vision import cifar_cnn, fedavg_cnn, lenet5, resnet18
+from jaxfl.models.vision import cifar_cnn, cnn1d, fedavg_cnn, lenet5, resnet18
 
 BUILDERS = (
     logistic,
@@ -20,6 +21,8 @@ BUILDERS = (
     cifar_cnn,
     lenet5,
     resnet18,
+    cnn1d,
+    factors,
     char_lstm,
     word_lstm,
     transformer,
@@ -75,6 +78,8 @@ def make(name: str, examples: dict[str, Any], classes: int, **options: Any) -> M
         )
     sizes = {"inputs": prod(shape), "shape": shape, "length": shape[0] if shape else 1}
     sizes |= {"classes": int(classes), "vocab": int(classes)}
+    if np.issubdtype(examples["x"].dtype, np.integer) and examples["x"].size:
+        sizes["items"] = int(examples["x"].max()) + 1
     known = inspect.signature(MODELS[name]).parameters
     if unknown := options.keys() - known.keys():
         raise ValueError(

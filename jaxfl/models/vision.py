@@ -211,6 +211,54 @@ def lenet5(
     return _vision("lenet5", LeNet5(classes, form), shape)
 
 
+class CNN1D(nn.Module):
+    """Three convolutions of 25 channels with stride 2, widths 5, 3 and 3, and a linear layer."""
+
+    classes: int
+    channels: int
+    form: str | None
+
+    @nn.compact
+    def __call__(self, x: Num[Array, "..."]) -> Logits:
+        x = x.reshape(len(x), 1, x.shape[1], -1)  # an image one pixel high
+        for i, width in enumerate((5, 3, 3)):
+            layer = Conv(
+                self.channels, (1, width), (1, 2), ((0, 0), (1, 1)), form=self.form, name=f"conv{i}"
+            )
+            x = nn.relu(layer(x))
+        return Dense(self.classes, name="head")(x.reshape(len(x), -1))
+
+
+def cnn1d(
+    classes: int = 10,
+    shape: tuple[int, ...] = (40,),
+    channels: int = 25,
+    form: str | None = None,
+) -> Model:
+    """The convolutional network of MNIST-1D: 5,210 parameters for 40 samples and 10 classes.
+
+    Args:
+        classes: outputs.
+        shape: of one signal, `(length,)` or `(length, channels)`.
+        channels: of every convolution.
+        form: of the convolutions.
+
+    Source: Greydanus, Kobak, "Scaling Down Deep Learning with MNIST-1D", ICML 2024,
+        arXiv 2011.14439; its code was read.
+
+    Example:
+        >>> params = jax.eval_shape(models.cnn1d().init, jax.random.key(0))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+        5210
+    """
+    if len(shape) not in (1, 2):
+        raise ValueError(
+            f"shape: expected (length,) or (length, channels) of a signal, got {shape}. "
+            "Use models.lenet5 for images."
+        )
+    return _linen("cnn1d", CNN1D(classes, channels, form), shape)
+
+
 def resnet18(
     classes: int = 10,
     shape: tuple[int, ...] = (32, 32, 3),

@@ -319,7 +319,10 @@ def task(config: Config, data: Any, model: Any = None) -> Task:
     if model is None:
         call = parse(config.model)
         outputs = data.classes or int(np.prod(y.shape[1:]))
-        model = models.make(call.name, data.train, outputs, **call.options)
+        options = call.options
+        if call.name == "factors" and data.vocabulary:  # items that nobody has in training too
+            options = {"items": len(data.vocabulary)} | options
+        model = models.make(call.name, data.train, outputs, **options)
     losses = {
         True: models.cross_entropy if y.ndim == 1 else models.sequence_cross_entropy,
         False: models.squared_error,
