@@ -214,7 +214,9 @@ def _report(config: Any, out: str, figure: bool, mesh: Any = None) -> None:
     comparison = compare(config, out=out or None, progress=True, mesh=mesh)
     _console().print(comparison)
     if figure:
-        print(f"\nin {out}: comparison.png, .pdf, table.txt, .csv, .md, results.nc, config.toml")
+        print(
+            f"\nin {out}: comparison.png, .pdf, table.txt, .csv, .md, .tex, config.toml, results.nc"
+        )
         again = shlex.quote(f"{out}-again")
         config_file = shlex.quote(str(Path(out, "config.toml")))
         print(f"to repeat it: jaxfl compare --config {config_file} --out {again}")

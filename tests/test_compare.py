@@ -359,7 +359,7 @@ def first(reached):
 
 def test_files():
     found, folder = small()
-    names = {"results.nc", "config.toml", *(f"table.{k}" for k in ("txt", "csv", "md"))}
+    names = {"results.nc", "config.toml", *(f"table.{k}" for k in ("txt", "csv", "md", "tex"))}
     names |= {"comparison.png", "comparison.pdf", "provenance.json", ".lock"}
     assert {p.name for p in folder.iterdir()} == names
     assert Config.from_toml(folder / "config.toml") == found.config
@@ -371,6 +371,8 @@ def test_files():
     written = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [float(r["score"]) for r in written] == [r.score for r in found.rows()]
     assert (folder / "table.md").read_text(encoding="utf-8").count("\n| ") == 4
+    tex = (folder / "table.tex").read_text(encoding="utf-8")
+    assert tex.count(r"\\") == 4 and tex.count("&") == 4 * 10 and r"[\%]" in tex
     assert (
         repr(found) == str(found) == found.text()
         and found.text().splitlines()[0] in found._repr_html_()

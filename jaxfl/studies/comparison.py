@@ -6,6 +6,7 @@ import html
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,6 +314,15 @@ class Comparison:
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return body + "\n\n" + "\n".join(self.notes()) + "\n"
 
+    def latex(self) -> str:
+        """The table and its notes as LaTeX, with the rules of the package `booktabs`."""
+        headers, rows = self.cells()
+        head, *body = (" & ".join(map(_tex, line)) + r" \\" for line in (headers, *rows))
+        columns = "l" + "r" * (len(headers) - 1)
+        begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+        notes = [f"% {note}" for note in self.notes()]
+        return "\n".join([*notes, *begin, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
     def csv(self) -> str:
         """The table in numbers, all digits."""
         import csv
@@ -339,7 +349,7 @@ class Comparison:
         return axes
 
     def save(self, out: str | Path) -> None:
-        """Writes results.nc, comparison.png and .pdf, table.txt, .csv and .md, and config.toml.
+        """Writes results.nc, comparison.png and .pdf, table.txt, .csv, .md and .tex, config.toml.
 
         Each file is written whole or not at all; provenance.json says of what they are. `compare(
         Config.from_toml("config.toml"))` gives the same numbers again, unless data or model were
@@ -360,7 +370,7 @@ class Comparison:
         _note(path, what)  # until they are whole, its files may be written again
         folder.netcdf(path / "results.nc", self.results)
         texts = {"table.txt": self.text(), "table.csv": self.csv(), "table.md": self.markdown()}
-        texts["config.toml"] = self.config.to_toml()
+        texts |= {"table.tex": self.latex(), "config.toml": self.config.to_toml()}
         for name, text in texts.items():
             folder.text(path / name, text)
         figure = self.plot()[0].figure
@@ -414,6 +424,22 @@ def _rule(config, labels):
     if parse(config.partition).name == "natural":
         return "natural"
     return "labels" if labels else "targets"
+
+
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "±": r"$\pm$",
+    "²": "$^2$",
+    "–": "--",
+}
+
+
+def _tex(cell):
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", "".join(_TEX.get(c, c) for c in cell))
 
 
 def _short(value):
