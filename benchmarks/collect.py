@@ -1,7 +1,7 @@
-"""The README's table and figure of speed, from the committed results.
+"""The table and figure of speed, from the committed results.
 
-Writes the table between the markers of README.md, and results/speed.png. Where there are results of
-a GPU, a second table follows.
+Writes the table between the markers of docs/speed.md, and results/speed.png. Where there are
+results of a GPU, a second table follows.
 
 Run: python benchmarks/collect.py
 """
@@ -115,11 +115,11 @@ def main():
     if gpu := load_gpu():
         kinds = sorted({entry["device"]["kind"] for entry in gpu.values()})
         text += f"\n\nOn a GPU ({', '.join(kinds)}; memory of the GPU):\n\n{table(gpu, limit=True)}"
-    readme = HERE.parent / "README.md"
+    path = HERE.parent / "docs" / "speed.md"
     marked = r"(<!-- speed -->\n).*?(\n<!-- /speed -->)"
-    page, changed = re.subn(marked, lambda m: m[1] + text + m[2], readme.read_text(), flags=re.S)
-    assert changed == 1, "README.md has no <!-- speed --> markers"
-    readme.write_text(page)
+    page, changed = re.subn(marked, lambda m: m[1] + text + m[2], path.read_text(), flags=re.S)
+    assert changed == 1, "docs/speed.md has no <!-- speed --> markers"
+    path.write_text(page)
     figure(found, HERE / "results" / "speed.png")
     print(text)
 

@@ -1,6 +1,6 @@
-"""What docstrings of algorithms say: their sections, citations, and the README's table.
+"""What docstrings of algorithms say: their sections, citations, and the table of `docs`.
 
-`python -m jaxfl.studies.citation` writes the table into the README.
+`python -m jaxfl.studies.citation` writes the table into docs/algorithms.md.
 """
 
 import ast
@@ -270,7 +270,7 @@ def table(algs: Iterable[Any] | None = None) -> str:
 
 
 def rewrite(text: str) -> str:
-    """A README with its table of algorithms made anew between `MARKERS`.
+    """A page with its table of algorithms made anew between `MARKERS`.
 
     Raises:
         ValueError: no markers.
@@ -332,9 +332,9 @@ def _entry(kind, key, fields):
 
 
 def main(path: str | Path | None = None) -> None:
-    """Rewrites the table of a README, by default that of the source tree."""
-    readme = Path(path) if path else Path(__file__).parents[2] / "README.md"
-    readme.write_text(rewrite(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrites the table of a page, by default that of the source tree."""
+    page = Path(path) if path else Path(__file__).parents[2] / "docs" / "algorithms.md"
+    page.write_text(rewrite(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
