@@ -357,12 +357,13 @@ def sent_and_heard(case, net):
 def test_bits(case):
     """What is sent is paid for up, also if it is lost; what arrives is paid for down."""
     tape, history = world(case), base(case).history
-    size = 64 * (case.up(D) if callable(case.up) else case.up * D)  # float64 tests
+    down = case.up if case.down is None else case.down
+    size = [[64 * (each(D) if callable(each) else each * D)] for each in (case.up, down)]  # float64
     counted = np.array([sent_and_heard(case, row(tape, t)) for t in range(ROUNDS)]).T
     got = [np.asarray(a) * np.asarray(history.clients) for a in (history.up, history.down)]
     np.testing.assert_allclose(got, size * counted, rtol=1e-6)
     total = history.totals()["megabytes"][-1]
-    np.testing.assert_allclose(total, size * counted.sum() / 8e6, rtol=1e-6)
+    np.testing.assert_allclose(total, (size * counted).sum() / 8e6, rtol=1e-6)
 
 
 def test_clients_of_the_table_are_unequal():

@@ -16,10 +16,15 @@ from jaxfl.algorithms import (
     Choco,
     Ditto,
     FedAvg,
+    FedCM,
+    FedDyn,
+    FedExP,
     FedOpt,
     FedProx,
+    FedSAM,
     GradientTracking,
     Local,
+    MoFedSAM,
     MoNNA,
     Scaffold,
 )
@@ -27,7 +32,7 @@ from jaxfl.components import QSGD, Identity, RandK, TopK
 from jaxfl.engine import comm
 from jaxfl.engine.clients import Clients
 from jaxfl.engine.simulate import simulate
-from jaxfl.networks import Everyone, Uniform, from_matrix, topology
+from jaxfl.networks import Cohort, Everyone, Uniform, from_matrix, topology
 
 Q = Quadratic.q()
 # problem Q: f_i(x) = sum_j a_ij (x_j - b_ij)^2 / 2, one example per client, so gradients are full
@@ -81,7 +86,8 @@ def test_where_it_ends(case):
     else:
         steps = getattr(alg, "epochs", 0) or getattr(alg, "steps", 1)
         record = full_record(record_world(network, rounds), rounds, steps)
-        expected = case.expected(Q, np.zeros((N, 5)), record, None, alg)[-1]["params"]
+        start = np.zeros(5) if network.kind is Cohort else np.zeros((N, 5))
+        expected = case.expected(Q, start, record, None, alg)[-1]["params"]
     np.testing.assert_allclose(run.state.params, expected, atol=1e-9)
     assert distance > 1e-3, "a biased method that shows no bias leaks information"
     assert np.abs(expected).max() > 1e-2, "a method that does nothing would end there"
@@ -104,8 +110,32 @@ def test_numbers_of_the_specification():
         [-0.071763, 0.189080, 0.127539, -0.032271, -0.123058],
         atol=5e-7,
     )
+    for alg, ends in (
+        (FedDyn(lr=0.1, mu=0.1, steps=5), [-0.045909, 0.167791, 0.158397, -0.000201, -0.096376]),
+        (FedCM(lr=0.1, alpha=0.2, steps=5), [-0.065498, 0.174153, 0.133019, -0.023349, -0.108523]),
+    ):
+        np.testing.assert_allclose(ten(alg), ends, atol=5e-7)
     end, _ = solve(FedProx(lr=0.1, mu=0.5, steps=5), Everyone(N))
     assert abs(np.abs(end - BEST).max() - 0.04329) < 1e-5
+    end, _ = solve(FedSAM(lr=0.1, rho=0.1, steps=5), Everyone(N))
+    assert abs(np.abs(end - Q.x_fa(0.1, 5)).max() - 0.00544) < 1e-5
+
+
+def test_fedexp_extrapolates_by_what_its_paper_says():
+    """Eight one-hot changes in five coordinates: rate 2.285714; equal changes: rate 1."""
+
+    def towards(params, examples, key):  # the gradient is minus the example
+        return -examples["d"] @ params
+
+    def moved(changes, eps):
+        d = np.asarray(changes, float)
+        clients = Clients.make({"d": d}, ONE_EACH, towards, batch=1)
+        alg = FedExP(lr=1.0, eps=eps, steps=1)
+        run = simulate(alg, clients, Everyone(N), ZERO, KEY, rounds=1)
+        return np.linalg.norm(run.state.z) / np.linalg.norm(d.mean(0))
+
+    assert abs(moved(np.eye(5)[np.arange(8) % 5], 1e-30) - 2.285714) < 1e-6
+    assert abs(moved(np.ones((8, 5)), 1e-30) - 1) < 1e-12
 
 
 def test_scaffold_is_exact_under_sampling():
@@ -148,6 +178,18 @@ LATTICE = {
     "FedProx(mu=0) = FedAvg": (
         (FedProx(lr=0.05, mu=0.0, steps=3), "cohort"),
         (FedAvg(lr=0.05, steps=3), "cohort"),
+    ),
+    "FedSAM(rho=0) = FedAvg": (
+        (FedSAM(lr=0.05, rho=0.0, steps=3), "cohort"),
+        (FedAvg(lr=0.05, steps=3), "cohort"),
+    ),
+    "FedCM(alpha=1) = FedAvg": (
+        (FedCM(lr=0.05, alpha=1.0, steps=3), "cohort"),
+        (FedAvg(lr=0.05, steps=3), "cohort"),
+    ),
+    "MoFedSAM(rho=0) = FedCM": (
+        (MoFedSAM(lr=0.05, rho=0.0, steps=3), "cohort"),
+        (FedCM(lr=0.05, steps=3), "cohort"),
     ),
     "FedOpt(tau huge) = FedAvg": (
         (FedOpt(lr=0.05, beta1=0.0, tau=1e16, server_lr=2e16, steps=3, kind="adagrad"), "cohort"),

@@ -13,8 +13,12 @@ from jaxfl.algorithms.personal.ditto import Ditto
 from jaxfl.algorithms.personal.local_only import Local
 from jaxfl.algorithms.personal.shared_leaves import FedBN, FedPer, LGFedAvg
 from jaxfl.algorithms.server.fedavg import FedAvg, FedAvgM
+from jaxfl.algorithms.server.fedcm import FedCM, MoFedSAM
+from jaxfl.algorithms.server.feddyn import FedDyn
+from jaxfl.algorithms.server.fedexp import FedExP
 from jaxfl.algorithms.server.fedopt import FedAdagrad, FedAdam, FedOpt, FedYogi
 from jaxfl.algorithms.server.fedprox import FedProx
+from jaxfl.algorithms.server.fedsam import FedSAM
 from jaxfl.algorithms.server.scaffold import Scaffold
 
 ALGORITHMS = {
@@ -28,6 +32,11 @@ ALGORITHMS = {
         FedAdam,
         FedYogi,
         Scaffold,
+        FedDyn,
+        FedCM,
+        FedSAM,
+        MoFedSAM,
+        FedExP,
         Ditto,
         FedPer,
         LGFedAvg,

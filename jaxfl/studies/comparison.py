@@ -426,7 +426,7 @@ def _rule(config, labels):
     return "labels" if labels else "targets"
 
 
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+_TEX: dict[str, str] = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -439,7 +439,7 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def _tex(cell):
-    return re.sub(r"(?<!\w)-(?=\d)", "$-$", "".join(_TEX.get(c, c) for c in cell))
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", "".join(_TEX[c] if c in _TEX else c for c in cell))
 
 
 def _short(value):

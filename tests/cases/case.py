@@ -30,6 +30,7 @@ class Case:
         state: fields of the state that the oracle returns as well, under the first name of a path.
         extra: what else `run` takes.
         up: numbers of one message, as a multiple of d, or a function of d.
+        down: likewise of what a client receives, if that is another size.
         sent: numbers that pass `send`, if they are not those paid for: what is compressed, or what
             no adversary may touch.
         moves: fields of the state that change also in an empty round.
@@ -51,6 +52,7 @@ class Case:
     state: tuple[str, ...] = ("params",)
     extra: dict[str, Any] = field(default_factory=dict)
     up: Any = 1.0
+    down: Any = None
     sent: Any = None
     moves: tuple[str, ...] = ()
     exact: bool = False

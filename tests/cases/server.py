@@ -1,8 +1,31 @@
 """Methods whose models are a server's."""
 
-from oracles.server import fedavg, fedavgm, fedopt, fedprox, scaffold
+from oracles.server import (
+    fedavg,
+    fedavgm,
+    fedcm,
+    feddyn,
+    fedexp,
+    fedopt,
+    fedprox,
+    fedsam,
+    scaffold,
+)
 
-from jaxfl.algorithms import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Scaffold
+from jaxfl.algorithms import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedCM,
+    FedDyn,
+    FedExP,
+    FedProx,
+    FedSAM,
+    FedYogi,
+    MoFedSAM,
+    Scaffold,
+)
 from jaxfl.networks import Attacked, SignFlip, first
 
 from .case import COHORT, Case, N
@@ -81,6 +104,53 @@ CASES = (
         tuned=dict(lr=0.1, server_lr=1.0, steps=5),
         still=("c_i",),
         quick=True,
+    ),
+    Case(
+        "feddyn",
+        FedDyn(lr=0.05, mu=0.3, steps=3),
+        COHORT,
+        feddyn,
+        ("params", "h", "h_i"),
+        exact=True,
+        tuned=dict(lr=0.1, mu=0.1, steps=5),
+        still=("h_i",),
+    ),
+    Case(
+        "fedcm",
+        FedCM(lr=0.05, alpha=0.3, server_lr=0.9, steps=3),
+        COHORT,
+        fedcm,
+        ("params", "m"),
+        down=2.0,
+        fixed=lambda q: q.x_fa(0.02, 5),
+        tuned=dict(lr=0.1, alpha=0.2, server_lr=1.0, steps=5),
+    ),
+    Case(
+        "mofedsam",
+        MoFedSAM(lr=0.05, alpha=0.3, rho=0.2, server_lr=0.9, steps=3),
+        COHORT,
+        fedcm,
+        ("params", "m"),
+        down=2.0,
+        tuned=dict(lr=0.1, steps=5),
+    ),
+    Case(
+        "fedsam",
+        FedSAM(lr=0.05, rho=0.2, server_lr=0.9, steps=3),
+        COHORT,
+        fedsam,
+        tuned=dict(lr=0.1, server_lr=1.0, steps=5),
+    ),
+    Case(
+        "fedexp",
+        FedExP(lr=0.05, eps=0.01, steps=3),
+        COHORT,
+        fedexp,
+        ("params", "z", "last"),
+        up=lambda d: d + 1,
+        down=1.0,
+        fixed=lambda q: q.x_fa(0.1, 5),
+        tuned=dict(lr=0.1, eps=3.0, steps=5),
     ),
     Case(
         "scaffold-attacked",
