@@ -36,7 +36,7 @@ class FedDyn:
     State: params [...], h [...], h_i [n, ...], memory of the uplink; memory (n + 2) d.
     Needs: Cohort nets.
     Sent: up 32 d, down 32 d bits per participating client and round, in float32.
-    Equals: FedProx in the first round.
+    Equals: none; in the first round clients work as those of FedProx.
     Deviations: none; clients that do not solve their problem keep what the solution would leave.
     Source: Acar, Zhao, Matas, Mattina, Whatmough, Saligrama, "Federated Learning Based on Dynamic
         Regularization", ICLR 2021, arXiv 2111.04263; third-party code was read.
