@@ -250,6 +250,7 @@ def test_a_field_of_an_algorithm_can_be_of_the_world():
         "world", "world", "tuning", "tuning", "task",
     ]  # fmt: skip
     assert role("noise", [plain, alg]) == "world" and role("noise", [plain]) == "tuning"
+    assert role("privacy", [plain]) == "world" and role("aggregator", [plain]) == "tuning"
     ds = made(0.0).rename(adversary="noise").assign_coords(noise=[1.0, 2.0])
     assert "noise" not in results.best(ds, quiet=True).dims
     ds["noise"].attrs["role"] = "world"

@@ -48,6 +48,7 @@ class Gaussian:
     clip: Scalar = hyper(1.0, low=1e-30, role="world")
     noise: Scalar = hyper(1.0, role="world")
     private: ClassVar[bool] = True
+    role: ClassVar[str] = "world"
 
     def weights(self, w: Scalar) -> Scalar:
         """1 / size for everybody who came."""

@@ -98,6 +98,7 @@ class NoPrivacy:
     """
 
     private: ClassVar[bool] = False
+    role: ClassVar[str] = "world"  # no mechanism is chosen on validation data
 
 
 @struct.dataclass

@@ -521,7 +521,7 @@ def _role(alg, name):
         if said := field.metadata.get("role"):
             return said
         alg = getattr(alg, head)
-    return "tuning"
+    return getattr(alg, "role", "tuning")  # of a whole part
 
 
 def graph_of(config: Config, job: Job) -> Call | None:
